@@ -1,0 +1,234 @@
+"""Training-time augmentation: random crops, flips and PCA colour noise, as pure functions of keys and images.
+
+Every function takes one key for each example, so that an example's draw is the same wherever in a batch and on however
+many devices it is worked on. Images are float32 [B, H, W, 3] in GREY LEVELS, 0..255 (not 0..1), noise too.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class PcaBasis:
+    """Principal components of a data set's RGB pixels, in grey levels (0..255).
+
+    Attributes:
+      mean: float64 [3], mean of each channel.
+      eigenvalues: float64 [3], of the pixels' 3x3 covariance (squared grey levels), largest first.
+      eigenvectors: float64 [3, 3], COLUMN i belongs to eigenvalue i.
+    """
+
+    mean: np.ndarray
+    eigenvalues: np.ndarray
+    eigenvectors: np.ndarray
+
+
+def pca_basis(images: np.ndarray) -> PcaBasis:
+    """Computes the PCA basis of all pixels of uint8 images [N, H, W, 3], exactly.
+
+    Sums are taken in integers; the covariance is divided by the number of pixels less one.
+    """
+    count, total, products = 0, np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+    for start in range(0, len(images), 1000):
+        # float64 products of whole numbers are exact up to 2^53; a chunk's stay far below.
+        pixels = images[start : start + 1000].reshape(-1, 3).astype(np.float64)
+        count += len(pixels)
+        total += pixels.sum(axis=0).astype(np.int64)
+        products += (pixels.T @ pixels).astype(np.int64)
+    mean = total / count
+    covariance = (products - count * np.outer(mean, mean)) / max(count - 1, 1)
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+    return PcaBasis(mean, np.maximum(eigenvalues[::-1], 0.0), np.ascontiguousarray(eigenvectors[:, ::-1]))
+
+
+def image_covariance(images: jax.Array) -> jax.Array:
+    """The 3x3 covariance of each image's own STANDARDIZED pixels, as the seed computes it.
+
+    Each channel is centred and divided by its population standard deviation (a constant channel keeps scale 1); sums of
+    products are divided by n - 1, n = H * W pixels. So it is the correlation matrix times n / (n - 1): its trace, the
+    sum of the eigenvalues, is 3 n / (n - 1).
+
+    Args:
+      images: float32 [B, H, W, 3]. Any scale: the result doesn't depend on it.
+
+    Returns:
+      float32 [B, 3, 3].
+    """
+    pixels = images.reshape(images.shape[0], -1, 3)
+    n = pixels.shape[1]
+    centred = pixels - pixels.mean(axis=1, keepdims=True)
+    deviation = jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True))
+    # A constant channel is 0 after centring, but for rounding; levels are whole numbers, so a real one is far above.
+    centred = jnp.where(deviation > 1e-3, centred / jnp.maximum(deviation, 1e-3), 0.0)
+    return jnp.einsum("bni,bnj->bij", centred, centred, precision="highest") / (n - 1)
+
+
+def per_image_noise(keys: jax.Array, images: jax.Array, std: jax.Array | float) -> jax.Array:
+    """The seed's PCA colour noise: one RGB shift an image from that image's own principal components.
+
+        sum_i p_i alpha_i lambda_i,  alpha_i ~ N(0, std^2)
+
+    with p_i, lambda_i the eigenvectors and eigenvalues of C = `image_covariance`. This sum is Gaussian with covariance
+    std^2 sum_i lambda_i^2 p_i p_i^T = std^2 C C, and so is std * C z with z ~ N(0, I): that needs no eigenvectors.
+
+    As C is computed from standardized pixels but the shift is added on the 0..255 scale, the noise is tiny: a channel's
+    standard deviation is std * |row of C|, between std and sqrt(3) * std grey levels (up to 0.17 for std = 0.1).
+
+    Args:
+      keys: [B] PRNG keys.
+      images: float32 [B, H, W, 3], grey levels.
+      std: standard deviation of alpha; the seed and the paper have 0.1.
+
+    Returns:
+      float32 [B, 3], grey levels.
+    """
+    z = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+    return std * jnp.einsum("bij,bj->bi", image_covariance(images), z, precision="highest")
+
+
+def dataset_noise(keys: jax.Array, scales: np.ndarray, eigenvectors: np.ndarray, std: jax.Array | float) -> jax.Array:
+    """PCA colour noise from the whole training set's principal components.
+
+        sum_i p_i alpha_i s_i,  alpha_i ~ N(0, std^2)
+
+    Args:
+      keys: [B] PRNG keys.
+      scales: [3], s_i in grey levels: `deviation_scales` (the 2012 program) or `eigenvalue_scales` (the common port).
+      eigenvectors: [3, 3], column i is p_i.
+      std: standard deviation of alpha.
+
+    Returns:
+      float32 [B, 3], grey levels.
+    """
+    alpha = std * jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+    mixing = jnp.asarray(eigenvectors * scales, jnp.float32)  # [channel, component]
+    return jnp.einsum("ci,bi->bc", mixing, alpha, precision="highest")
+
+
+def deviation_scales(basis: PcaBasis) -> np.ndarray:
+    """s_i = sqrt(lambda_i), grey levels: what the 2012 program multiplied the draws with. ImageNet: 121.8, 37.1, 19.7."""
+    return np.sqrt(basis.eigenvalues)
+
+
+def eigenvalue_scales(basis: PcaBasis) -> np.ndarray:
+    """s_i = lambda_i of the pixels scaled to 0..1, brought back to grey levels: lambda_i / 255.
+
+    This is the paper's text (section 4.1) on 0..1 pixels, which most ports do. On 0..255 pixels the text, taken
+    literally, would shift colours by hundreds of grey levels.
+    """
+    return basis.eigenvalues / 255
+
+
+def random_crop(keys: jax.Array, images: jax.Array, padding: int, mode: str) -> jax.Array:
+    """Pads each image by `padding` pixels on all sides and cuts its own size back out at a uniformly random place.
+
+    Args:
+      keys: [B] PRNG keys.
+      images: [B, H, W, C].
+      padding: pixels; each offset is uniform on 0..2 * padding.
+      mode: "reflect" (mirrors the image at its edge pixel, which is not repeated) or "zero".
+
+    Returns:
+      [B, H, W, C].
+    """
+    height, width, channels = images.shape[1:]
+    pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    padded = jnp.pad(images, pads, mode="reflect" if mode == "reflect" else "constant")
+
+    def crop(key: jax.Array, image: jax.Array) -> jax.Array:
+        row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+        return jax.lax.dynamic_slice(image, (row, column, 0), (height, width, channels))
+
+    return jax.vmap(crop)(keys, padded)
+
+
+def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
+    """Mirrors each image left to right with probability 1/2 (paper, section 4.1).
+
+    Args:
+      keys: [B] PRNG keys.
+      images: [B, H, W, C].
+
+    Returns:
+      [B, H, W, C].
+    """
+    flip = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From stored uint8 images to the network's input: what training and evaluation do to pixels.
+
+    Training: subtract the mean image -> random crop -> random flip -> PCA colour noise -> divide by 255.
+    Evaluation: subtract the mean image -> divide by 255.
+
+    The colour noise is not clipped to 0..255 (the 2012 program does not clip either; the seed clips for display).
+
+    Attributes:
+      basis: PCA basis of the training images.
+      mean_image: float32 [H, W, 3] grey levels that are subtracted; None leaves inputs in [0, 1].
+      crop_padding: pixels of padding for the random crop; 0 for none.
+      crop_mode: "reflect" or "zero".
+      flip: whether images are mirrored at random.
+      pca: "none", "per-image", "dataset-std" or "dataset-eigenvalue".
+      pca_std: standard deviation of the noise's coefficients.
+      pca_off_step: step from which on no noise is added; None for never.
+    """
+
+    basis: PcaBasis
+    mean_image: np.ndarray | None = None
+    crop_padding: int = 0
+    crop_mode: str = "reflect"
+    flip: bool = False
+    pca: str = "none"
+    pca_std: float = 0.1
+    pca_off_step: int | None = None
+
+    def evaluation(self, images: jax.Array) -> jax.Array:
+        """uint8 (or float grey levels) [B, H, W, 3] -> float32 network input."""
+        return self._centre(images) / 255
+
+    def training(self, keys: jax.Array, images: jax.Array, step: jax.Array) -> jax.Array:
+        """uint8 [B, H, W, 3] -> float32 network input, augmented.
+
+        Args:
+          keys: [B] PRNG keys, one an example.
+          images: uint8 [B, H, W, 3].
+          step: int32 scalar, number of updates made so far.
+        """
+        crop_keys, flip_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
+        x = self._centre(images)
+        if self.crop_padding:
+            x = random_crop(crop_keys, x, self.crop_padding, self.crop_mode)
+        if self.flip:
+            x = random_flip(flip_keys, x)
+        if self.pca != "none":
+            x = self._add_noise(x, images, noise_keys, step)
+        return x / 255
+
+    def noise(self, keys: jax.Array, images: jax.Array, std: jax.Array | float) -> jax.Array:
+        """The PCA colour noise of this configuration, float32 [B, 3], grey levels, before any division."""
+        if self.pca == "per-image":
+            return per_image_noise(keys, images.astype(jnp.float32), std)
+        scales = deviation_scales(self.basis) if self.pca == "dataset-std" else eigenvalue_scales(self.basis)
+        return dataset_noise(keys, scales, self.basis.eigenvectors, std)
+
+    def _centre(self, images: jax.Array) -> jax.Array:
+        x = images.astype(jnp.float32)
+        return x if self.mean_image is None else x - self.mean_image
+
+    def _add_noise(self, x: jax.Array, images: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
+        std: jax.Array | float = self.pca_std
+        if self.pca_off_step is not None:
+            std = jnp.where(step < self.pca_off_step, std, 0.0)
+        noisy = x + self.noise(keys, images, std)[:, None, None, :]
+        if self.pca != "dataset-std":
+            return noisy
+        # The 2012 program then divides the centred image by 1 + std, so that training pixels spread no wider than the
+        # noiseless ones of testing. Where no mean image was subtracted, the division goes about the mean colour.
+        centre = jnp.asarray(self.basis.mean, jnp.float32) if self.mean_image is None else 0.0
+        return centre + (noisy - centre) / (1 + std)

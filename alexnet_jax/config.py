@@ -1,0 +1,259 @@
+"""Configuration: frozen dataclasses that generate the command line, their validation, the presets, JSON.
+
+Field names are unique across the nested classes, because flags and config.json are flat: `optimizer.learning_rate` is
+`--learning-rate` and "learning_rate".
+"""
+
+import dataclasses
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+import tyro
+
+from alexnet_jax.errors import UsageError
+
+PositiveInt = Annotated[int, pydantic.Field(gt=0)]
+NonNegativeInt = Annotated[int, pydantic.Field(ge=0)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+Fraction = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Data."""
+
+    dataset: Literal["cifar10", "shapes"] = "cifar10"
+    """`cifar10`: from --data-dir, else downloaded. `shapes`: drawn on the spot, needs nothing."""
+    data_dir: pathlib.Path | None = None
+    """Folder with cifar-10-batches-py, cifar-10-batches-bin or a TFDS cifar10/3.0.2. Unset: ./data, then TFDS's own."""
+    train_on: Literal["train", "all"] = "train"
+    """`train`: 40,000 images (batches 1-4), batch 5 validates. `all`: 50,000, and nothing validates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationConfig:
+    """Augmentation."""
+
+    crop_padding: Annotated[int, pydantic.Field(ge=0, lt=32)] = 0
+    """Pixels to pad on each side before a random crop back to the image's size; 0: no crops."""
+    crop_mode: Literal["reflect", "zero"] = "reflect"
+    """What the padding holds: the mirrored image, or 0 (after --subtract-mean: the mean)."""
+    flip: bool = False
+    """Mirror images left to right at random."""
+    subtract_mean: bool = False
+    """Subtract the training set's mean image (the paper); else the network's input is in [0, 1] (the seed)."""
+    pca: Literal["none", "per-image", "dataset-std", "dataset-eigenvalue"] = "none"
+    """PCA colour noise: of each image (the seed), of the training set scaled by standard deviations (the 2012 program)
+    or by eigenvalues of 0..1 pixels (the common port)."""
+    pca_std: NonNegativeFloat = 0.1
+    """Standard deviation of the noise's coefficients."""
+    pca_off_epoch: NonNegativeInt | None = None
+    """First epoch (from 0) without colour noise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """Network."""
+
+    dropout_rate: Fraction = 0.5
+    """Probability that an output of the two hidden dense layers is dropped in training."""
+    initial_bias: FiniteFloat = 1.0
+    """Start value of every bias."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the computation; parameters and loss are float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """`adam` (the seed), or `sgd` with momentum and weight decay in the paper's form."""
+    learning_rate: PositiveFloat = 1e-3
+    """Learning rate at the start."""
+    drop_epochs: tuple[PositiveInt, ...] = ()
+    """Epochs after which the rate is multiplied by --drop-factor."""
+    drop_factor: PositiveFloat = 0.1
+    """Factor on the rate at each of --drop-epochs."""
+    momentum: Fraction = 0.0
+    """For sgd."""
+    weight_decay: NonNegativeFloat = 0.0
+    """For sgd."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Training."""
+
+    epochs: PositiveInt = 50
+    """Passes over the training images. May grow when a run is resumed."""
+    batch_size: PositiveInt = 128
+    """Images an update, over all devices together."""
+    seed: NonNegativeInt = 0
+    """Decides the initial weights, the order of the images and every random draw."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Run."""
+
+    workdir: pathlib.Path | None = None
+    """Folder of the run: config, metrics, checkpoints, pictures. Unset: runs/PRESET. Resumes if a run is there."""
+    num_devices: PositiveInt | None = None
+    """Devices to spread each batch over. Unset: all; on a CPU any number can be had, one is the default."""
+    eval_batch_size: PositiveInt = 500
+    """Images a step of evaluation."""
+    log_every: PositiveInt = 100
+    """Steps between lines of the log and of metrics.jsonl."""
+    eval_every: NonNegativeInt = 0
+    """Steps between validations within an epoch; 0: only at each epoch's end."""
+    checkpoint_every: PositiveInt = 5
+    """Epochs between checkpoints; the last and the best on validation are kept besides."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too (needs the extra `tensorboard`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a training run."""
+
+    preset: tyro.conf.Suppress[str] = "cifar10"
+    data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    network: NetworkConfig = NetworkConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def workdir(self) -> pathlib.Path:
+        """The run's folder, `runs/PRESET` unless set."""
+        return self.run.workdir or pathlib.Path("runs") / self.preset
+
+
+# Settings that may differ when a run is resumed: they change neither the order of the data nor any update.
+RESUMABLE = frozenset(
+    {
+        "preset", "data_dir", "epochs", "workdir", "num_devices", "eval_batch_size",
+        "log_every", "eval_every", "checkpoint_every", "tensorboard",
+    }
+)  # fmt: skip
+
+
+def flat_items(config: Any) -> dict[str, Any]:
+    """All settings of a (nested) configuration by their flat names."""
+    items: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        items |= flat_items(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return items
+
+
+def flag(name: str) -> str:
+    """The flag of a setting: `learning_rate` -> `--learning-rate`."""
+    return "--" + name.replace("_", "-")
+
+
+def validate(config: TrainConfig) -> TrainConfig:
+    """Checks every value's type and range, and that settings go together.
+
+    Raises:
+      UsageError: naming the flag.
+    """
+    return _from_nested(dataclasses.asdict(config))
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """All settings as a flat, JSON-ready dict."""
+    return {
+        name: str(value) if isinstance(value, pathlib.Path) else value for name, value in flat_items(config).items()
+    }
+
+
+def from_json(settings: Mapping[str, Any]) -> TrainConfig:
+    """The inverse of `to_json`. Keys that this version doesn't know are refused.
+
+    Raises:
+      UsageError: naming the setting that is missing, unknown or has an impossible value.
+    """
+    nested: dict[str, Any] = {}
+    known = set()
+    for field in dataclasses.fields(TrainConfig):
+        names = [f.name for f in dataclasses.fields(field.type)] if isinstance(field.type, type) else None
+        known |= set(names or [field.name])
+        if names is None:
+            nested[field.name] = settings.get(field.name)
+        else:
+            nested[field.name] = {name: settings[name] for name in names if name in settings}
+            if missing := [name for name in names if name not in settings]:
+                raise UsageError(f"setting {missing[0]!r} is missing")
+    if unknown := sorted(set(settings) - known):
+        raise UsageError(f"unknown setting {unknown[0]!r}")
+    return _from_nested(nested)
+
+
+def differing_settings(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Names of the settings that forbid `new` to go on with a run of `old`."""
+    new_items = flat_items(new)
+    return [n for n, value in flat_items(old).items() if n not in RESUMABLE and new_items[n] != value]
+
+
+def _from_nested(nested: Mapping[str, Any]) -> TrainConfig:
+    try:
+        config = pydantic.TypeAdapter(TrainConfig).validate_python(nested)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        names = [part for part in first["loc"] if isinstance(part, str) and "[" not in part]
+        name = names[1] if len(names) > 1 else names[0]
+        raise UsageError(f"{flag(name)} {first['input']}: {first['msg'].lower()}") from None
+    optimizer = config.optimizer
+    if optimizer.optimizer == "adam" and (optimizer.momentum or optimizer.weight_decay):
+        raise UsageError("--momentum and --weight-decay are for --optimizer sgd; set both to 0 for adam")
+    if list(optimizer.drop_epochs) != sorted(set(optimizer.drop_epochs)):
+        raise UsageError(f"--drop-epochs must rise: {' '.join(map(str, optimizer.drop_epochs))}")
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named configuration and what it was measured to give."""
+
+    summary: str
+    config: TrainConfig
+
+
+PRESETS: Mapping[str, Preset] = types.MappingProxyType(
+    {
+        "cifar10": Preset(
+            "the seed's program on CIFAR-10",
+            TrainConfig(augmentation=AugmentationConfig(pca="per-image")),
+        ),
+        "cifar10-paper": Preset(
+            "the seed's network, trained as the paper trains: SGD, crops, flips, PCA noise, mean image, rate / 10 twice",
+            TrainConfig(
+                preset="cifar10-paper",
+                augmentation=AugmentationConfig(
+                    crop_padding=4, flip=True, subtract_mean=True, pca="dataset-std", pca_off_epoch=20
+                ),
+                optimizer=OptimizerConfig(
+                    optimizer="sgd", learning_rate=0.01, drop_epochs=(20, 26), momentum=0.9, weight_decay=5e-4
+                ),
+                schedule=ScheduleConfig(epochs=30),
+            ),
+        ),
+        "quickstart": Preset(
+            "the seed's network on drawn shapes, no data needed",
+            TrainConfig(
+                preset="quickstart",
+                data=DataConfig(dataset="shapes"),
+                schedule=ScheduleConfig(epochs=6),
+            ),
+        ),
+    }
+)
+DEFAULT_PRESET = "cifar10"

@@ -1,0 +1,161 @@
+"""The two layers that make a network an AlexNet: local response normalization and overlapping max pooling.
+
+Shape letters: `B` batch, `H` height, `W` width, `C` channels.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def _window_sum(x: jax.Array, before: int, after: int) -> jax.Array:
+    """Sums x over the channels [c - before, c + after] for each channel c; channels outside the map count as 0."""
+    channels = x.shape[-1]
+    before, after = min(before, channels - 1), min(after, channels - 1)
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
+    # Shifted adds: XLA fuses them into one pass, unlike reduce_window, and they cost half of a banded matrix product.
+    return sum(lax.slice_in_dim(padded, i, i + channels, axis=-1) for i in range(before + after + 1))
+
+
+def _power(d: jax.Array, beta: float) -> jax.Array:
+    """d ** -beta for d > 0."""
+    if beta == 0.75:  # the paper's; two square roots are several times faster than a general power
+        root = lax.rsqrt(d)
+        return root * jnp.sqrt(root)
+    return d**-beta
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _normalize(x: jax.Array, size: int, a: float, beta: float, k: float) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    d = k + a * _window_sum(wide * wide, size // 2, (size - 1) // 2)
+    return (wide * _power(d, beta)).astype(x.dtype)
+
+
+def _normalize_forward(x: jax.Array, size: int, a: float, beta: float, k: float) -> tuple[jax.Array, jax.Array]:
+    return _normalize(x, size, a, beta, k), x
+
+
+def _normalize_backward(
+    size: int, a: float, beta: float, k: float, x: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array]:
+    # With d_i = k + a sum_{j in W(i)} x_j^2 and y_i = x_i d_i^-beta:
+    #   dL/dx_j = g_j d_j^-beta - 2 a beta x_j sum_{i: j in W(i)} g_i x_i d_i^(-beta-1)
+    # The window {i: j in W(i)} is W mirrored, so `before` and `after` change places.
+    wide, g = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    before, after = size // 2, (size - 1) // 2
+    d = k + a * _window_sum(wide * wide, before, after)
+    scaled = g * _power(d, beta)
+    inner = _window_sum(scaled * wide / d, after, before)
+    return ((scaled - (2 * a * beta) * wide * inner).astype(x.dtype),)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def local_response_norm(
+    x: jax.Array,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 2.0,
+    divide_by_size: bool = False,
+) -> jax.Array:
+    """Local response normalization across channels (paper, section 3.3).
+
+        y_c = x_c / (k + a * sum of x_j^2 over the window of c) ^ beta
+
+    The window of channel c is [c - size // 2, c + (size - 1) // 2], cut off at the first and last channel: symmetric
+    for an odd `size`, one channel further back for an even one (PyTorch's rule).
+
+    `a` is where implementations differ, by a factor of `size`:
+
+    - `divide_by_size=False`: a = alpha, as the paper prints it, and TensorFlow (whose `depth_radius` is the half-width)
+    - `divide_by_size=True`: a = alpha / size, as the authors' 2012 program ran it, Caffe, PyTorch and ONNX
+
+    The gradient is written by hand. It keeps `x` alone, which the layer before holds anyway, and computes the
+    denominator again: that is cheaper than to store and load it.
+
+    Args:
+      x: float32, bfloat16 or float16 [..., C]; squares and sums are taken in float32 whatever its dtype.
+      size: number of channels in the window, at least 1; may exceed C.
+      alpha: strength; non-negative.
+      beta: exponent.
+      k: what is added to the sum; positive. The paper has 2, most libraries have 1.
+      divide_by_size: which of the two conventions `alpha` follows.
+
+    Returns:
+      An array of the shape and dtype of `x`.
+
+    Raises:
+      ValueError: for a size below 1, a negative alpha or a k that is not positive.
+      TypeError: for an `x` that is not of a floating dtype.
+
+    >>> import jax.numpy as jnp
+    >>> local_response_norm(jnp.array([1.0, 2.0, 3.0]), size=3, alpha=1.0, beta=1.0, k=0.5).tolist()
+    [0.1818181872367859, 0.13793103396892548, 0.2222222238779068]
+    """
+    if size < 1 or alpha < 0 or k <= 0:
+        raise ValueError(f"local_response_norm needs size >= 1, alpha >= 0, k > 0; got {size=}, {alpha=}, {k=}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"local_response_norm needs a floating dtype, not {x.dtype}")
+    return _normalize(x, size, alpha / size if divide_by_size else alpha, beta, k)
+
+
+def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAME") -> jax.Array:
+    """Max pooling, overlapping where `window` > `stride` (paper, section 3.4: 3 and 2).
+
+    The values are those of `flax.linen.max_pool`. It is written as a maximum over strided slices, first rows, then
+    columns, because the gradient of XLA's own (select-and-scatter) is 15 times slower on a CPU and has no
+    deterministic form on a GPU. Where several elements of a window are equal to its maximum, the gradient is shared
+    out among them; XLA's and PyTorch's give all of it to the first.
+
+    Args:
+      x: [B, H, W, C], a floating dtype.
+      window: side of the window.
+      stride: distance between windows.
+      padding: "SAME" or "VALID", XLA's rules; padding never wins a maximum.
+
+    Returns:
+      [B, H', W', C] of the dtype of `x`.
+
+    >>> import jax.numpy as jnp
+    >>> max_pool(jnp.arange(25.0).reshape(1, 5, 5, 1), padding="VALID")[0, :, :, 0].tolist()
+    [[12.0, 14.0], [22.0, 24.0]]
+    """
+    pads = lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), padding)
+    for axis, pad in zip((1, 2), pads, strict=True):
+        x = _max_along(x, axis, window, stride, pad)
+    return x
+
+
+def _max_along(x: jax.Array, axis: int, window: int, stride: int, pad: Sequence[int]) -> jax.Array:
+    """Maximum over windows along one axis."""
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    padded = lax.pad(x, lowest, [(*pad, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)])
+    count = (padded.shape[axis] - window) // stride + 1
+    slices = (
+        lax.slice_in_dim(padded, i, i + (count - 1) * stride + 1, stride=stride, axis=axis) for i in range(window)
+    )
+    return functools.reduce(jnp.maximum, slices)
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+    """Dropout with one key for each example (paper, section 4.2), scaled by 1 / (1 - rate) while training.
+
+    An example's mask depends on its own key alone, so it is the same on however many devices the batch is spread.
+    The paper halves the outputs at test time instead; the expectation is the same.
+
+    Args:
+      x: [B, ...].
+      rate: probability that an element is set to 0; 0 <= rate < 1.
+      keys: [B] typed PRNG keys.
+
+    Returns:
+      An array of the shape and dtype of `x`.
+    """
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0)

@@ -1,0 +1,31 @@
+"""Learning-rate schedules and update rules."""
+
+from collections.abc import Sequence
+
+import optax
+
+
+def step_schedule(learning_rate: float, drop_steps: Sequence[int], factor: float) -> optax.Schedule:
+    """A rate that is multiplied by `factor` at each of `drop_steps` (updates made); constant where there are none."""
+    return optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(drop_steps, factor))
+
+
+def adam(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Adam with optax's defaults (beta 0.9 and 0.999, epsilon 1e-8), which are TensorFlow's in the seed."""
+    return optax.adam(schedule)
+
+
+def paper_sgd(schedule: optax.Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """Stochastic gradient descent as the paper prints it (section 5).
+
+        v <- momentum * v - weight_decay * lr * w - lr * gradient
+        w <- w + v
+
+    The rate stands inside the momentum term (PyTorch's stands outside), so a lowered rate takes effect gradually; the
+    weight decay goes through the momentum and applies to every parameter, biases included.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(schedule),
+        optax.trace(decay=momentum),
+    )

@@ -1,0 +1,375 @@
+"""Pictures of the data, the training and the network. Every function takes arrays and returns a `Figure`.
+
+They use matplotlib's objects and never `pyplot`: no window, no backend to choose, no figure kept alive behind the scenes.
+The confusion matrix is drawn without seaborn, whose import loads pandas and `pyplot` and takes thrice as long as matplotlib's.
+
+Letters in the shapes: N images or kernels, H W height and width in pixels, C classes or channels, KH KW kernel size.
+"""
+
+import io
+import os
+import pathlib
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from numpy.typing import ArrayLike
+
+from alexnet_jax.errors import AlexNetError
+
+DPI = 200  # 8 inches make 1600 pixels: sharp on a dense screen, and every figure here stays below 300 KB
+WIDTH = 7.5  # inches
+TITLE, LABEL, SMALL = 10, 9, 8  # font sizes in points
+TRAIN, VALIDATION, INK = "#0072B2", "#D55E00", "#444444"  # blue and vermilion of Okabe and Ito's colour-blind safe set
+MAX_NUMBERED_CLASSES = 30  # beyond, the numbers in a confusion matrix are too small to read
+
+
+def portraits(images: ArrayLike, titles: Sequence[object], columns: int = 10) -> Figure:
+    """Draws images in a grid, row by row, each under its title.
+
+    Args:
+      images: uint8 [N, H, W, 3], grey levels 0..255, or float [N, H, W, 3] in [0, 1].
+      titles: N titles, such as class names; long ones are wrapped.
+      columns: images in a row.
+
+    Raises:
+      ValueError: the images are none of the above, or their number is not that of the titles.
+    """
+    pixels = _unit_images(images)
+    if len(titles) != len(pixels):
+        raise ValueError(f"{len(titles)} titles for {len(pixels)} images")
+    lines = ["\n".join(textwrap.wrap(str(title), 13)) for title in titles]
+    figure, axes = _image_grid(pixels, columns, above=max(text.count("\n") + 1 for text in lines))
+    for ax, text in zip(axes, lines, strict=True):
+        ax.set_title(text, fontsize=SMALL, pad=3)
+    return figure
+
+
+def pca_strip(perturbed: ArrayLike, noise_levels: ArrayLike, original: ArrayLike) -> Figure:
+    """Draws one image and, beside it, its PCA colour perturbations with the shift that each adds to every pixel.
+
+    Args:
+      perturbed: [N, H, W, 3], uint8 grey levels or float in [0, 1], already clipped to its range.
+      noise_levels: float [N, 3], the RGB shift of each in grey levels (of 255).
+      original: [H, W, 3], uint8 grey levels or float in [0, 1].
+
+    Raises:
+      ValueError: an array has another shape or range.
+    """
+    noisy, shifts = _unit_images(perturbed), np.asarray(noise_levels, dtype=float)
+    if shifts.shape != (len(noisy), 3):
+        raise ValueError(f"noise_levels must be [{len(noisy)}, 3], not {list(shifts.shape)}")
+    pixels = np.concatenate([_unit_images(np.asarray(original)[np.newaxis]), noisy])
+    figure, axes = _image_grid(pixels, columns=len(pixels), above=3, below=3)
+    figure.suptitle("PCA colour noise: shift of every pixel in grey levels", fontsize=TITLE, y=0.99, va="top")
+    axes[0].set_title("Original", fontsize=SMALL, pad=3)
+    for ax, shift in zip(axes[1:], shifts, strict=True):
+        text = "\n".join(f"{channel} {level:+5.0f}" for channel, level in zip("RGB", shift, strict=True))
+        ax.set_xlabel(text.replace("-", "\N{MINUS SIGN}"), fontsize=SMALL, family="monospace", labelpad=3)
+    return figure
+
+
+def training_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
+    """Draws loss, accuracy and, where it was recorded, the learning rate against the training step.
+
+    Gaps are values that are not finite; the legend counts them. Of two records of one split and step, as a resumed run may
+    leave, the later counts. The epochs above need validation records of two epochs: steps per epoch are taken to be
+    constant, and are exact if validation was at the ends of epochs. The loss is drawn on a logarithmic axis if its
+    largest value, such as the first one, would press the rest flat.
+
+    Args:
+      records: the lines of `metrics.jsonl`: mappings with `step`, `epoch`, `split` ("train" or "validation"),
+        `loss` (mean cross entropy in nats), `accuracy` (in [0, 1]) and, for "train", `learning_rate`.
+    """
+    by_split: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
+    for record in records:
+        by_split[record["split"]][record["step"]] = record
+    train, validation = ([steps[step] for step in sorted(steps)] for steps in by_split.values())
+    has_rate = any("learning_rate" in record for record in train)
+
+    figure = Figure(figsize=(6.5, 6.5 if has_rate else 5.5), layout="constrained")
+    axes = figure.subplots(2 + has_rate, sharex=True, height_ratios=[3, 3, 1][: 2 + has_rate])
+    loss, accuracy = axes[:2]
+    for ax, key in ((loss, "loss"), (accuracy, "accuracy")):
+        _curve(ax, train, key, "Train (dropout on)", TRAIN)
+        _curve(ax, validation, key, "Validation", VALIDATION)
+    _mark_best(accuracy, validation)
+
+    losses = _values([*train, *validation], "loss")
+    losses = losses[np.isfinite(losses)]
+    if losses.size and losses.max() > 10 * np.median(losses) > 0:
+        loss.set_yscale("log")
+    else:
+        loss.set_ylim(bottom=0)
+    loss.set_ylabel("Cross entropy (nats)", fontsize=LABEL)
+    accuracy.set_ylabel("Accuracy", fontsize=LABEL)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if has_rate:
+        rates = _values(train, "learning_rate")
+        _curve(axes[2], train, "learning_rate", "", INK)
+        axes[2].set_ylabel("Learning rate", fontsize=LABEL)
+        if np.nanmin(rates) > 0:
+            axes[2].set_yscale("log")
+            axes[2].set_ylim(np.nanmin(rates) / 2, np.nanmax(rates) * 2)
+
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="0.9", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=SMALL)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=SMALL, frameon=False)
+    figure.align_ylabels(axes)
+    axes[-1].set_xlabel("Step", fontsize=LABEL)
+    axes[-1].set_xlim(left=0)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _epochs_above(loss, validation)
+    return figure
+
+
+def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str], title: str) -> Figure:
+    """Draws how often each true class (row) was predicted as each class (column), with the recall of each row.
+
+    Colour is the share of the true class on a square-root scale: a confusion of 4 % is a fifth of the way to full colour,
+    where a linear scale would leave it white. Above 30 classes there are no numbers and only some of the names.
+
+    Args:
+      matrix: int [C, C], counts of examples, `matrix[true, predicted]`.
+      class_names: C names.
+      title: the title.
+
+    Raises:
+      ValueError: the matrix is not [C, C].
+    """
+    counts = np.asarray(matrix)
+    classes = len(class_names)
+    if counts.shape != (classes, classes):
+        raise ValueError(f"matrix must be [{classes}, {classes}] for {classes} classes, not {list(counts.shape)}")
+    totals = counts.sum(axis=1, keepdims=True)
+    share = counts / np.maximum(totals, 1)  # a class without examples has an empty row
+    numbered = classes <= MAX_NUMBERED_CLASSES
+
+    side = min(max(0.5 * classes, 3.0), 5.0 if classes <= 10 else 9.0)  # inches
+    figure = Figure(figsize=(side + 2.5, side + 1.5), layout="constrained")
+    ax = figure.add_subplot()
+    image = ax.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    ax.set_title(title, fontsize=TITLE)
+    ax.set_xlabel("Predicted class", fontsize=LABEL)
+    ax.set_ylabel("True class", fontsize=LABEL)
+
+    ticks = range(0, classes, 1 if numbered else -(-classes // 25))
+    names = [textwrap.shorten(class_names[tick], 20, placeholder="…") for tick in ticks]
+    ax.set_yticks(ticks, names, fontsize=SMALL)
+    ax.set_xticks(ticks, names, fontsize=SMALL, rotation=45, ha="right", rotation_mode="anchor")
+    ax.tick_params(length=2 if not numbered else 0)
+    if numbered:
+        ax.spines[:].set_visible(False)
+        for (row, column), count in np.ndenumerate(counts):
+            ink = "white" if share[row, column] > 0.35 else "black"
+            ax.text(column, row, str(count), ha="center", va="center", fontsize=SMALL, color=ink)
+        recall = [f"{share[i, i]:.1%}" if totals[i] else "\N{EN DASH}" for i in range(classes)]
+        right = ax.secondary_yaxis("right")
+        right.set_yticks(range(classes), recall, fontsize=SMALL)
+        right.set_ylabel("Recall", fontsize=LABEL)
+        right.tick_params(length=0)
+        right.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.set_label("Share of the true class", fontsize=LABEL)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def kernels(kernel: ArrayLike, columns: int = 16) -> Figure:
+    """Draws the kernels of the first layer as RGB tiles, in the order of the layer.
+
+    All share one scale, so that strong and weak kernels can be told apart: mid-grey is a weight of 0, full colour is the
+    99.5th percentile of the absolute weights, and the few beyond are clipped. Scaling by the extremes, as the seed does,
+    lets one outlying weight turn all the other tiles grey. A weight that is not finite is white.
+
+    Args:
+      kernel: float [KH, KW, 3, N].
+      columns: tiles in a row; with 16, the paper's 96 kernels fill 6 rows, the upper 3 from its first GPU.
+
+    Raises:
+      ValueError: the kernel is not [KH, KW, 3, N].
+    """
+    weights = np.asarray(kernel, dtype=float)
+    if weights.ndim != 4 or weights.shape[2] != 3 or weights.shape[3] == 0:
+        raise ValueError(f"kernel must be [KH, KW, 3, N], not {list(weights.shape)}")
+    height, width, _, count = weights.shape
+    scale = _percentile(np.abs(weights))
+    tiles = np.moveaxis(np.clip(0.5 + weights / (2 * scale), 0, 1), -1, 0)
+    mosaic = np.nan_to_num(_mosaic(tiles, columns), nan=1.0)
+    title = (
+        f"First-layer kernels ({count} of {height} \N{MULTIPLICATION SIGN} {width} \N{MULTIPLICATION SIGN} 3): "
+        f"grey is 0, full colour ±{scale:.2g}"
+    )
+    figure, ax = _mosaic_figure(mosaic, title)
+    ax.imshow(mosaic, interpolation="nearest")
+    return figure
+
+
+def feature_maps(maps: ArrayLike, columns: int = 16, title: str = "Feature maps") -> Figure:
+    """Draws the feature maps that one image gives in one layer, in the order of the channels.
+
+    All share one colour scale, from the least value (0 after ReLU) to the 99.5th percentile: a dead channel stays dark.
+    A value that is not finite is white.
+
+    Args:
+      maps: float [H, W, C], the activations of one image.
+      columns: maps in a row.
+      title: what the title says before the sizes, such as the layer's name.
+
+    Raises:
+      ValueError: the maps are not [H, W, C].
+    """
+    values = np.asarray(maps, dtype=float)
+    if values.ndim != 3 or values.size == 0:
+        raise ValueError(f"maps must be [H, W, C], not {list(values.shape)}")
+    height, width, channels = values.shape
+    mosaic = _mosaic(np.moveaxis(values, -1, 0)[..., np.newaxis], columns)[..., 0]
+    text = f"{title} ({channels} of {height} \N{MULTIPLICATION SIGN} {width})"
+    figure, ax = _mosaic_figure(mosaic, text)
+    low = min(float(np.nanmin(mosaic)), 0.0)
+    image = ax.imshow(mosaic, cmap="viridis", vmin=low, vmax=_percentile(values), interpolation="nearest")
+    bar = figure.colorbar(image, ax=ax, aspect=30, fraction=0.04, pad=0.01)
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.set_label("Activation", fontsize=LABEL)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes the figure as a PNG, whole or not at all, over any file of that name; creates the folder.
+
+    Raises:
+      AlexNetError: the file cannot be written.
+    """
+    target = pathlib.Path(path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI)
+    # In the same folder, as a rename is atomic only within a file system; with the process id, as two runs may share it.
+    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(png.getbuffer())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise AlexNetError(f"cannot write the picture {target}: {error.strerror or error}") from error
+
+
+def _unit_images(images: ArrayLike) -> np.ndarray:
+    """Checks images [N, H, W, 3], uint8 or float, and gives them as float in [0, 1]."""
+    pixels = np.asarray(images)
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) == 0:
+        raise ValueError(f"images must be [N, H, W, 3], not {list(pixels.shape)}")
+    if pixels.dtype == np.uint8:
+        return pixels / 255.0
+    rounding = 1e-3  # far below one grey level
+    if pixels.dtype.kind != "f" or not (pixels.min() >= -rounding and pixels.max() <= 1 + rounding):
+        raise ValueError(f"images must be uint8 or float in [0, 1], not {pixels.dtype} up to {pixels.max()}")
+    return np.clip(pixels, 0, 1)
+
+
+def _image_grid(pixels: np.ndarray, columns: int, above: int = 0, below: int = 0) -> tuple[Figure, list[Axes]]:
+    """Lays out float images [N, H, W, 3] with room for so many lines of small text above and below each row.
+
+    The sizes are reckoned in inches, as matplotlib's own layout takes seconds for a hundred images.
+    """
+    count, height, width, _ = pixels.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    tile, gap, line = 0.9, 0.08, SMALL * 1.35 / 72
+    tall = tile * height / width
+    pitch = tall + gap + (above + below) * line
+    size = (columns * (tile + gap) + gap, rows * pitch + gap)
+    figure = Figure(figsize=size)
+    axes = []
+    for i, image in enumerate(pixels):
+        row, column = divmod(i, columns)
+        left, bottom = gap + column * (tile + gap), size[1] - row * pitch - gap - above * line - tall
+        ax = figure.add_axes((left / size[0], bottom / size[1], tile / size[0], tall / size[1]), xticks=[], yticks=[])
+        ax.imshow(image, interpolation="nearest", aspect="auto")
+        ax.spines[:].set_visible(False)
+        axes.append(ax)
+    return figure, axes
+
+
+def _values(records: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """The values of one key, float [N], with NaN where a record lacks it or has none (JSON's null)."""
+    values = np.array([record.get(key) for record in records], dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _curve(ax: Axes, records: Sequence[Mapping[str, Any]], key: str, label: str, color: str) -> None:
+    """Draws one key of one split against the step."""
+    if not records:
+        return
+    values = _values(records, key)
+    broken = int(np.isnan(values).sum())
+    if broken and label:
+        label += f", {broken} of {len(values)} not finite"
+    few = len(values) <= 100  # without markers a lone point, or one between gaps, would not be seen
+    steps = [record["step"] for record in records]
+    ax.plot(steps, values, color=color, label=label, linewidth=1.2, marker="o" if few else "", markersize=2.5)
+
+
+def _mark_best(ax: Axes, validation: Sequence[Mapping[str, Any]]) -> None:
+    """Marks the best validation accuracy (the first, if several are equal); the words are in the legend, off the curves."""
+    accuracies = _values(validation, "accuracy")
+    if np.isnan(accuracies).all():
+        return
+    best = validation[int(np.nanargmax(accuracies))]
+    label = f"Best validation: {best['accuracy']:.1%}, epoch {best['epoch']}"
+    ax.plot(best["step"], best["accuracy"], "*", color=VALIDATION, markeredgecolor="black", markersize=10, label=label)
+
+
+def _epochs_above(ax: Axes, validation: Sequence[Mapping[str, Any]]) -> None:
+    """Adds an axis of epochs above, where the validation records tell how many steps an epoch has."""
+    if not validation or validation[-1]["epoch"] <= validation[0]["epoch"]:
+        return
+    first, last = validation[0], validation[-1]
+    steps_per_epoch = (last["step"] - first["step"]) / (last["epoch"] - first["epoch"])
+    above = ax.secondary_xaxis("top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch))
+    above.set_xlabel("Epoch", fontsize=LABEL)
+    above.xaxis.set_major_locator(MaxNLocator(integer=True))
+    above.tick_params(labelsize=SMALL)
+
+
+def _percentile(values: np.ndarray) -> float:
+    """The 99.5th percentile of the finite values, or 1 where it is not above 0 (all of them dead)."""
+    finite = values[np.isfinite(values)]
+    percentile = float(np.percentile(finite, 99.5)) if finite.size else 0.0
+    return percentile if percentile > 0 else 1.0
+
+
+def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Joins float tiles [N, H, W, C] row by row into one picture, with NaN between them and in the places left over."""
+    count, height, width, channels = tiles.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    gap = 1 + width // 16
+    padded = np.full((rows * columns, height + gap, width + gap, channels), np.nan)
+    padded[:count, :height, :width] = tiles
+    grid = padded.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+    return grid.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
+
+
+def _mosaic_figure(mosaic: np.ndarray, title: str) -> tuple[Figure, Axes]:
+    """An empty figure in the proportions of the mosaic [H, W, ...], with its title."""
+    figure = Figure(figsize=(WIDTH, WIDTH * mosaic.shape[0] / mosaic.shape[1] + 0.4), layout="constrained")
+    ax = figure.add_subplot()
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=TITLE)
+    return figure, ax
