@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax.config import AugmentationConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class PcaBasis:
@@ -109,7 +111,7 @@ def dataset_noise(keys: jax.Array, scales: np.ndarray, eigenvectors: np.ndarray,
 
 
 def deviation_scales(basis: PcaBasis) -> np.ndarray:
-    """s_i = sqrt(lambda_i), grey levels: what the 2012 program multiplied the draws with. ImageNet: 121.8, 37.1, 19.7."""
+    """s_i = sqrt(lambda_i), grey levels, as in the 2012 program (121.8, 37.1 and 19.7 there, on ImageNet)."""
     return np.sqrt(basis.eigenvalues)
 
 
@@ -232,3 +234,35 @@ class Preprocessing:
         # noiseless ones of testing. Where no mean image was subtracted, the division goes about the mean colour.
         centre = jnp.asarray(self.basis.mean, jnp.float32) if self.mean_image is None else 0.0
         return centre + (noisy - centre) / (1 + std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What is measured on the training images and lies beside the weights.
+
+    Attributes:
+      basis: PCA basis of the pixels.
+      mean_image: float32 [H, W, 3], grey levels.
+    """
+
+    basis: PcaBasis
+    mean_image: np.ndarray
+
+    @classmethod
+    def of(cls, images: np.ndarray) -> "Statistics":
+        """Measures uint8 images [N, H, W, 3]."""
+        return cls(pca_basis(images), images.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+
+def from_config(config: AugmentationConfig, statistics: Statistics, steps_per_epoch: int) -> Preprocessing:
+    """The preprocessing that a configuration describes."""
+    return Preprocessing(
+        basis=statistics.basis,
+        mean_image=statistics.mean_image if config.subtract_mean else None,
+        crop_padding=config.crop_padding,
+        crop_mode=config.crop_mode,
+        flip=config.flip,
+        pca=config.pca,
+        pca_std=config.pca_std,
+        pca_off_step=None if config.pca_off_epoch is None else config.pca_off_epoch * steps_per_epoch,
+    )

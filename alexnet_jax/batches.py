@@ -48,4 +48,6 @@ def batches(
         padding = batch_size - len(index)
         mask = np.arange(batch_size) < len(index)
         index = np.concatenate([index, np.repeat(index[:1], padding)]) if padding else index
-        yield Batch(*(array.reshape(num_devices, -1, *array.shape[1:]) for array in (images[index], labels[index], mask)))
+        yield Batch(
+            *(array.reshape(num_devices, -1, *array.shape[1:]) for array in (images[index], labels[index], mask))
+        )

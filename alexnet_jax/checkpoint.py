@@ -41,17 +41,14 @@ class Checkpoints:
         self._folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    def latest_step(self) -> int | None:
-        """The newest checkpoint's step; None if there is none."""
-        return self._manager.latest_step()
+    def all_steps(self) -> list[int]:
+        """Steps of the checkpoints, rising."""
+        return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
         """The step with the highest validation accuracy (the earliest of equals); None if none was measured."""
-        scores = [
-            (info.metrics[ACCURACY], -info.step)
-            for info in self._manager._checkpoints.get()  # noqa: SLF001
-            if info.metrics
-        ]
+        metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        scores = [(found[ACCURACY], -step) for step, found in metrics.items() if found]
         return -max(scores)[1] if scores else None
 
     def save(self, state: TrainState, memory: dict[str, Any], accuracy: float | None) -> None:

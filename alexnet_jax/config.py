@@ -8,12 +8,14 @@ import dataclasses
 import pathlib
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import tyro
 
 from alexnet_jax.errors import UsageError
+
+C = TypeVar("C")
 
 PositiveInt = Annotated[int, pydantic.Field(gt=0)]
 NonNegativeInt = Annotated[int, pydantic.Field(ge=0)]
@@ -136,6 +138,24 @@ class TrainConfig:
         return self.run.workdir or pathlib.Path("runs") / self.preset
 
 
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate a trained network: accuracy, cross entropy, confusion matrix, first-layer kernels."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """Folder of the run, train.py's --workdir."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Images to evaluate on."""
+    checkpoint: str = "last"
+    """`last`, `best` (highest validation accuracy) or a step."""
+    data_dir: pathlib.Path | None = None
+    """Where the data lies, if no longer where the run found it."""
+    batch_size: PositiveInt = 500
+    """Images a step; does not change the results."""
+    num_devices: PositiveInt | None = None
+    """Devices to use; does not change the results."""
+
+
 # Settings that may differ when a run is resumed: they change neither the order of the data nor any update.
 RESUMABLE = frozenset(
     {
@@ -159,13 +179,21 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def validate(config: TrainConfig) -> TrainConfig:
+def flags_of(config_type: Any) -> list[str]:
+    """Every flag that a (nested) configuration class generates."""
+    flags = []
+    for field in dataclasses.fields(config_type):
+        flags += flags_of(field.type) if dataclasses.is_dataclass(field.type) else [flag(field.name)]
+    return flags
+
+
+def validate(config: C) -> C:
     """Checks every value's type and range, and that settings go together.
 
     Raises:
       UsageError: naming the flag.
     """
-    return _from_nested(dataclasses.asdict(config))
+    return _from_nested(type(config), dataclasses.asdict(config))  # type: ignore[call-overload]
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
@@ -194,7 +222,7 @@ def from_json(settings: Mapping[str, Any]) -> TrainConfig:
                 raise UsageError(f"setting {missing[0]!r} is missing")
     if unknown := sorted(set(settings) - known):
         raise UsageError(f"unknown setting {unknown[0]!r}")
-    return _from_nested(nested)
+    return _from_nested(TrainConfig, nested)
 
 
 def differing_settings(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -203,20 +231,25 @@ def differing_settings(old: TrainConfig, new: TrainConfig) -> list[str]:
     return [n for n, value in flat_items(old).items() if n not in RESUMABLE and new_items[n] != value]
 
 
-def _from_nested(nested: Mapping[str, Any]) -> TrainConfig:
+def _from_nested(config_type: type[C], nested: Mapping[str, Any]) -> C:
     try:
-        config = pydantic.TypeAdapter(TrainConfig).validate_python(nested)
+        config = pydantic.TypeAdapter(config_type).validate_python(nested)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        names = [part for part in first["loc"] if isinstance(part, str) and "[" not in part]
-        name = names[1] if len(names) > 1 else names[0]
-        raise UsageError(f"{flag(name)} {first['input']}: {first['msg'].lower()}") from None
+        known = flags_of(config_type)
+        name = next((flag(part) for part in first["loc"] if isinstance(part, str) and flag(part) in known), "")
+        raise UsageError(f"{name} {first['input']}: {first['msg'].lower()}") from None
+    if isinstance(config, TrainConfig):
+        _check_together(config)
+    return config
+
+
+def _check_together(config: TrainConfig) -> None:
     optimizer = config.optimizer
     if optimizer.optimizer == "adam" and (optimizer.momentum or optimizer.weight_decay):
         raise UsageError("--momentum and --weight-decay are for --optimizer sgd; set both to 0 for adam")
     if list(optimizer.drop_epochs) != sorted(set(optimizer.drop_epochs)):
         raise UsageError(f"--drop-epochs must rise: {' '.join(map(str, optimizer.drop_epochs))}")
-    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +267,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
             TrainConfig(augmentation=AugmentationConfig(pca="per-image")),
         ),
         "cifar10-paper": Preset(
-            "the seed's network, trained as the paper trains: SGD, crops, flips, PCA noise, mean image, rate / 10 twice",
+            "the seed's network, trained as the paper trains: SGD, crops, flips, PCA noise, mean image",
             TrainConfig(
                 preset="cifar10-paper",
                 augmentation=AugmentationConfig(

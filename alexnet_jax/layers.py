@@ -21,7 +21,7 @@ def _window_sum(x: jax.Array, before: int, after: int) -> jax.Array:
 
 
 def _power(d: jax.Array, beta: float) -> jax.Array:
-    """d ** -beta for d > 0."""
+    """Computes d ** -beta for d > 0."""
     if beta == 0.75:  # the paper's; two square roots are several times faster than a general power
         root = lax.rsqrt(d)
         return root * jnp.sqrt(root)

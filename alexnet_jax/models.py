@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from alexnet_jax.config import NetworkConfig
 from alexnet_jax.layers import dropout, local_response_norm, max_pool
 
 
@@ -68,3 +69,8 @@ class AlexNetSmall(nn.Module):
                 x = dropout(x, self.dropout_rate, layer_keys[:, i])
         logits = nn.Dense(self.num_classes, name="logits", **initializers)(x)
         return logits.astype(jnp.float32)
+
+
+def from_config(config: NetworkConfig, num_classes: int) -> AlexNetSmall:
+    """The network that a configuration describes."""
+    return AlexNetSmall(num_classes, config.dropout_rate, config.initial_bias, jnp.dtype(config.dtype))

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import optax
 
+from alexnet_jax.config import OptimizerConfig
+
 
 def step_schedule(learning_rate: float, drop_steps: Sequence[int], factor: float) -> optax.Schedule:
     """A rate that is multiplied by `factor` at each of `drop_steps` (updates made); constant where there are none."""
@@ -29,3 +31,12 @@ def paper_sgd(schedule: optax.Schedule, momentum: float, weight_decay: float) ->
         optax.scale_by_learning_rate(schedule),
         optax.trace(decay=momentum),
     )
+
+
+def from_config(config: OptimizerConfig, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer that a configuration describes, and its learning rate as a function of updates made."""
+    drop_steps = [epoch * steps_per_epoch for epoch in config.drop_epochs]
+    schedule = step_schedule(config.learning_rate, drop_steps, config.drop_factor)
+    if config.optimizer == "adam":
+        return adam(schedule), schedule
+    return paper_sgd(schedule, config.momentum, config.weight_decay), schedule

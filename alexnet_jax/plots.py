@@ -1,7 +1,7 @@
 """Pictures of the data, the training and the network. Every function takes arrays and returns a `Figure`.
 
-They use matplotlib's objects and never `pyplot`: no window, no backend to choose, no figure kept alive behind the scenes.
-The confusion matrix is drawn without seaborn, whose import loads pandas and `pyplot` and takes thrice as long as matplotlib's.
+They use matplotlib's objects and never `pyplot`: no window, no backend to choose, no figure kept alive unseen.
+The confusion matrix does without seaborn, whose import loads pandas and `pyplot` and takes thrice as long as matplotlib.
 
 Letters in the shapes: N images or kernels, H W height and width in pixels, C classes or channels, KH KW kernel size.
 """
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from alexnet_jax.errors import AlexNetError
 
-DPI = 200  # 8 inches make 1600 pixels: sharp on a dense screen, and every figure here stays below 300 KB
+DPI, MAX_PIXELS = 200, 1600  # sharp on a dense screen; wider figures get fewer dots, which keeps the files small
 WIDTH = 7.5  # inches
 TITLE, LABEL, SMALL = 10, 9, 8  # font sizes in points
 TRAIN, VALIDATION, INK = "#0072B2", "#D55E00", "#444444"  # blue and vermilion of Okabe and Ito's colour-blind safe set
@@ -43,7 +43,7 @@ def portraits(images: ArrayLike, titles: Sequence[object], columns: int = 10) ->
     pixels = _unit_images(images)
     if len(titles) != len(pixels):
         raise ValueError(f"{len(titles)} titles for {len(pixels)} images")
-    lines = ["\n".join(textwrap.wrap(str(title), 13)) for title in titles]
+    lines = ["\n".join(textwrap.wrap(str(title), 14)) for title in titles]
     figure, axes = _image_grid(pixels, columns, above=max(text.count("\n") + 1 for text in lines))
     for ax, text in zip(axes, lines, strict=True):
         ax.set_title(text, fontsize=SMALL, pad=3)
@@ -69,7 +69,7 @@ def pca_strip(perturbed: ArrayLike, noise_levels: ArrayLike, original: ArrayLike
     figure.suptitle("PCA colour noise: shift of every pixel in grey levels", fontsize=TITLE, y=0.99, va="top")
     axes[0].set_title("Original", fontsize=SMALL, pad=3)
     for ax, shift in zip(axes[1:], shifts, strict=True):
-        text = "\n".join(f"{channel} {level:+5.0f}" for channel, level in zip("RGB", shift, strict=True))
+        text = "\n".join(f"{channel} {level:+4.0f}" for channel, level in zip("RGB", shift, strict=True))
         ax.set_xlabel(text.replace("-", "\N{MINUS SIGN}"), fontsize=SMALL, family="monospace", labelpad=3)
     return figure
 
@@ -77,9 +77,9 @@ def pca_strip(perturbed: ArrayLike, noise_levels: ArrayLike, original: ArrayLike
 def training_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
     """Draws loss, accuracy and, where it was recorded, the learning rate against the training step.
 
-    Gaps are values that are not finite; the legend counts them. Of two records of one split and step, as a resumed run may
-    leave, the later counts. The epochs above need validation records of two epochs: steps per epoch are taken to be
-    constant, and are exact if validation was at the ends of epochs. The loss is drawn on a logarithmic axis if its
+    Gaps are values that are not finite; the legend counts them. Of two records of one split and step, as a resumed run
+    may leave, the later counts. The axis of epochs needs validation records of two epochs: steps per epoch are taken to
+    be constant, and are exact if validation was at the ends of epochs. The loss is drawn on a logarithmic axis if its
     largest value, such as the first one, would press the rest flat.
 
     Args:
@@ -93,7 +93,7 @@ def training_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
     has_rate = any("learning_rate" in record for record in train)
 
     figure = Figure(figsize=(6.5, 6.5 if has_rate else 5.5), layout="constrained")
-    axes = figure.subplots(2 + has_rate, sharex=True, height_ratios=[3, 3, 1][: 2 + has_rate])
+    axes = figure.subplots(2 + has_rate, sharex=True, height_ratios=[3, 3, 1.2][: 2 + has_rate])
     loss, accuracy = axes[:2]
     for ax, key in ((loss, "loss"), (accuracy, "accuracy")):
         _curve(ax, train, key, "Train (dropout on)", TRAIN)
@@ -115,7 +115,8 @@ def training_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
         axes[2].set_ylabel("Learning rate", fontsize=LABEL)
         if np.nanmin(rates) > 0:
             axes[2].set_yscale("log")
-            axes[2].set_ylim(np.nanmin(rates) / 2, np.nanmax(rates) * 2)
+            axes[2].set_ylim(np.nanmin(rates) / 10**0.5, np.nanmax(rates) * 10**0.5)  # holds a power of ten to label
+            axes[2].minorticks_off()
 
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
@@ -136,8 +137,8 @@ def training_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
 def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str], title: str) -> Figure:
     """Draws how often each true class (row) was predicted as each class (column), with the recall of each row.
 
-    Colour is the share of the true class on a square-root scale: a confusion of 4 % is a fifth of the way to full colour,
-    where a linear scale would leave it white. Above 30 classes there are no numbers and only some of the names.
+    Colour is the share of the true class on a square-root scale: a confusion of 4% is a fifth of the way to full
+    colour, where a linear scale would leave it white. Above 30 classes there are no numbers and only some of the names.
 
     Args:
       matrix: int [C, C], counts of examples, `matrix[true, predicted]`.
@@ -155,8 +156,8 @@ def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str], title: str) 
     share = counts / np.maximum(totals, 1)  # a class without examples has an empty row
     numbered = classes <= MAX_NUMBERED_CLASSES
 
-    side = min(max(0.5 * classes, 3.0), 5.0 if classes <= 10 else 9.0)  # inches
-    figure = Figure(figsize=(side + 2.5, side + 1.5), layout="constrained")
+    side = min(max(0.5 * classes, 3.0), 5.0 if classes <= 10 else 9.0 if numbered else 6.5)  # inches
+    figure = Figure(figsize=(side + 2.5, side + 1.2), layout="compressed")
     ax = figure.add_subplot()
     image = ax.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     ax.set_title(title, fontsize=TITLE)
@@ -179,7 +180,7 @@ def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str], title: str) 
         right.set_ylabel("Recall", fontsize=LABEL)
         right.tick_params(length=0)
         right.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=30, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+    bar = figure.colorbar(image, ax=ax, aspect=30, pad=0.02, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     bar.ax.tick_params(labelsize=SMALL)
     bar.set_label("Share of the true class", fontsize=LABEL)
@@ -190,9 +191,9 @@ def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str], title: str) 
 def kernels(kernel: ArrayLike, columns: int = 16) -> Figure:
     """Draws the kernels of the first layer as RGB tiles, in the order of the layer.
 
-    All share one scale, so that strong and weak kernels can be told apart: mid-grey is a weight of 0, full colour is the
-    99.5th percentile of the absolute weights, and the few beyond are clipped. Scaling by the extremes, as the seed does,
-    lets one outlying weight turn all the other tiles grey. A weight that is not finite is white.
+    All share one scale, so that strong and weak kernels can be told apart: mid-grey is a weight of 0, full colour the
+    99.5th percentile of the absolute weights, and the few beyond are clipped. Scaling by the least and the largest
+    weight would let one outlier turn all the other tiles grey. A weight that is not finite is white.
 
     Args:
       kernel: float [KH, KW, 3, N].
@@ -237,7 +238,7 @@ def feature_maps(maps: ArrayLike, columns: int = 16, title: str = "Feature maps"
     height, width, channels = values.shape
     mosaic = _mosaic(np.moveaxis(values, -1, 0)[..., np.newaxis], columns)[..., 0]
     text = f"{title} ({channels} of {height} \N{MULTIPLICATION SIGN} {width})"
-    figure, ax = _mosaic_figure(mosaic, text)
+    figure, ax = _mosaic_figure(mosaic, text, beside=0.7)
     low = min(float(np.nanmin(mosaic)), 0.0)
     image = ax.imshow(mosaic, cmap="viridis", vmin=low, vmax=_percentile(values), interpolation="nearest")
     bar = figure.colorbar(image, ax=ax, aspect=30, fraction=0.04, pad=0.01)
@@ -255,8 +256,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     target = pathlib.Path(path)
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI)
-    # In the same folder, as a rename is atomic only within a file system; with the process id, as two runs may share it.
+    figure.savefig(png, format="png", dpi=min(DPI, MAX_PIXELS / figure.get_figwidth()))
+    # In the same folder, as a rename is atomic only within a file system; with the process id, as two runs may share it
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -326,7 +327,7 @@ def _curve(ax: Axes, records: Sequence[Mapping[str, Any]], key: str, label: str,
 
 
 def _mark_best(ax: Axes, validation: Sequence[Mapping[str, Any]]) -> None:
-    """Marks the best validation accuracy (the first, if several are equal); the words are in the legend, off the curves."""
+    """Stars the best validation accuracy (the first of equals); the words are in the legend, off the curves."""
     accuracies = _values(validation, "accuracy")
     if np.isnan(accuracies).all():
         return
@@ -343,7 +344,7 @@ def _epochs_above(ax: Axes, validation: Sequence[Mapping[str, Any]]) -> None:
     steps_per_epoch = (last["step"] - first["step"]) / (last["epoch"] - first["epoch"])
     above = ax.secondary_xaxis("top", functions=(lambda x: x / steps_per_epoch, lambda x: x * steps_per_epoch))
     above.set_xlabel("Epoch", fontsize=LABEL)
-    above.xaxis.set_major_locator(MaxNLocator(integer=True))
+    above.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     above.tick_params(labelsize=SMALL)
 
 
@@ -366,9 +367,10 @@ def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
     return grid.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
 
 
-def _mosaic_figure(mosaic: np.ndarray, title: str) -> tuple[Figure, Axes]:
-    """An empty figure in the proportions of the mosaic [H, W, ...], with its title."""
-    figure = Figure(figsize=(WIDTH, WIDTH * mosaic.shape[0] / mosaic.shape[1] + 0.4), layout="constrained")
+def _mosaic_figure(mosaic: np.ndarray, title: str, beside: float = 0.0) -> tuple[Figure, Axes]:
+    """An empty figure in the proportions of the mosaic [H, W, ...], with its title and some inches beside it."""
+    height = (WIDTH - beside) * mosaic.shape[0] / mosaic.shape[1]
+    figure = Figure(figsize=(WIDTH, height + 0.35), layout="compressed")
     ax = figure.add_subplot()
     ax.set_axis_off()
     ax.set_title(title, fontsize=TITLE)

@@ -1,5 +1,6 @@
 """The train state, the train step and the predict step; the only module that knows pmap."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,10 +60,9 @@ def select_devices(num_devices: int | None) -> list[jax.Device]:
       UsageError: if there are fewer.
     """
     if num_devices is not None:
-        try:
+        # Fails if JAX is in use already: then what there is must do, and is checked next.
+        with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", num_devices)
-        except RuntimeError:
-            pass  # JAX is in use already: what there is must do, and is checked next.
     devices = jax.devices()
     if num_devices is not None and num_devices > len(devices):
         raise UsageError(f"--num-devices {num_devices}: JAX sees {len(devices)} ({devices[0].platform})")
@@ -70,10 +70,10 @@ def select_devices(num_devices: int | None) -> list[jax.Device]:
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: Sequence[int], seed: int
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: Sequence[int], key: jax.Array
 ) -> TrainState:
     """Draws the initial parameters; `image_shape` is (H, W, C)."""
-    params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))["params"]
+    params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"]
     return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
 
 
@@ -121,9 +121,7 @@ def make_train_step(
             correct=correct.sum(dtype=jnp.int32),
             count=batch.mask.sum(dtype=jnp.int32),
         )
-        state = TrainState(
-            step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
-        )
+        state = TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
         return state, lax.psum(metrics, AXIS)
 
     # out_axes=None returns the first device's value: everything returned is equal on all devices, by pmean and psum.
@@ -135,7 +133,7 @@ def make_train_step(
 def make_predict_step(
     model: nn.Module, preprocessing: Preprocessing, devices: Sequence[jax.Device]
 ) -> Callable[[PyTree, np.ndarray], jax.Array]:
-    """Builds `step(params, images) -> logits`: images [D, B / D, H, W, 3] in grey levels, logits [D, B / D, classes]."""
+    """Builds `step(params, images) -> logits`: [D, B / D, H, W, 3] in grey levels -> float32 [D, B / D, classes]."""
 
     def predict_step(params: PyTree, images: jax.Array) -> jax.Array:
         return model.apply({"params": params}, preprocessing.evaluation(images))
@@ -155,7 +153,7 @@ def predict_logits(
     Args:
       predict_step: from `make_predict_step`.
       params: replicated over the devices.
-      images: uint8 or float32 grey levels [N, H, W, 3]; N may be 0.
+      images: uint8 or float32 grey levels [N, H, W, 3], N > 0.
       batch_size: images a step; rounded up to a multiple of `num_devices`.
       num_devices: D.
 
@@ -163,7 +161,7 @@ def predict_logits(
       float32 [N, classes].
     """
     batch_size = -(-batch_size // num_devices) * num_devices
-    order = np.arange(max(len(images), 1)) if len(images) else np.arange(0)
+    order = np.arange(len(images))
     parts = [
         jax.device_get(predict_step(params, batch.images)).reshape(batch_size, -1)[batch.mask.ravel()]
         for batch in batches(images, np.zeros(len(images), np.int32), order, batch_size, num_devices)

@@ -55,7 +55,7 @@ class Dataset:
         return self.splits[split]
 
     def train_on_all(self) -> "Dataset":
-        """Merges the validation images into the training images (the published order is kept); no validation split is left."""
+        """Merges the validation images into the training images in that order; no validation is left."""
         parts = [self["train"], self["validation"]]
         merged = Split(
             images=np.concatenate([part.images for part in parts]),

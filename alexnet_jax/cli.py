@@ -1,0 +1,99 @@
+"""The command line: flags from dataclasses by tyro, errors as one line and an exit code."""
+
+import contextlib
+import difflib
+import io
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from alexnet_jax.config import DEFAULT_PRESET, PRESETS, EvalConfig, TrainConfig, flags_of, validate
+from alexnet_jax.errors import AlexNetError, UsageError
+
+T = TypeVar("T")
+
+
+def parse(config_type: type[T], args: Sequence[str], prog: str, description: str, default: T | None = None) -> T:
+    """Parses flags into a dataclass; `--help` prints and exits with 0.
+
+    Raises:
+      UsageError: one line; a misspelled flag is answered with the nearest right one.
+    """
+    complaint = io.StringIO()
+    options = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config, unknown = tyro.cli(
+                config_type,
+                args=args,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=True,
+                **options,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_one_line(complaint.getvalue())) from None
+    if unknown:
+        raise UsageError(_unknown(unknown[0], config_type))
+    return config
+
+
+def parse_train(args: Sequence[str]) -> TrainConfig:
+    """Parses `[PRESET] [flags]`.
+
+    Raises:
+      UsageError: for an unknown preset or flag, or an impossible value.
+    """
+    name, flags = (args[0], args[1:]) if args and not args[0].startswith("-") else (DEFAULT_PRESET, args)
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}{_nearest(name, PRESETS)}; the presets are {', '.join(PRESETS)}")
+    listing = "\n\n".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
+    description = (
+        "Train an AlexNet. A preset comes first, flags change it; the same command again resumes.\n\n"
+        f"{listing}\n\nDefaults below are those of the preset {name}."
+    )
+    return validate(parse(TrainConfig, flags, "train.py [PRESET]", description, PRESETS[name].config))
+
+
+def parse_eval(args: Sequence[str]) -> EvalConfig:
+    """Parses `RUN [flags]`."""
+    config = validate(parse(EvalConfig, args, "eval.py", EvalConfig.__doc__ or ""))
+    if config.checkpoint not in ("last", "best") and not config.checkpoint.isdecimal():
+        raise UsageError(f"--checkpoint {config.checkpoint}: last, best or a step is needed")
+    return config
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a script's main function; a user's error becomes one line on stderr and the process's exit code."""
+    prog = sys.argv[0].rsplit("/", 1)[-1]
+    try:
+        main(sys.argv[1:])
+    except AlexNetError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _one_line(complaint: str) -> str:
+    """A boxed complaint of tyro as one line."""
+    words = " ".join(line.strip("│╭╮╰╯─ ") for line in complaint.splitlines())
+    return " ".join(words.split())
+
+
+def _unknown(word: str, config_type: type) -> str:
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}"
+    name = word.split("=")[0]
+    return f"unknown flag {name}{_nearest(name, flags_of(config_type))} (--help lists all)"
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,374 @@
+"""Training and evaluation: the only place where the parts are wired together."""
+
+import contextlib
+import dataclasses
+import io
+import math
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import tqdm
+
+from alexnet_jax import augment, models, optimizer, plots, steps
+from alexnet_jax.batches import Batch, batches, epoch_order, steps_per_epoch
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import EvalConfig, TrainConfig
+from alexnet_jax.datasets import Dataset, load
+from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.metrics import (
+    JsonlWriter,
+    Record,
+    TensorBoardWriter,
+    Totals,
+    Writer,
+    Writers,
+    confusion_matrix,
+    cross_entropies,
+    read_jsonl,
+    softmax,
+)
+from alexnet_jax.run import DatasetInfo, RunFolder, open_run, to_bytes, versions, write_atomically
+
+
+class Stopwatch:
+    """Wall-clock seconds, less what is spent in `paused()`."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Sets it to 0."""
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds since the restart, pauses left out."""
+        return time.perf_counter() - self._start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out what is done inside."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - begin
+
+
+def describe(dataset: Dataset) -> DatasetInfo:
+    """What a run remembers of its data set."""
+    return DatasetInfo(
+        name=dataset.name,
+        source=dataset.source,
+        class_names=dataset.class_names,
+        image_shape=dataset["train"].images.shape[1:],
+        counts={name: len(split) for name, split in dataset.splits.items()},
+        fingerprint=dataset.fingerprint(),
+    )
+
+
+def noise_levels(preprocessing: augment.Preprocessing, images: np.ndarray) -> np.ndarray:
+    """Standard deviation of the PCA colour noise in R, G and B, grey levels [3], measured on 10,000 draws."""
+    sample = np.resize(images[:1000], (10_000, *images.shape[1:]))
+    keys = jax.random.split(jax.random.key(0), len(sample))
+    draws = jax.jit(lambda k, x: preprocessing.noise(k, x, preprocessing.pca_std))(keys, sample)
+    return np.asarray(draws).std(axis=0)
+
+
+def train_and_evaluate(config: TrainConfig, dataset: Dataset) -> None:
+    """Trains by `config` on `dataset`, validates, saves; goes on with the run that lies in `config.workdir`, if any.
+
+    Raises:
+      UsageError: the batch size and the number of devices don't go together, or the run there has other settings.
+      AlexNetError: the folder can't be written, or the loss is no longer finite.
+    """
+    trainer = Trainer(config, dataset)
+    try:
+        trainer.train()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """A training run: the state, where it stands, and where its results go."""
+
+    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+        devices = steps.select_devices(config.run.num_devices)
+        batch_size = config.schedule.batch_size
+        if batch_size % len(devices):
+            raise UsageError(f"--batch-size {batch_size} can't be divided by --num-devices {len(devices)}")
+        self.config, self.dataset, self.devices = config, dataset, devices
+        self.folder = RunFolder(config.workdir)
+        info, statistics = describe(dataset), augment.Statistics.of(dataset["train"].images)
+        self.folder.prepare(config, info, statistics)
+
+        self.steps_per_epoch = steps_per_epoch(len(dataset["train"]), batch_size)
+        preprocessing = augment.from_config(config.augmentation, statistics, self.steps_per_epoch)
+        model = models.from_config(config.network, len(dataset.class_names))
+        update_rule, self.learning_rate = optimizer.from_config(config.optimizer, self.steps_per_epoch)
+        self.train_step = steps.make_train_step(model, update_rule, preprocessing, devices)
+        self.predict_step = steps.make_predict_step(model, preprocessing, devices)
+        initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))
+        self.key = steps.replicate(run_key, devices)
+
+        state = steps.create_state(model, update_rule, info.image_shape, initial_key)
+        self.checkpoints = Checkpoints(self.folder.checkpoints)
+        self.totals = Totals()
+        if saved_steps := self.checkpoints.all_steps():
+            state, memory = self.checkpoints.restore(saved_steps[-1], state)
+            self.totals = Totals(**memory["totals"])
+        self.step = int(state.step)
+        self.state = steps.replicate(state, devices)
+
+        writers: list[Writer] = [JsonlWriter(self.folder.metrics, self.step)]
+        if config.run.tensorboard:
+            writers.append(TensorBoardWriter(self.folder.path / "tensorboard", self.step))
+        self.writer = Writers(writers)
+        validations = [r["accuracy"] for r in read_jsonl(self.folder.metrics) if r["split"] == "validation"]
+        self.accuracy: float | None = validations[-1] if validations else None
+        self.best_accuracy = max(validations, default=-1.0)
+        self.watch, self.timed_images = Stopwatch(), 0
+        self.pending: steps.StepMetrics | None = None
+        self.last_step = self.steps_per_epoch * config.schedule.epochs
+        self._announce(model, info, preprocessing)
+
+    def train(self) -> None:
+        """Runs the epochs that are left, then draws the curves."""
+        schedule, train = self.config.schedule, self.dataset["train"]
+        first_epoch, first_batch = divmod(self.step, self.steps_per_epoch)
+        with tqdm.tqdm(
+            total=schedule.epochs * len(train),
+            initial=first_epoch * len(train) + first_batch * schedule.batch_size,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=None,  # no bar where the output is no terminal
+        ) as bar:
+            self.watch.restart()
+            for epoch in range(first_epoch, schedule.epochs):
+                order = epoch_order(schedule.seed, epoch, len(train))
+                skip, first_batch = first_batch, 0
+                for batch in batches(train.images, train.labels, order, schedule.batch_size, len(self.devices), skip):
+                    self._take_step(batch, epoch, bar)
+        if self.step not in self.checkpoints.all_steps():
+            self._save(accuracy=None)
+        plots.save(plots.training_curves(read_jsonl(self.folder.metrics)), self.folder.plots / "curves.png")
+        print(f"Trained: {self.step:,} updates. Next: python eval.py {self.folder.path}")
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.writer.close()
+        self.checkpoints.close()
+
+    def _take_step(self, batch: Batch, epoch: int, bar: tqdm.tqdm) -> None:
+        self.state, metrics = self.train_step(self.state, batch, self.key)
+        # Only now, with the next step under way, wait for the last one's sums: the devices never wait for the host.
+        self._collect()
+        self.pending = metrics
+        self.step += 1
+        count = int(batch.mask.sum())
+        self.timed_images += count
+        bar.update(count)
+
+        run = self.config.run
+        ends_epoch = self.step % self.steps_per_epoch == 0
+        logs = ends_epoch or self.step % run.log_every == 0
+        validates = "validation" in self.dataset.splits and (
+            ends_epoch or (run.eval_every > 0 and self.step % run.eval_every == 0)
+        )
+        if logs:
+            loss = self._log(epoch)
+        with self.watch.paused():
+            is_best = validates and self._validate(epoch)
+            if logs:
+                accuracy = "" if self.accuracy is None else f" | validation accuracy: {self.accuracy:.3f}"
+                bar.write(
+                    f"epoch {epoch + 1}/{self.config.schedule.epochs} step {self.step:,} | "
+                    f"mean cross entropy: {loss:.3f}{accuracy}"
+                )
+            done = (epoch + 1) % run.checkpoint_every == 0 or epoch + 1 == self.config.schedule.epochs
+            if is_best or (ends_epoch and done):
+                self._save(self.accuracy if validates else None)
+
+    def _collect(self) -> None:
+        """Adds the sums of the step before to the interval's."""
+        if self.pending is None:
+            return
+        metrics, self.pending = jax.device_get(self.pending), None
+        if not math.isfinite(metrics.loss):
+            raise AlexNetError(
+                f"the loss is {metrics.loss} after step {self.step:,}: training has diverged; try a lower "
+                f"--learning-rate. The checkpoints in {self.folder.checkpoints} are from before"
+            )
+        self.totals.add(float(metrics.loss), int(metrics.correct), int(metrics.count))
+
+    def _log(self, epoch: int) -> float:
+        """Writes the interval's means; returns its mean cross entropy."""
+        self._collect()
+        seconds, totals = self.watch.seconds(), self.totals
+        loss = totals.loss / totals.count
+        self.writer.write(
+            {
+                "step": self.step,
+                "epoch": epoch,
+                "split": "train",
+                "loss": loss,
+                "accuracy": totals.correct / totals.count,
+                "learning_rate": float(self.learning_rate(self.step - 1)),
+                "images_per_second": round(self.timed_images / seconds, 1),
+            }
+        )
+        self.totals, self.timed_images = Totals(), 0
+        self.watch.restart()
+        return loss
+
+    def _validate(self, epoch: int) -> bool:
+        """Writes the validation record; returns whether the accuracy is the best so far."""
+        self._collect()
+        split = self.dataset["validation"]
+        logits = steps.predict_logits(
+            self.predict_step, self.state.params, split.images, self.config.run.eval_batch_size, len(self.devices)
+        )
+        self.accuracy = float(np.mean(logits.argmax(axis=1) == split.labels))
+        self.writer.write(
+            {
+                "step": self.step,
+                "epoch": epoch,
+                "split": "validation",
+                "loss": float(cross_entropies(logits, split.labels).mean()),
+                "accuracy": self.accuracy,
+                "count": len(split),
+            }
+        )
+        is_best = self.accuracy > self.best_accuracy
+        self.best_accuracy = max(self.accuracy, self.best_accuracy)
+        return is_best
+
+    def _save(self, accuracy: float | None) -> None:
+        self._collect()
+        self.checkpoints.save(self.state, {"totals": dataclasses.asdict(self.totals)}, accuracy)
+
+    def _announce(self, model: nn.Module, info: DatasetInfo, preprocessing: augment.Preprocessing) -> None:
+        """Says what is about to be done, and draws what the data looks like."""
+        devices, train = self.devices, self.dataset["train"]
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        counts = ", ".join(f"{count:,} {name}" for name, count in info.counts.items())
+        print(f"data     {info.name}: {counts} images, {'x'.join(map(str, info.image_shape))}, {info.source}")
+        print(
+            f"network  {type(model).__name__}, {parameters:,} parameters, {self.config.network.dtype}, "
+            f"on {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}"
+        )
+        if preprocessing.pca != "none":
+            red, green, blue = noise_levels(preprocessing, train.images)
+            print(
+                f"noise    PCA {preprocessing.pca}, coefficients' std {preprocessing.pca_std:g}: shifts R, G, B by "
+                f"{red:.2g}, {green:.2g}, {blue:.2g} grey levels (standard deviation)"
+            )
+        state = f"resumes after step {self.step:,}" if self.step else "new"
+        print(f"run      {self.folder.path}, {state}, {self.last_step:,} steps in all", flush=True)
+        if not self.step:
+            draw_data(self.dataset, preprocessing, self.folder)
+
+
+def draw_data(dataset: Dataset, preprocessing: augment.Preprocessing, folder: RunFolder) -> None:
+    """Draws random training images with their labels, and ten PCA perturbations of one image.
+
+    The strip shows the run's own noise; where that is "none" or "per-image", at standard deviation 5 as in the seed,
+    because 0.1 can't be seen.
+    """
+    train = dataset["train"]
+    chosen = np.random.default_rng(0).choice(len(train), 20, replace=False)
+    titles = [dataset.class_names[label] for label in train.labels[chosen]]
+    plots.save(plots.portraits(train.images[chosen], titles), folder.plots / "portraits.png")
+
+    if preprocessing.pca in ("none", "per-image"):
+        preprocessing = dataclasses.replace(preprocessing, pca="per-image", pca_std=5.0)
+    image = train.images[4]  # the seed's choice
+    keys = jax.random.split(jax.random.key(0), 10)
+    noise = np.asarray(preprocessing.noise(keys, np.stack([image] * 10), preprocessing.pca_std))
+    perturbed = np.clip(image + noise[:, None, None, :], 0, 255).astype(np.uint8)
+    plots.save(plots.pca_strip(perturbed, noise, image), folder.plots / "pca_noise.png")
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Evaluates a run on a split, prints a table, writes `eval/` in the run's folder.
+
+    Returns:
+      What `eval/<split>.json` holds.
+
+    Raises:
+      AlexNetError: the run or its data can't be read, or the data is not the run's.
+    """
+    devices = steps.select_devices(config.num_devices)
+    run = open_run(config.run, config.checkpoint)
+    data = (
+        run.config.data if config.data_dir is None else dataclasses.replace(run.config.data, data_dir=config.data_dir)
+    )
+    dataset = load(data)
+    if dataset.fingerprint() != run.dataset.fingerprint:
+        raise AlexNetError(f"{config.run} was trained on other images than those from {dataset.source}")
+    split = dataset[config.split]
+    logits = run.logits(split.images, config.batch_size, devices)
+    results = score(logits, split.labels, run.class_names) | {
+        "split": config.split,
+        "step": run.step,
+        "checkpoint": config.checkpoint,
+        "dataset": dataset.name,
+        "source": dataset.source,
+        "versions": versions(),
+    }
+    suffix = "" if config.split == "test" else f"-{config.split}"
+    folder = run.folder.eval
+    write_atomically(folder / f"{config.split}.json", to_bytes(results))
+    predictions = io.BytesIO()
+    np.savez_compressed(
+        predictions, probabilities=softmax(logits), predicted=logits.argmax(axis=1), labels=split.labels
+    )
+    write_atomically(folder / f"predictions{suffix}.npz", predictions.getvalue())
+    matrix = np.array(results["confusion"])
+    title = f"{config.split}: {results['correct']:,} of {results['count']:,} correct ({results['accuracy']:.2%})"
+    plots.save(plots.confusion_matrix(matrix, run.class_names, title), folder / f"confusion{suffix}.png")
+    plots.save(plots.kernels(run.params["conv1"]["kernel"]), folder / "kernels.png")
+    print_results(results, folder)
+    return results
+
+
+def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """Exact counts and means over examples.
+
+    Args:
+      logits: float32 [N, classes].
+      labels: int [N].
+      class_names: name of each class.
+
+    Returns:
+      JSON-ready: accuracy, loss (mean cross entropy, nats), count, correct, per_class, confusion (row = true class).
+    """
+    matrix = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
+    correct, counts = matrix.diagonal(), matrix.sum(axis=1)
+    return {
+        "accuracy": int(correct.sum()) / len(labels),
+        "loss": float(cross_entropies(logits, labels).mean()),
+        "count": len(labels),
+        "correct": int(correct.sum()),
+        "per_class": [
+            {"class": name, "count": int(n), "correct": int(c), "accuracy": int(c) / int(n) if n else None}
+            for name, n, c in zip(class_names, counts, correct, strict=True)
+        ],
+        "confusion": matrix.tolist(),
+    }
+
+
+def print_results(results: Record, folder: pathlib.Path) -> None:
+    """Prints an evaluation for a person."""
+    width = max(len(row["class"]) for row in results["per_class"])
+    for row in results["per_class"]:
+        accuracy = row["accuracy"] or 0.0
+        print(f"{row['class']:>{width}}  {accuracy:7.2%}  {'█' * round(40 * accuracy)}")
+    print(f"\n{results['split']} accuracy: {results['accuracy']:.4f} ({results['correct']:,} of {results['count']:,})")
+    print(f"mean cross entropy: {results['loss']:.4f}")
+    print(f"step {results['step']:,}; details and pictures in {folder}")
