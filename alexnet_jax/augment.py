@@ -221,7 +221,7 @@ class Preprocessing:
 
     def _centre(self, images: jax.Array) -> jax.Array:
         x = images.astype(jnp.float32)
-        return x if self.mean_image is None else x - self.mean_image
+        return x if self.mean_image is None else x - self.mean_image[None]
 
     def _add_noise(self, x: jax.Array, images: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
         std: jax.Array | float = self.pca_std
@@ -232,7 +232,7 @@ class Preprocessing:
             return noisy
         # The 2012 program then divides the centred image by 1 + std, so that training pixels spread no wider than the
         # noiseless ones of testing. Where no mean image was subtracted, the division goes about the mean colour.
-        centre = jnp.asarray(self.basis.mean, jnp.float32) if self.mean_image is None else 0.0
+        centre = jnp.asarray(self.basis.mean, jnp.float32).reshape(1, 1, 1, 3) if self.mean_image is None else 0.0
         return centre + (noisy - centre) / (1 + std)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -82,9 +83,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _one_line(complaint: str) -> str:
-    """A boxed complaint of tyro as one line."""
-    words = " ".join(line.strip("│╭╮╰╯─ ") for line in complaint.splitlines())
-    return " ".join(words.split())
+    """The message in a boxed complaint of tyro, without its title and the help that follows."""
+    contents = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
+    message = itertools.takewhile(lambda line: not line.startswith("─"), contents)
+    return " ".join(" ".join(message).split())
 
 
 def _unknown(word: str, config_type: type) -> str:

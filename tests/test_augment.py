@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from alexnet_jax import augment
+
+
+@pytest.fixture(scope="module")
+def images(tiny):
+    return tiny["train"].images
+
+
+@pytest.fixture(scope="module")
+def basis(images):
+    return augment.pca_basis(images)
+
+
+def keys(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
+
+
+def test_basis_equals_sklearn(images, basis):
+    pca = PCA(3).fit(images.reshape(-1, 3))
+    np.testing.assert_allclose(basis.mean, pca.mean_, rtol=1e-9)
+    np.testing.assert_allclose(basis.eigenvalues, pca.explained_variance_, rtol=1e-7)
+    # Rows of components_ are eigenvectors, columns of ours; the sign is free.
+    np.testing.assert_allclose(np.abs((pca.components_ * basis.eigenvectors.T).sum(axis=1)), 1, atol=1e-7)
+
+
+def seeds_pca(image: np.ndarray) -> PCA:
+    """Chapter 2 of the seed."""
+    return PCA(3).fit(StandardScaler().fit_transform(image.reshape(-1, 3).astype(np.float64)))
+
+
+def test_image_covariance_is_the_seeds(images):
+    ours = np.asarray(augment.image_covariance(jnp.asarray(images[:20], jnp.float32)))
+    for image, matrix in zip(images[:20], ours, strict=True):
+        pca = seeds_pca(image)
+        expected = pca.components_.T @ np.diag(pca.explained_variance_) @ pca.components_
+        np.testing.assert_allclose(matrix, expected, atol=2e-5)
+
+
+def test_a_constant_channel_keeps_scale_one(images):
+    image = images[0].copy()
+    image[:, :, 1] = 77
+    matrix = np.asarray(augment.image_covariance(jnp.asarray(image, jnp.float32)[None]))[0]
+    np.testing.assert_allclose(matrix[1], 0, atol=1e-6)
+    np.testing.assert_allclose(matrix[0, 0], 1024 / 1023, rtol=1e-5)
+    flat = np.full((1, 32, 32, 3), 200.0, np.float32)
+    np.testing.assert_array_equal(augment.image_covariance(jnp.asarray(flat)), 0)
+
+
+def assert_covariance(draws: np.ndarray, expected: np.ndarray) -> None:
+    """Mean 0 and the expected covariance, within five standard errors of n draws."""
+    n = len(draws)
+    deviation = np.sqrt(np.diag(expected))
+    assert np.all(np.abs(draws.mean(axis=0)) < 5 * deviation / np.sqrt(n))
+    standard_error = np.sqrt((expected**2 + np.outer(deviation, deviation) ** 2) / n)
+    assert np.all(np.abs(np.cov(draws.T) - expected) < 5 * standard_error)
+
+
+DRAWS = 100_000
+
+
+@pytest.mark.parametrize("index", [0, 3, 4])
+def test_per_image_noise_has_the_seeds_distribution(images, index):
+    """sum_i p_i alpha_i lambda_i with the image's own eigenvectors and eigenvalues, alpha ~ N(0, 0.1^2)."""
+    image = jnp.asarray(images[index], jnp.float32)[None]
+    matrix = augment.image_covariance(image)
+    pca = seeds_pca(images[index])
+    expected = 0.1**2 * pca.components_.T @ np.diag(pca.explained_variance_**2) @ pca.components_
+    # The same image each time: 1,000 calls' worth of pixels need not be stacked.
+    noise = jax.jit(jax.vmap(lambda key: augment.per_image_noise(key[None], image, 0.1)[0]))
+    draws = np.asarray(noise(keys(DRAWS)))
+    assert matrix.shape == (1, 3, 3)
+    assert_covariance(draws, expected)
+    assert draws.std(axis=0).max() < 0.5  # under half a grey level, as the README says
+
+
+@pytest.mark.parametrize(("mode", "exponent", "divisor"), [("dataset-std", 1, 1), ("dataset-eigenvalue", 2, 255**2)])
+def test_dataset_noise_has_the_published_distribution(basis, mode, exponent, divisor):
+    preprocessing = augment.Preprocessing(basis, pca=mode)
+    draws = np.asarray(preprocessing.noise(keys(DRAWS), jnp.zeros((1, 1, 1, 3)), 0.1))
+    vectors, values = basis.eigenvectors, basis.eigenvalues
+    assert_covariance(draws, 0.1**2 * vectors @ np.diag(values**exponent) @ vectors.T / divisor)
+
+
+def test_imagenet_noise_in_grey_levels():
+    """The published deviations 121.78, 37.09, 19.72 give 12.2, 3.7 and 2.0 levels; the common port 5.5, 0.48, 0.11."""
+    values = np.array([121.78, 37.09, 19.72]) ** 2
+    basis = augment.PcaBasis(np.zeros(3), values, np.eye(3))
+    np.testing.assert_allclose(0.1 * augment.deviation_scales(basis), [12.2, 3.7, 2.0], atol=0.05)
+    port = augment.PcaBasis(np.zeros(3), np.array([0.2175, 0.0188, 0.0045]) * 255**2, np.eye(3))
+    np.testing.assert_allclose(0.1 * augment.eigenvalue_scales(port), [5.5, 0.48, 0.11], atol=0.05)
+
+
+def test_noise_is_one_shift_for_all_pixels_and_std_mode_divides_by_1_1(images, basis):
+    step = jnp.int32(0)
+    plain = augment.Preprocessing(basis).training(keys(8), images[:8], step)
+    noisy = augment.Preprocessing(basis, pca="dataset-eigenvalue").training(keys(8), images[:8], step)
+    shift = np.asarray(noisy - plain)
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
+    assert np.all(np.abs(shift).max(axis=(1, 2, 3)) > 0)
+
+    mean = images.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = augment.Preprocessing(basis, mean).training(keys(8), images[:8], step)
+    divided = augment.Preprocessing(basis, mean, pca="dataset-std").training(keys(8), images[:8], step)
+    shift = np.asarray(divided * 1.1 - centred)
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
+
+    # Without a mean image the same division goes about the mean colour.
+    centre = basis.mean / 255
+    uncentred = augment.Preprocessing(basis, pca="dataset-std").training(keys(8), images[:8], step)
+    shift = (np.asarray(uncentred) - centre) * 1.1 - (np.asarray(plain) - centre)
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["per-image", "dataset-std", "dataset-eigenvalue"])
+def test_noise_stops_at_its_step(images, basis, mode):
+    preprocessing = augment.Preprocessing(basis, pca=mode, pca_off_step=10)
+    plain = preprocessing.evaluation(images[:4])
+    before = preprocessing.training(keys(4), images[:4], jnp.int32(9))
+    after = preprocessing.training(keys(4), images[:4], jnp.int32(10))
+    assert float(jnp.abs(before - plain).max()) > 1e-5
+    np.testing.assert_allclose(after, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "numpy_mode"), [("reflect", "reflect"), ("zero", "constant")])
+def test_crops_are_windows_of_the_padded_image(images, mode, numpy_mode):
+    image = images[0]
+    crops = np.asarray(augment.random_crop(keys(500), jnp.asarray(np.stack([image] * 500)), 2, mode))
+    padded = np.pad(image, [(2, 2), (2, 2), (0, 0)], mode=numpy_mode)
+    windows = {padded[r : r + 32, c : c + 32].tobytes(): (r, c) for r in range(5) for c in range(5)}
+    offsets = [windows[crop.tobytes()] for crop in crops]
+    _, counts = np.unique(offsets, axis=0, return_counts=True)
+    assert len(counts) == 25
+    # 500 crops over 25 places: chi-square with 24 degrees of freedom stays under 60 in all but 1 of 10,000 cases.
+    assert ((counts - 20) ** 2 / 20).sum() < 60
+
+
+def test_flips_mirror_left_to_right_half_the_time(images):
+    image = images[0]
+    flipped = np.asarray(augment.random_flip(keys(1000), jnp.asarray(np.stack([image] * 1000))))
+    mirrored = np.array([np.array_equal(f, image[:, ::-1]) for f in flipped])
+    assert np.all(mirrored | np.array([np.array_equal(f, image) for f in flipped]))
+    assert 430 < mirrored.sum() < 570
+
+
+def test_an_examples_draws_depend_on_its_key_alone(images, basis):
+    preprocessing = augment.Preprocessing(basis, None, 4, "reflect", True, "per-image")
+    together = preprocessing.training(keys(8), images[:8], jnp.int32(0))
+    half = preprocessing.training(keys(8)[4:], images[4:8], jnp.int32(0))
+    np.testing.assert_allclose(together[4:], half, atol=1e-6)
+    again = preprocessing.training(keys(8, seed=1), images[:8], jnp.int32(0))
+    assert float(jnp.abs(again - together).mean()) > 0.01
+
+
+def test_evaluation_only_scales(images, basis):
+    np.testing.assert_allclose(augment.Preprocessing(basis, pca="dataset-std").evaluation(images), images / 255.0, 1e-6)
+    mean = augment.Statistics.of(images).mean_image
+    centred = augment.Preprocessing(basis, mean).evaluation(images)
+    np.testing.assert_allclose(np.asarray(centred).mean(axis=0), 0, atol=1e-5)

@@ -1,0 +1,164 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.layers import dropout, local_response_norm, max_pool
+
+# size, alpha, beta, k, divide_by_size: the paper, the 2012 program, odd and even windows, windows wider than the map
+CONVENTIONS = [
+    (5, 1e-4, 0.75, 2.0, False),
+    (5, 1e-4, 0.75, 1.0, True),
+    (4, 1e-3, 0.75, 1.0, True),
+    (2, 0.5, 0.5, 1.0, False),
+    (1, 0.1, 1.0, 0.5, False),
+    (9, 1e-2, 0.75, 1.0, False),
+    (40, 1e-3, 0.6, 2.0, True),
+]
+
+
+def reference_lrn(x: np.ndarray, size: int, alpha: float, beta: float, k: float, divide: bool) -> np.ndarray:
+    """The formula, channel by channel, in float64."""
+    x = x.astype(np.float64)
+    y = np.empty_like(x)
+    for c in range(x.shape[-1]):
+        window = x[..., max(0, c - size // 2) : c + (size - 1) // 2 + 1]
+        y[..., c] = x[..., c] / (k + (alpha / size if divide else alpha) * (window**2).sum(-1)) ** beta
+    return y
+
+
+def inputs(scale: float, shape: tuple[int, ...] = (2, 3, 3, 13)) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-scale, scale, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_lrn_equals_the_loop(convention, scale):
+    x = inputs(scale)
+    np.testing.assert_allclose(local_response_norm(jnp.asarray(x), *convention), reference_lrn(x, *convention), 2e-5)
+
+
+def test_conventions_differ_visibly_on_large_inputs():
+    x = jnp.asarray(inputs(1000.0))
+    paper = local_response_norm(x, 5, 1e-4, 0.75, 2.0, divide_by_size=False)
+    program = local_response_norm(x, 5, 1e-4, 0.75, 2.0, divide_by_size=True)
+    assert float(jnp.abs(program).sum() / jnp.abs(paper).sum()) > 2
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_lrn_gradient_equals_finite_differences(convention, scale):
+    x, cotangent = inputs(scale, (1, 1, 1, 13)), inputs(1.0, (1, 1, 1, 13)).astype(np.float64)[..., ::-1]
+    _, vjp = jax.vjp(lambda a: local_response_norm(a, *convention), jnp.asarray(x))
+    (gradient,) = vjp(jnp.asarray(cotangent, jnp.float32))
+    h = scale * 1e-6
+    wide = x.astype(np.float64)
+    expected = [
+        ((reference_lrn(wide + h * e, *convention) - reference_lrn(wide - h * e, *convention)) * cotangent).sum()
+        / 2
+        / h
+        for e in np.eye(13)
+    ]
+    np.testing.assert_allclose(gradient.ravel(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_lrn_in_bfloat16_is_accumulated_in_float32():
+    x = jnp.asarray(inputs(1000.0)).astype(jnp.bfloat16)
+    y = local_response_norm(x, 9, 1e-2, 0.75, 1.0)
+    assert y.dtype == jnp.bfloat16
+    expected = reference_lrn(np.asarray(x, np.float32), 9, 1e-2, 0.75, 1.0, False)
+    # Half a unit in the last place of bfloat16: only the result is rounded.
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-8)
+
+
+def test_lrn_keeps_only_its_input_for_the_gradient():
+    x = jnp.asarray(inputs(1.0))
+    _, vjp = jax.vjp(local_response_norm, x)
+    residuals = [leaf for leaf in jax.tree.leaves(vjp) if np.size(leaf) > 1]
+    assert [r.shape for r in residuals] == [x.shape]
+    np.testing.assert_array_equal(residuals[0], x)
+
+
+@pytest.mark.parametrize("arguments", [{"size": 0}, {"alpha": -1.0}, {"k": 0.0}])
+def test_lrn_refuses_what_has_no_meaning(arguments):
+    with pytest.raises(ValueError, match="local_response_norm needs"):
+        local_response_norm(jnp.ones((1, 4)), **arguments)
+
+
+def test_lrn_refuses_integers():
+    with pytest.raises(TypeError, match="floating dtype, not int32"):
+        local_response_norm(jnp.ones((1, 4), jnp.int32))
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
+def test_lrn_equals_pytorch(convention):
+    torch = pytest.importorskip("torch")
+    size, alpha, beta, k, divide = convention
+    x = inputs(1000.0)
+    leaf = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    y = torch.nn.functional.local_response_norm(leaf, size, alpha if divide else alpha * size, beta, k)
+    y.sum().backward()
+    ours, vjp = jax.vjp(lambda a: local_response_norm(a, *convention), jnp.asarray(x))
+    np.testing.assert_allclose(ours, y.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-4)
+    expected = leaf.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(vjp(jnp.ones_like(ours))[0], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 4])
+def test_lrn_equals_tensorflow(radius):
+    tf = pytest.importorskip("tensorflow")
+    x = inputs(1000.0)
+    with tf.GradientTape() as tape:
+        leaf = tf.Variable(x)
+        y = tf.nn.local_response_normalization(leaf, depth_radius=radius, bias=2.0, alpha=1e-4, beta=0.75)
+    ours, vjp = jax.vjp(lambda a: local_response_norm(a, 2 * radius + 1, 1e-4, 0.75, 2.0), jnp.asarray(x))
+    np.testing.assert_allclose(ours, y.numpy(), rtol=1e-4)
+    expected = tape.gradient(y, leaf).numpy()
+    np.testing.assert_allclose(vjp(jnp.ones_like(ours))[0], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+POOLINGS = [(3, 2, "SAME"), (3, 2, "VALID"), (2, 2, "SAME"), (3, 1, "SAME"), (5, 3, "VALID"), (2, 3, "SAME")]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+@pytest.mark.parametrize("side", [5, 8, 16])
+def test_max_pool_equals_flax(pooling, side):
+    window, stride, padding = pooling
+    x = jnp.asarray(inputs(1.0, (2, side, side + 1, 3))) - 2.0  # all negative: padding with 0 would show
+
+    def flax_pool(a: jax.Array) -> jax.Array:
+        return nn.max_pool(a, (window, window), (stride, stride), padding)
+
+    ours, vjp = jax.vjp(lambda a: max_pool(a, window, stride, padding), x)
+    theirs, their_vjp = jax.vjp(flax_pool, x)
+    np.testing.assert_array_equal(ours, theirs)
+    cotangent = jnp.asarray(inputs(1.0, ours.shape))
+    np.testing.assert_allclose(vjp(cotangent)[0], their_vjp(cotangent)[0], rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_shares_the_gradient_among_equals():
+    gradient = jax.grad(lambda x: max_pool(x, 2, 2).sum())(jnp.zeros((1, 4, 4, 1)))
+    np.testing.assert_allclose(gradient.sum(), 4.0)  # one for each of the four windows
+    np.testing.assert_allclose(gradient, jnp.full((1, 4, 4, 1), 0.25))
+
+
+def test_max_pool_needs_no_select_and_scatter():
+    text = jax.jit(jax.grad(lambda x: max_pool(x).sum())).lower(jnp.ones((1, 8, 8, 4))).as_text()
+    assert "select_and_scatter" not in text
+    flax_text = (
+        jax.jit(jax.grad(lambda x: nn.max_pool(x, (3, 3), (2, 2)).sum())).lower(jnp.ones((1, 8, 8, 4))).as_text()
+    )
+    assert "select_and_scatter" in flax_text  # so the name above is the one that XLA uses
+
+
+def test_dropout_masks_by_key_and_scales():
+    keys = jax.random.split(jax.random.key(0), 64)
+    x = jnp.ones((64, 1000))
+    y = dropout(x, 0.3, keys)
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
+    # 64,000 draws: the share that is kept has standard deviation 0.0018.
+    assert abs(float((y > 0).mean()) - 0.7) < 0.01
+    shuffled = np.random.default_rng(0).permutation(64)
+    np.testing.assert_array_equal(dropout(x, 0.3, keys[shuffled]), y[shuffled])
+    np.testing.assert_array_equal(dropout(x, 0.0, keys), x)

@@ -1,0 +1,56 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+from sklearn.metrics import log_loss
+
+from alexnet_jax.metrics import JsonlWriter, TensorBoardWriter, confusion_matrix, cross_entropies, read_jsonl, softmax
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 5, (200, 10)).astype(np.float32)
+LABELS = RNG.integers(0, 10, 200)
+
+
+def test_cross_entropy_and_softmax_equal_sklearn():
+    probabilities = softmax(LOGITS)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    wide = probabilities.astype(np.float64)
+    expected = log_loss(LABELS, wide / wide.sum(axis=1, keepdims=True), labels=range(10), normalize=False)
+    np.testing.assert_allclose(cross_entropies(LOGITS, LABELS).sum(), expected, rtol=1e-5)
+
+
+def test_large_logits_do_not_overflow():
+    logits = np.array([[1e4, 0.0], [-1e4, 0.0]], np.float32)
+    np.testing.assert_allclose(cross_entropies(logits, np.array([1, 0])), [1e4, 1e4])
+    np.testing.assert_allclose(softmax(logits), [[1, 0], [0, 1]])
+
+
+def test_confusion_matrix_equals_sklearn():
+    predicted = LOGITS.argmax(axis=1)
+    np.testing.assert_array_equal(confusion_matrix(LABELS, predicted, 10), sklearn_confusion_matrix(LABELS, predicted))
+
+
+def test_jsonl_drops_what_comes_again_and_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path, last_step=0)
+    for step in (10, 20, 30):
+        writer.write({"step": step, "split": "train", "loss": 1.0})
+    writer.close()
+    with path.open("a") as file:
+        file.write('{"step": 40, "sp')
+    assert [r["step"] for r in read_jsonl(path)] == [10, 20, 30]
+    writer = JsonlWriter(path, last_step=20)
+    writer.write({"step": 30, "split": "train", "loss": 2.0})
+    writer.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 30]
+
+
+def test_tensorboard_events_can_be_read_back(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer = TensorBoardWriter(tmp_path, last_step=0)
+    writer.write({"step": 7, "epoch": 0, "split": "validation", "accuracy": 0.5, "loss": 1.25})
+    writer.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    (scalar,) = events.Scalars("validation/loss")
+    assert (scalar.step, scalar.value) == (7, 1.25)

@@ -1,0 +1,163 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax import augment, optimizer, steps
+from alexnet_jax.batches import batches, epoch_order
+from alexnet_jax.errors import UsageError
+from alexnet_jax.models import AlexNetSmall
+
+# At ten times this rate rounding grows a millionfold within 20 steps on so small a batch, on one device as on eight.
+UPDATE = optimizer.paper_sgd(optimizer.step_schedule(0.001, [15], 0.1), 0.9, 5e-4)
+
+
+def everything_on(images: np.ndarray) -> augment.Preprocessing:
+    statistics = augment.Statistics.of(images)
+    return augment.Preprocessing(statistics.basis, statistics.mean_image, 4, "reflect", True, "per-image", 0.1, 15)
+
+
+def train(split, num_devices: int, num_steps: int, seed: int = 1):
+    """Trains with everything on; 100 images in batches of 16 leave a padded last batch of 4 in each pass."""
+    devices = jax.devices()[:num_devices]
+    model = AlexNetSmall()
+    step = steps.make_train_step(model, UPDATE, everything_on(split.images), devices)
+    state = steps.create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
+    initial = jax.device_get(state.params)
+    state = steps.replicate(state, devices)
+    key = steps.replicate(jax.random.key(seed), devices)
+    metrics, epoch = [], 0
+    while len(metrics) < num_steps:
+        order = epoch_order(0, epoch, len(split))
+        for batch in batches(split.images, split.labels, order, 16, num_devices):
+            if len(metrics) == num_steps:
+                break
+            state, m = step(state, batch, key)
+            metrics.append(jax.device_get(m))
+        epoch += 1
+    return initial, jax.device_get(state), metrics, step
+
+
+def relative_difference(a, b) -> float:
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.linalg.norm(x - y) / np.linalg.norm(x)) for x, y in leaves)
+
+
+@pytest.fixture(scope="module")
+def one_device(tiny):
+    return train(tiny["train"], 1, 20)
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_more_devices_compute_the_same(tiny, one_device, num_devices):
+    _, expected, expected_metrics, _ = one_device
+    _, state, metrics, _ = train(tiny["train"], num_devices, 20)
+    assert relative_difference(expected.params, state.params) < 1e-4
+    assert [m.count for m in metrics] == [m.count for m in expected_metrics]
+    np.testing.assert_allclose([m.loss for m in metrics], [m.loss for m in expected_metrics], rtol=1e-3)
+
+
+def test_other_draws_would_be_seen(tiny, one_device):
+    """The bounds above are far below what other crops, noise and masks do."""
+    _, expected, expected_metrics, _ = one_device
+    _, state, metrics, _ = train(tiny["train"], 1, 20, seed=2)
+    assert relative_difference(expected.params, state.params) > 1e-3
+    assert abs(metrics[0].loss / expected_metrics[0].loss - 1) > 0.01
+
+
+def test_every_parameter_gets_a_gradient_and_moves(one_device):
+    initial, state, _, _ = one_device
+    for (path, before), after in zip(
+        jax.tree_util.tree_leaves_with_path(initial), jax.tree.leaves(state.params), strict=True
+    ):
+        moved = np.asarray(before) != np.asarray(after)
+        assert moved.mean() > 0.99, jax.tree_util.keystr(path)
+
+
+def test_gradient_without_weight_decay_reaches_every_tensor(tiny):
+    split, model = tiny["train"], AlexNetSmall()
+    update = optax.sgd(1.0)
+    step = steps.make_train_step(model, update, everything_on(split.images), jax.devices()[:1])
+    state = steps.create_state(model, update, (32, 32, 3), jax.random.key(0))
+    before = jax.device_get(state.params)
+    batch = next(batches(split.images, split.labels, np.arange(100), 16, 1))
+    after, _ = step(steps.replicate(state, jax.devices()[:1]), batch, jax.random.key(1))
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(jax.device_get(after.params)), strict=True
+    ):
+        assert np.abs(x - y).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_the_step_compiles_once(tiny):
+    """Full batches, a padded batch, another epoch, the colour noise switched off: one program."""
+    traces = 0
+
+    class Counting(AlexNetSmall):
+        def __call__(self, *args, **kwargs):
+            nonlocal traces
+            traces += 1
+            return super().__call__(*args, **kwargs)
+
+    split, devices = tiny["train"], jax.devices()[:2]
+    model = Counting()
+    step = steps.make_train_step(model, UPDATE, everything_on(split.images), devices)
+    state = steps.replicate(steps.create_state(model, UPDATE, (32, 32, 3), jax.random.key(0)), devices)
+    key = steps.replicate(jax.random.key(1), devices)
+    traces = 0
+    for epoch in range(3):
+        for batch in batches(split.images, split.labels, epoch_order(0, epoch, 100), 16, 2):
+            state, _ = step(state, batch, key)
+    assert int(state.step) == 21
+    assert traces == 1
+
+
+def test_padding_changes_nothing(tiny):
+    """A batch of 4 in room for 16 gives the update of a batch of 4."""
+    split, devices = tiny["train"], jax.devices()[:1]
+    model, update = AlexNetSmall(dropout_rate=0.0), optax.sgd(0.01)
+    preprocessing = augment.Preprocessing(augment.pca_basis(split.images))
+    results = []
+    for size in (4, 16):
+        step = steps.make_train_step(model, update, preprocessing, devices)
+        state = steps.replicate(steps.create_state(model, update, (32, 32, 3), jax.random.key(0)), devices)
+        batch = next(batches(split.images, split.labels, np.arange(4), size, 1))
+        results.append(jax.device_get(step(state, batch, jax.random.key(1))))
+    (short, short_metrics), (padded, padded_metrics) = results
+    assert relative_difference(short.params, padded.params) < 1e-6
+    assert padded_metrics.count == short_metrics.count == 4
+    np.testing.assert_allclose(padded_metrics.loss, short_metrics.loss, rtol=1e-5)
+
+
+def test_metrics_are_sums_of_the_true_loss(tiny):
+    split, devices = tiny["train"], jax.devices()[:2]
+    model = AlexNetSmall(dropout_rate=0.0)
+    step = steps.make_train_step(model, UPDATE, augment.Preprocessing(augment.pca_basis(split.images)), devices)
+    state = steps.create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
+    logits = np.asarray(model.apply({"params": state.params}, jnp.asarray(split.images[:16] / 255.0, jnp.float32)))
+    batch = next(batches(split.images, split.labels, np.arange(100), 16, 2))
+    _, metrics = step(steps.replicate(state, devices), batch, jax.random.key(1))
+    e = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities = e / e.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(metrics.loss, -np.log(probabilities[range(16), split.labels[:16]]).sum(), rtol=1e-5)
+    assert int(metrics.correct) == (logits.argmax(axis=1) == split.labels[:16]).sum()
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 64), (7, 3), (70, 64), (64, 64)])
+def test_every_image_is_predicted_once_and_in_order(tiny, num_devices, count, batch_size):
+    class MeanLevel(AlexNetSmall):
+        def __call__(self, images, dropout_keys=None):
+            return images.mean(axis=(1, 2))
+
+    images, devices = tiny["test"].images[:count], jax.devices()[:num_devices]
+    step = steps.make_predict_step(MeanLevel(), augment.Preprocessing(augment.pca_basis(images)), devices)
+    logits = steps.predict_logits(step, {}, images, batch_size, num_devices)
+    np.testing.assert_allclose(logits, images.mean(axis=(1, 2)) / 255, rtol=1e-5)
+
+
+def test_select_devices():
+    assert len(steps.select_devices(3)) == 3
+    assert len(steps.select_devices(None)) == 8
+    with pytest.raises(UsageError, match="--num-devices 99: JAX sees 8"):
+        steps.select_devices(99)
