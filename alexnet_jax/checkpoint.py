@@ -16,6 +16,10 @@ from alexnet_jax.steps import TrainState
 ACCURACY = "validation_accuracy"
 
 
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics[ACCURACY]
+
+
 class Checkpoints:
     """The checkpoints of a run: the two newest, and the one with the best validation accuracy.
 
@@ -26,10 +30,11 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, read_only: bool = False) -> None:
         # Saving is synchronous: 0.3 s for this network, and an asynchronous save can hang for good on a full disk.
         options = ocp.CheckpointManagerOptions(
+            best_fn=_accuracy,  # without it Orbax does not write metrics; what is kept, the policy decides
             preservation_policy=AnyPreservationPolicy(
                 [
                     LatestN(2),
-                    BestN(n=1, get_metric_fn=lambda m: m[ACCURACY], keep_checkpoints_without_metrics=False),
+                    BestN(n=1, get_metric_fn=_accuracy, keep_checkpoints_without_metrics=False),
                 ]
             ),
             enable_async_checkpointing=False,
@@ -48,7 +53,7 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step with the highest validation accuracy (the earliest of equals); None if none was measured."""
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        scores = [(found[ACCURACY], -step) for step, found in metrics.items() if found]
+        scores = [(_accuracy(found), -step) for step, found in metrics.items() if found]
         return -max(scores)[1] if scores else None
 
     def save(self, state: TrainState, memory: dict[str, Any], accuracy: float | None) -> None:

@@ -237,7 +237,8 @@ def _from_nested(config_type: type[C], nested: Mapping[str, Any]) -> C:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         known = flags_of(config_type)
-        name = next((flag(part) for part in first["loc"] if isinstance(part, str) and flag(part) in known), "")
+        # The innermost name: the path may begin with the class's, and `optimizer` is a class and a flag in it.
+        name = [flag(part) for part in first["loc"] if isinstance(part, str) and flag(part) in known][-1]
         raise UsageError(f"{name} {first['input']}: {first['msg'].lower()}") from None
     if isinstance(config, TrainConfig):
         _check_together(config)

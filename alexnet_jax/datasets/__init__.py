@@ -1,10 +1,7 @@
 """Data sets: one face, `Dataset`, over CIFAR-10 and drawn shapes."""
 
 from alexnet_jax.config import DataConfig
-from alexnet_jax.datasets import shapes
-try:
-    from alexnet_jax.datasets import cifar10
-except ImportError: pass
+from alexnet_jax.datasets import cifar10, shapes
 from alexnet_jax.datasets.dataset import Dataset, Split
 
 __all__ = ["Dataset", "Split", "load"]

@@ -1,22 +1,21 @@
 """CIFAR-10 (Krizhevsky 2009): 60,000 photographs of 32 x 32 pixels in 10 classes, from wherever they are.
 
-One face over three sources that give identical arrays: a folder as the authors publish it, a copy prepared by TensorFlow
-Datasets (TFDS), or a download that TFDS checks and prepares. Nothing here needs TensorFlow.
+One face over three sources that give identical arrays: a folder as the authors publish it, a copy prepared by
+TensorFlow Datasets (TFDS), or a download that TFDS checks and prepares. Nothing here needs TensorFlow.
 """
 
 import os
 import pathlib
 import queue
 import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 
 from alexnet_jax.datasets import cifar10_batches
-from alexnet_jax.datasets.cifar10_batches import BINARY_FOLDER, CLASS_NAMES, PICKLE_FOLDER, RECORDS_PER_BATCH
+from alexnet_jax.datasets.cifar10_batches import BINARY_FOLDER, CLASS_NAMES, PICKLE_FOLDER, RECORDS_PER_BATCH, URL
 from alexnet_jax.datasets.dataset import Dataset, Split
 from alexnet_jax.errors import AlexNetError
-
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # TFDS registers its size and SHA-256
 
 _PREPARED = ("cifar10", "3.0.2")  # where TFDS keeps it under its data_dir
 _PROBE_SECONDS = 8.0
@@ -45,6 +44,7 @@ def load(data_dir: pathlib.Path | None, *, url: str = URL, records_per_batch: in
         raise AlexNetError(f"{data_dir}: can't be read; check the rights of the folder")
     else:
         places = [data_dir]
+    places = [pathlib.Path(os.path.abspath(place)) for place in places]  # whose last part is a name, not a dot
 
     for place in places:
         if folder := cifar10_batches.find(place):
@@ -82,7 +82,6 @@ def _find_prepared(place: pathlib.Path) -> pathlib.Path | None:
     """TFDS's data_dir, if `place` is one with the data set in it, or is the data set's own folder."""
     if os.path.isdir(place.joinpath(*_PREPARED)):
         return place
-    place = pathlib.Path(os.path.abspath(place))
     return place.parents[1] if place.parts[-2:] == _PREPARED else None
 
 
@@ -103,8 +102,12 @@ def _require_reachable(url: str, places: list[pathlib.Path]) -> None:
     def ask() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            error.close()  # it is an open response too
+            answers.put(str(error))
         except Exception as error:
-            answers.put(str(error) or type(error).__name__)
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            answers.put(str(reason) or type(error).__name__)
         else:
             answers.put("")
 
@@ -115,8 +118,9 @@ def _require_reachable(url: str, places: list[pathlib.Path]) -> None:
     except queue.Empty:
         failure = f"no answer in {_PROBE_SECONDS:g} s"
     if failure:
+        looked, host = " or ".join(map(str, places)), urllib.parse.urlsplit(url).netloc
         raise AlexNetError(
-            f"CIFAR-10 is not at {' or '.join(map(str, places))}, and {urllib.parse.urlsplit(url).netloc} can't be reached "
-            f"({failure}): give --data-dir a folder that holds {PICKLE_FOLDER} or {BINARY_FOLDER}, "
+            f"CIFAR-10 is not at {looked}, and {host} can't be reached ({failure}): "
+            f"give --data-dir DIR with a folder that holds {PICKLE_FOLDER} or {BINARY_FOLDER}, "
             "or use the preset quickstart, which needs no data"
         )

@@ -10,6 +10,7 @@ from alexnet_jax.datasets import cifar10_pickle
 from alexnet_jax.datasets.dataset import Split
 from alexnet_jax.errors import AlexNetError
 
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # TFDS registers its size and SHA-256
 BINARY_FOLDER = "cifar-10-batches-bin"
 PICKLE_FOLDER = "cifar-10-batches-py"
 TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -18,21 +19,20 @@ TEST_BATCH = "test_batch"
 RECORDS_PER_BATCH = 10_000
 IMAGE_SHAPE = (32, 32, 3)
 
-# A constant, though each layout has a file with the names: the labels mean nothing else, and no file need be there for it.
+# Each layout has a file with the names, but the labels never mean anything else: so that file need not be there.
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _PIXEL_BYTES = 3 * 32 * 32  # a plane of red, one of green, one of blue, each row by row
 RECORD_BYTES = 1 + _PIXEL_BYTES  # the label first
 
-# A published batch has 31,035,704 bytes at most; written again by Python 3 in protocol 2, pixels as UTF-8, some 46 million.
+# A published batch has about 31 million bytes; written again by Python 3 in protocol 2, pixels as UTF-8, 46 million.
 _MAX_PICKLE_BYTES = 64 * 1024**2
 
 _REMEDY = "extract the published archive again"
 
 
 def find(place: pathlib.Path) -> pathlib.Path | None:
-    """The folder of published batches that `place` is or directly holds, the binary one first; None if there is none."""
-    place = pathlib.Path(os.path.abspath(place))
+    """The folder of published batches that `place` is or directly holds, the binary one first; None without one."""
     for folder in _READERS:
         if place.name == folder:
             return place
@@ -51,16 +51,12 @@ def read(folder: pathlib.Path, records_per_batch: int = RECORDS_PER_BATCH) -> tu
       AlexNetError: a file is missing, can't be read or isn't what was published.
     """
     read_batch = _READERS[folder.name]
-    train = [read_batch(folder, batch, records_per_batch) for batch in TRAIN_BATCHES]
-    return concatenate(train), read_batch(folder, TEST_BATCH, records_per_batch)
-
-
-def concatenate(splits: list[Split]) -> Split:
-    """One split after the other."""
-    return Split(
-        images=np.concatenate([split.images for split in splits]),
-        labels=np.concatenate([split.labels for split in splits]),
+    parts = [read_batch(folder, batch, records_per_batch) for batch in TRAIN_BATCHES]
+    train = Split(
+        images=np.concatenate([part.images for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
     )
+    return train, read_batch(folder, TEST_BATCH, records_per_batch)
 
 
 def parse_binary(data: bytes, records: int, file: str) -> Split:

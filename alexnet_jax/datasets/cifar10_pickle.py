@@ -1,11 +1,11 @@
 """The pickles of `cifar-10-batches-py`, read without ever running what a pickle can ask for.
 
-`pickle.load` calls whatever a file names. Here the standard library's disassembler (`pickletools.genops`) takes the file
-apart, and a small stack machine follows the few opcodes that a batch is made of: nothing is imported, nothing that the
-file names is called, and no state is set on any object but an array's. PyTorch's `weights_only` unpickler is built alike.
+`pickle.load` calls whatever a file names. Here the standard library's disassembler (`pickletools.genops`) takes the
+file apart, and a small stack machine follows the few opcodes that a batch is made of: nothing is imported, nothing that
+the file names is called, and no state is set on any object but an array's. PyTorch's `weights_only` unpickler is alike.
 
-Beyond bytes, strings, numbers, tuples, lists and dicts it knows what Python 2 and 3 write for a uint8 array and for bytes
-(protocols 2 to 4): `_reconstruct`, `ndarray` and `dtype` of NumPy, and `_codecs.encode` to Latin-1.
+Beyond bytes, strings, numbers, tuples, lists and dicts it knows what Python 2 and 3 write for a uint8 array and for
+bytes (protocols 2 to 4): `_reconstruct`, `ndarray` and `dtype` of NumPy, and `_codecs.encode` to Latin-1.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-Container = TypeVar("Container", list, dict)
+_Container = TypeVar("_Container", list, dict)
 
-# A published batch has 20,066 opcodes. One opcode makes at most a small object (some 64 bytes beyond its own argument),
-# so this bounds the memory at about twice the size of the file and 64 MB more.
-MAX_OPCODES = 1_000_000
+# A published batch has 20,078. One makes at most a small object beyond its own argument, so this and the bound on what
+# `_codecs.encode` makes keep the memory within a few times the size of the file and some 64 MB.
+_MAX_OPCODES = 1_000_000
 
 
 class _Known(enum.Enum):
@@ -59,6 +59,8 @@ def loads(data: bytes) -> object:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, object] = {}
+    encoded = 0  # bytes
+    argument: Any
 
     def pop_to_mark() -> list:
         mark = marks.pop()
@@ -67,8 +69,8 @@ def loads(data: bytes) -> object:
         return items
 
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if count == MAX_OPCODES:
-            raise pickle.UnpicklingError(f"it has more than {MAX_OPCODES:,} opcodes")
+        if count == _MAX_OPCODES:
+            raise pickle.UnpicklingError(f"it has more than {_MAX_OPCODES:,} opcodes")
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -114,7 +116,12 @@ def loads(data: bytes) -> object:
                 stack.append(_global(module, name))
             case "REDUCE":
                 arguments, callee = stack.pop(), stack.pop()
-                stack.append(_reduce(callee, arguments))
+                value = _reduce(callee, arguments)
+                if isinstance(value, bytes):
+                    encoded += len(value)
+                    if encoded > len(data):  # the same string again and again
+                        raise pickle.UnpicklingError("it encodes more bytes than it has")
+                stack.append(value)
             case "BUILD":
                 state = stack.pop()
                 _build(stack[-1], state)
@@ -125,7 +132,7 @@ def loads(data: bytes) -> object:
     raise pickle.UnpicklingError("it has no end")
 
 
-def _container(value: object, kind: type[Container]) -> Container:
+def _container(value: object, kind: type[_Container]) -> _Container:
     if not isinstance(value, kind):
         raise pickle.UnpicklingError(f"it adds to what is no {kind.__name__}")
     return value

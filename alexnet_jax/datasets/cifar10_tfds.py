@@ -21,20 +21,26 @@ import PIL.Image
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-from tensorflow_datasets.image_classification import cifar
 
-from alexnet_jax.datasets import cifar10_batches
-from alexnet_jax.datasets.cifar10_batches import CLASS_NAMES, IMAGE_SHAPE, RECORDS_PER_BATCH, TEST_BATCH, TRAIN_BATCHES
+from alexnet_jax.datasets.cifar10_batches import (
+    BINARY_FOLDER,
+    CLASS_NAMES,
+    IMAGE_SHAPE,
+    RECORD_BYTES,
+    RECORDS_PER_BATCH,
+    TEST_BATCH,
+    TRAIN_BATCHES,
+    URL,
+    parse_binary,
+)
 from alexnet_jax.datasets.dataset import Split
 from alexnet_jax.errors import AlexNetError
-
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # TFDS registers its size and SHA-256
 
 # TFDS retries 10 times with doubling pauses, 204 s in all; 3 times take 1.2 s.
 _DOWNLOAD_RETRIES = 3
 
 
-class Cifar10(cifar.Cifar10, skip_registration=True):
+class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # a keyword of TFDS's
     """TFDS's `cifar10` 3.0.2, prepared without TensorFlow.
 
     Args:
@@ -50,10 +56,24 @@ class Cifar10(cifar.Cifar10, skip_registration=True):
         self._records_per_batch = records_per_batch
         super().__init__(data_dir=data_dir)
 
+    def _info(self) -> tfds.core.DatasetInfo:
+        # Not inherited: importing the official builder imports a hundred others, and what each of them needs.
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=IMAGE_SHAPE),
+            "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="60,000 colour images of 32 x 32 pixels in 10 classes: 50,000 to train on, 10,000 to test on.",
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+            homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+        )
+
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         archive = dl_manager.download(self._url)
         batches = _read_archive(os.fspath(archive), self._records_per_batch)
-        self.info.features["label"].names = CLASS_NAMES
         return {
             "train": self._generate_examples("train", [batches[name] for name in TRAIN_BATCHES]),
             "test": self._generate_examples("test", [batches[TEST_BATCH]]),
@@ -78,7 +98,6 @@ def prepare(root: pathlib.Path, *, url: str = URL, records_per_batch: int = RECO
     """
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    builder = Cifar10(data_dir=root, url=url, records_per_batch=records_per_batch)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (
@@ -87,6 +106,7 @@ def prepare(root: pathlib.Path, *, url: str = URL, records_per_batch: int = RECO
             tfds.core.utils.temporary_assignment(downloader, "MAX_RETRIES", _DOWNLOAD_RETRIES),
             contextlib.redirect_stdout(sys.stderr),  # TFDS reports its progress there in any case
         ):
+            builder = Cifar10(data_dir=root, url=url, records_per_batch=records_per_batch)
             builder.download_and_prepare(
                 download_dir=download_dir,
                 download_config=tfds.download.DownloadConfig(force_checksums_validation=True, try_download_gcs=False),
@@ -98,7 +118,7 @@ def prepare(root: pathlib.Path, *, url: str = URL, records_per_batch: int = RECO
             f"{url}: the download isn't the published archive ({expected_and_got}); nothing of it was kept: start again"
         ) from error
     except Exception as error:
-        if os.path.isdir(builder.data_dir):
+        if os.path.isdir(_directory(root)):
             return  # another process, started at the same time, was first
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise AlexNetError(
@@ -115,8 +135,10 @@ def read(root: pathlib.Path, records_per_batch: int = RECORDS_PER_BATCH) -> tupl
     Raises:
       AlexNetError: it is damaged, incomplete or in a format that only TensorFlow reads.
     """
-    directory = root / "cifar10" / "3.0.2"
+    directory = _directory(root)
     try:
+        if not os.path.exists(directory / "dataset_info.json"):
+            raise FileNotFoundError("it has no dataset_info.json")
         builder = Cifar10(data_dir=root)
         formats = builder.info.available_file_formats()
         if tfds.core.FileFormat.ARRAY_RECORD in formats:
@@ -150,11 +172,15 @@ def _read_split(builder: Cifar10, split: str, size: int) -> Split:
         with PIL.Image.open(io.BytesIO(example["image"]), formats=["PNG"]) as image:
             if image.mode != "RGB" or image.size != (32, 32):
                 raise ValueError(f"{example['id']!r} is {image.mode} of {image.size} pixels instead of RGB of 32 x 32")
-            images[row] = image
+            images[row] = np.asarray(image)
         if not 0 <= example["label"] < len(CLASS_NAMES):
             raise ValueError(f"{example['id']!r} has label {example['label']}")
         labels[row] = example["label"]
     return Split(images=images, labels=labels)
+
+
+def _directory(root: pathlib.Path) -> pathlib.Path:
+    return root / Cifar10.name / str(Cifar10.VERSION)
 
 
 def _example_id(split: str, index: int) -> str:
@@ -163,13 +189,13 @@ def _example_id(split: str, index: int) -> str:
 
 def _read_archive(path: str, records_per_batch: int) -> dict[str, Split]:
     """The six batches by name, in one pass over the archive; no other member is opened, none is written to disk."""
-    members = {f"{cifar10_batches.BINARY_FOLDER}/{name}.bin": name for name in (*TRAIN_BATCHES, TEST_BATCH)}
+    members = {f"{BINARY_FOLDER}/{name}.bin": name for name in (*TRAIN_BATCHES, TEST_BATCH)}
     batches = {}
     with tarfile.open(path, "r|gz") as archive:
         for member in archive:
             if member.name in members and (file := archive.extractfile(member)):
-                data = file.read(records_per_batch * cifar10_batches.RECORD_BYTES + 1)
-                batches[members[member.name]] = cifar10_batches.parse_binary(data, records_per_batch, member.name)
+                data = file.read(records_per_batch * RECORD_BYTES + 1)
+                batches[members[member.name]] = parse_binary(data, records_per_batch, member.name)
     if missing := sorted(set(members.values()) - set(batches)):
         raise ValueError(f"the archive lacks {', '.join(missing)}")
     return batches

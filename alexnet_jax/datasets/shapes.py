@@ -22,8 +22,7 @@ Distance = Callable[[Array, Array], Array]
 SIZE = 32  # pixels
 BLOCK = 100  # images; a multiple of the number of classes, and small enough for its planes to stay in the cache
 
-# Pixel centres, measured from the middle of the image.
-_Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.float32) - np.float32((SIZE - 1) / 2)
+_CENTRES = np.arange(SIZE, dtype=np.float32) - np.float32((SIZE - 1) / 2)  # of the pixels, from the image's middle
 
 
 def load(seed: int = 0, *, train: int = 10_000, validation: int = 1_000, test: int = 2_000) -> Dataset:
@@ -137,7 +136,8 @@ def _random_frame(rng: Generator, n: int, reach: float) -> tuple[Array, Array]:
     """
     angle = rng.uniform(0, 2 * np.pi, (n, 1, 1, 1))
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    x, y = _X - _uniform(rng, -reach, reach, n, 1, 1, 1), _Y - _uniform(rng, -reach, reach, n, 1, 1, 1)
+    x = _CENTRES - _uniform(rng, -reach, reach, n, 1, 1, 1)  # [N, 1, 1, 32]
+    y = _CENTRES[:, None] - _uniform(rng, -reach, reach, n, 1, 1, 1)  # [N, 1, 32, 1]
     return cos * x + sin * y, cos * y - sin * x
 
 

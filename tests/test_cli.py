@@ -1,0 +1,114 @@
+"""The command line as a user meets it: one line on stderr, the right exit code, no traceback."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from alexnet_jax import cli
+from alexnet_jax.config import PRESETS
+from alexnet_jax.errors import AlexNetError, UsageError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--batchsize", "64"], "unknown flag --batchsize; did you mean --batch-size?"),
+        (["--lerning-rate=1"], "unknown flag --lerning-rate; did you mean --learning-rate?"),
+        (["--xyzzy"], "unknown flag --xyzzy (--help lists all)"),
+        (["quickstrat"], "unknown preset 'quickstrat'; did you mean quickstart?"),
+        (["--epochs", "3", "quickstart"], "unexpected argument 'quickstart'"),
+        (["--epochs", "many"], "--epochs: invalid literal"),
+        (["--epochs"], "Missing value for argument '--epochs'"),
+        (["--batch-size", "0"], "--batch-size 0: input should be greater than 0"),
+        (["--pca", "rgb"], "invalid choice 'rgb' for argument '--pca'"),
+        (["--pca-std", "nan"], "--pca-std nan"),
+        (["--momentum", "0.9"], "are for --optimizer sgd"),
+        (["--preset", "cifar10"], "unknown flag --preset"),
+    ],
+)
+def test_bad_flags_get_one_line(args, message):
+    with pytest.raises(UsageError) as error:
+        cli.parse_train(args)
+    assert message in str(error.value)
+    assert not re.search(r"[\n│╭]", str(error.value))
+
+
+def test_flags_change_the_preset():
+    config = cli.parse_train(["cifar10-paper", "--learning-rate", "0.02", "--drop-epochs", "3", "4", "--no-flip"])
+    assert config.preset == "cifar10-paper"
+    assert config.optimizer.learning_rate == 0.02
+    assert config.optimizer.drop_epochs == (3, 4)
+    assert config.augmentation.flip is False
+    assert config.augmentation.crop_padding == PRESETS["cifar10-paper"].config.augmentation.crop_padding
+
+
+def test_without_arguments_it_is_the_seed():
+    assert cli.parse_train([]) == PRESETS["cifar10"].config
+    assert cli.parse_train([]).workdir == pathlib.Path("runs/cifar10")
+
+
+@pytest.mark.parametrize("preset", ["", *PRESETS])
+def test_help_names_every_preset_and_flag(preset, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse_train([*preset.split(), "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for word in [*PRESETS, "--batch-size", "--learning-rate", "--pca-std", "--num-devices", "--dtype", "--seed"]:
+        assert word in text
+    for name in PRESETS:
+        assert PRESETS[name].summary.split()[0] in text
+
+
+def test_eval_flags():
+    assert cli.parse_eval(["runs/x"]).run == pathlib.Path("runs/x")
+    with pytest.raises(UsageError, match="--checkpoint newest: last, best or a step is needed"):
+        cli.parse_eval(["runs/x", "--checkpoint", "newest"])
+    with pytest.raises(UsageError, match="PATH"):
+        cli.parse_eval([])
+
+
+@pytest.mark.parametrize(("error", "code"), [(UsageError("no such flag"), 2), (AlexNetError("disk is gone"), 1)])
+def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
+    def main(args):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["somewhere/train.py"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == f"train.py: {error}\n"
+
+
+def run_script(*args: str) -> tuple[int, str]:
+    done = subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["train.py", "--epoch", "1"], 2, "train.py: unknown flag --epoch; did you mean --epochs?"),
+        (["train.py", "--data-dir", "{tmp}/nothing"], 1, "nothing"),
+        (["train.py", "quickstart", "--workdir", "{tmp}/file/run"], 1, "file/run"),
+        (["train.py", "quickstart", "--workdir", "{tmp}/x", "--num-devices", "3"], 2, "--batch-size"),
+        (["eval.py", "{tmp}/nothing"], 1, "there is no such folder"),
+        (["eval.py", "{tmp}"], 1, "is not a run"),
+    ],
+)
+def test_the_scripts_fail_in_one_line(tmp_path, args, code, message):
+    (tmp_path / "file").write_text("not a folder")
+    returncode, stderr = run_script(*(arg.format(tmp=tmp_path) for arg in args))
+    assert returncode == code
+    assert message in stderr
+    assert len(stderr.splitlines()) == 1, stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_help_does_not_wait_for_jax():
+    code = "import sys; from alexnet_jax import cli; assert 'jax' not in sys.modules, 'cli imports jax'"
+    assert run_script("-c", code) == (0, "")

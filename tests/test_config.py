@@ -1,0 +1,76 @@
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from alexnet_jax import config
+from alexnet_jax.config import PRESETS, AugmentationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from alexnet_jax.errors import UsageError
+
+
+def field_names(config_type) -> list[str]:
+    names = []
+    for field in dataclasses.fields(config_type):
+        names += field_names(field.type) if dataclasses.is_dataclass(field.type) else [field.name]
+    return names
+
+
+def test_names_are_unique_across_the_nested_classes():
+    names = field_names(TrainConfig)
+    assert len(names) == len(set(names))
+    assert set(names) >= config.RESUMABLE
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_survive_json(name):
+    preset = PRESETS[name].config
+    assert preset.preset == name
+    assert config.validate(preset) == preset
+    assert config.from_json(json.loads(json.dumps(config.to_json(preset)))) == preset
+
+
+def test_every_value_survives_json():
+    changed = TrainConfig(
+        augmentation=AugmentationConfig(pca_off_epoch=3, crop_padding=2),
+        optimizer=OptimizerConfig("sgd", 0.02, (3, 5), 0.2, 0.8, 1e-4),
+        run=config.RunConfig(workdir=pathlib.Path("a/b"), num_devices=2),
+    )
+    assert config.from_json(json.loads(json.dumps(config.to_json(changed)))) == changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "--epochs 0: input should be greater than 0"),
+        ({"epochs": "many"}, "--epochs many: input should be a valid integer"),
+        ({"pca": "rgb"}, "--pca rgb: input should be 'none', 'per-image'"),
+        ({"learning_rate": float("inf")}, "--learning-rate inf: input should be a finite number"),
+        ({"dropout_rate": 1.0}, "--dropout-rate 1.0: input should be less than 1"),
+        ({"drop_epochs": [1, -2]}, "--drop-epochs -2"),
+        ({"drop_epochs": [20, 10]}, "--drop-epochs must rise: 20 10"),
+        ({"momentum": 0.9}, "--momentum and --weight-decay are for --optimizer sgd"),
+        ({"colour": "red"}, "unknown setting 'colour'"),
+    ],
+)
+def test_impossible_values_are_named(change, message):
+    settings = config.to_json(PRESETS["cifar10"].config) | change
+    with pytest.raises(UsageError) as error:
+        config.from_json(settings)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_setting_is_named():
+    settings = config.to_json(PRESETS["cifar10"].config)
+    del settings["batch_size"]
+    with pytest.raises(UsageError, match="'batch_size' is missing"):
+        config.from_json(settings)
+
+
+def test_differing_settings():
+    old = PRESETS["cifar10"].config
+    longer = dataclasses.replace(old, schedule=ScheduleConfig(epochs=99))
+    assert config.differing_settings(old, longer) == []
+    other = dataclasses.replace(old, schedule=ScheduleConfig(epochs=99, seed=1))
+    assert config.differing_settings(old, other) == ["seed"]

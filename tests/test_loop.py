@@ -1,0 +1,278 @@
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import alexnet_jax
+from alexnet_jax import datasets, loop
+from alexnet_jax.config import PRESETS, EvalConfig, TrainConfig
+from alexnet_jax.datasets.dataset import Dataset, Split
+from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.metrics import read_jsonl
+
+
+def make_config(workdir: pathlib.Path, epochs: int = 3, **run) -> TrainConfig:
+    """The paper's recipe on 100 images in batches of 16: seven steps an epoch, the last one padded."""
+    base = PRESETS["cifar10-paper"].config
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, dataset="shapes"),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-3, drop_epochs=(1,)),
+        schedule=dataclasses.replace(base.schedule, epochs=epochs, batch_size=16),
+        run=dataclasses.replace(base.run, **{"workdir": workdir, "num_devices": 2, "log_every": 3} | run),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """Three epochs without a break."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    loop.train_and_evaluate(make_config(workdir), tiny)
+    return workdir
+
+
+def comparable(workdir: pathlib.Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in read_jsonl(workdir / "metrics.jsonl")]
+
+
+def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
+    jax.tree.map(np.testing.assert_array_equal, alexnet_jax.open_run(a).params, alexnet_jax.open_run(b).params)
+    assert comparable(a) == comparable(b)
+
+
+def test_the_run_describes_itself(finished, tiny):
+    assert {p.name for p in finished.iterdir()} == {
+        "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "plots", "statistics.npz",
+    }  # fmt: skip
+    assert {p.name for p in (finished / "plots").iterdir()} == {"portraits.png", "pca_noise.png", "curves.png"}
+    settings = json.loads((finished / "config.json").read_text())
+    assert settings["batch_size"] == 16
+    assert settings["preset"] == "cifar10-paper"
+    assert settings["versions"]["jax"] == jax.__version__
+    run = alexnet_jax.open_run(finished)
+    assert run.step == 21
+    assert run.class_names == tiny.class_names
+    assert run.params["conv1"]["kernel"].shape == (7, 7, 3, 48)
+    np.testing.assert_allclose(run.statistics.mean_image, tiny["train"].images.mean(axis=0), rtol=1e-6)
+
+
+def test_metrics_lines(finished, tiny):
+    records = read_jsonl(finished / "metrics.jsonl")
+    train = [r for r in records if r["split"] == "train"]
+    validation = [r for r in records if r["split"] == "validation"]
+    assert [r["step"] for r in train] == [3, 6, 7, 9, 12, 14, 15, 18, 21]
+    assert [(r["step"], r["epoch"], r["count"]) for r in validation] == [(7, 0, 30), (14, 1, 30), (21, 2, 30)]
+    np.testing.assert_allclose([r["learning_rate"] for r in train], [1e-3] * 3 + [1e-4] * 6)
+    assert all(r["images_per_second"] > 0 and 0 <= r["accuracy"] <= 1 for r in train)
+    run = alexnet_jax.open_run(finished)
+    split = tiny["validation"]
+    probabilities = run.predict(split.images)
+    expected = -np.log(probabilities[range(30), split.labels].astype(np.float64)).mean()
+    np.testing.assert_allclose(validation[-1]["loss"], expected, rtol=1e-4)
+    assert validation[-1]["accuracy"] == np.mean(run.predict_class(split.images) == split.labels)
+
+
+def test_more_epochs_go_on_bit_for_bit(finished, tiny, tmp_path):
+    for epochs in (1, 3):
+        loop.train_and_evaluate(make_config(tmp_path / "run", epochs), tiny)
+    assert_same_run(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("stop", [5, 10])
+def test_a_run_stopped_within_an_epoch_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, stop):
+    """With validation each two steps the best is saved within epochs, between lines of the log."""
+    loop.train_and_evaluate(make_config(tmp_path / "whole", 2, eval_every=2), tiny)
+
+    take_step = loop.Trainer._take_step
+
+    def stopping(self, *args):
+        if self.step == stop:
+            self._save(None)  # a save at any step at all
+            raise KeyboardInterrupt
+        take_step(self, *args)
+
+    monkeypatch.setattr(loop.Trainer, "_take_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_and_evaluate(make_config(tmp_path / "broken", 2, eval_every=2), tiny)
+    monkeypatch.undo()
+    loop.train_and_evaluate(make_config(tmp_path / "broken", 2, eval_every=2), tiny)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_finished_run_is_left_as_it_is(finished, tiny, capsys):
+    before = comparable(finished)
+    loop.train_and_evaluate(make_config(finished), tiny)
+    assert comparable(finished) == before
+    assert "resumes after step 21" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused_by_name(finished, tiny):
+    config = make_config(finished)
+    changed = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, seed=5))
+    with pytest.raises(UsageError, match="--seed 0, not 5"):
+        loop.train_and_evaluate(changed, tiny)
+    fewer = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, epochs=1))
+    with pytest.raises(UsageError, match="epochs may only grow"):
+        loop.train_and_evaluate(fewer, tiny)
+
+
+def test_other_data_is_refused(finished, tiny):
+    split = tiny["test"]
+    other = dataclasses.replace(tiny, splits={**tiny.splits, "test": Split(255 - split.images, split.labels)})
+    with pytest.raises(AlexNetError, match="trained on other images"):
+        loop.train_and_evaluate(make_config(finished), other)
+
+
+def test_a_folder_with_something_else_is_refused(tiny, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        loop.train_and_evaluate(make_config(tmp_path), tiny)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_unwritable_workdir(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AlexNetError, match="can't"):
+        loop.train_and_evaluate(make_config(tmp_path / "file" / "run"), tiny)
+
+
+def test_a_batch_that_the_devices_do_not_divide(tiny, tmp_path):
+    with pytest.raises(UsageError, match="--batch-size 16 can't be divided by --num-devices 3"):
+        loop.train_and_evaluate(make_config(tmp_path / "run", num_devices=3), tiny)
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_stops_the_run_and_keeps_the_checkpoints(tiny, tmp_path):
+    workdir = tmp_path / "run"
+    loop.train_and_evaluate(make_config(workdir, 1), tiny)
+    config = make_config(tmp_path / "diverges", 3)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e6))
+    with pytest.raises(AlexNetError, match="the loss is (nan|inf) after step .*lower --learning-rate"):
+        loop.train_and_evaluate(config, tiny)
+
+
+def test_training_without_validation(tiny, tmp_path):
+    loop.train_and_evaluate(make_config(tmp_path / "run", 1), tiny.train_on_all())
+    assert {r["split"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl")} == {"train"}
+    with pytest.raises(AlexNetError, match="not validated"):
+        alexnet_jax.open_run(tmp_path / "run", "best")
+
+
+def test_the_best_checkpoint_is_kept(tiny, tmp_path):
+    loop.train_and_evaluate(make_config(tmp_path / "run", 3), tiny)
+    validation = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["split"] == "validation"]
+    best = max(validation, key=lambda r: (r["accuracy"], -r["step"]))
+    run = alexnet_jax.open_run(tmp_path / "run", "best")
+    assert run.step == best["step"]
+    assert np.mean(run.predict_class(tiny["validation"].images) == tiny["validation"].labels) == best["accuracy"]
+
+
+@pytest.fixture
+def tiny_shapes(tiny, monkeypatch):
+    """`load` gives the tiny data set instead of the whole `shapes`."""
+    monkeypatch.setattr(loop, "load", lambda config: tiny)
+
+
+@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 64), (8, 100), (3, 1)])
+def test_evaluation_is_exact_and_needs_no_other_flag(finished, tiny, tiny_shapes, capsys, num_devices, batch_size):
+    results = loop.evaluate(EvalConfig(finished, batch_size=batch_size, num_devices=num_devices))
+    split, run = tiny["test"], alexnet_jax.open_run(finished)
+    predicted = run.predict_class(split.images)
+    assert results["count"] == 70
+    assert results["correct"] == int((predicted == split.labels).sum())
+    assert results["accuracy"] == results["correct"] / 70
+    assert np.sum(results["confusion"]) == 70
+    assert [row["count"] for row in results["per_class"]] == np.bincount(split.labels, minlength=10).tolist()
+    assert json.loads((finished / "eval" / "test.json").read_text()) == results
+    with np.load(finished / "eval" / "predictions.npz") as saved:
+        np.testing.assert_array_equal(saved["predicted"], predicted)
+        np.testing.assert_array_equal(saved["labels"], split.labels)
+        np.testing.assert_allclose(saved["probabilities"], run.predict(split.images), atol=1e-5)
+    assert {"confusion.png", "kernels.png"} <= {p.name for p in (finished / "eval").iterdir()}
+    assert f"test accuracy: {results['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_evaluation_of_another_split_does_not_overwrite_the_tests(finished, tiny_shapes):
+    loop.evaluate(EvalConfig(finished))
+    before = (finished / "eval" / "predictions.npz").read_bytes()
+    results = loop.evaluate(EvalConfig(finished, split="validation", checkpoint="best"))
+    assert results["count"] == 30
+    assert (finished / "eval" / "predictions.npz").read_bytes() == before
+
+
+def test_evaluation_on_other_images_is_refused(finished, tiny, monkeypatch):
+    other = dataclasses.replace(tiny, splits={**tiny.splits, "test": tiny["validation"]})
+    monkeypatch.setattr(loop, "load", lambda config: other)
+    with pytest.raises(AlexNetError, match="trained on other images"):
+        loop.evaluate(EvalConfig(finished))
+
+
+def test_predict_takes_grey_levels_and_floats(finished, tiny):
+    run, images = alexnet_jax.open_run(finished), tiny["test"].images[:5]
+    probabilities = run.predict(images)
+    assert probabilities.shape == (5, 10)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(run.predict(images / 255.0), probabilities, atol=1e-5)
+    np.testing.assert_array_equal(run.predict_class(images), probabilities.argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 28, 28, 3), np.uint8), r"images must be \[N, 32, 32, 3\]"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "N > 0"),
+        (np.zeros((1, 32, 32, 3), np.int64), "uint8 .* or float"),
+        (np.full((1, 32, 32, 3), 255.0), r"must lie in \[0, 1\]"),
+        (np.full((1, 32, 32, 3), np.nan), r"must lie in \[0, 1\]"),
+    ],
+)
+def test_predict_refuses_what_it_cannot_mean(finished, images, message):
+    with pytest.raises(ValueError, match=message):
+        alexnet_jax.open_run(finished).predict(images)
+
+
+def test_open_run_names_what_is_wrong(finished, tmp_path):
+    with pytest.raises(AlexNetError, match="no such folder"):
+        alexnet_jax.open_run(tmp_path / "nothing")
+    with pytest.raises(AlexNetError, match=r"is not a run: it has no config\.json"):
+        alexnet_jax.open_run(tmp_path)
+    with pytest.raises(AlexNetError, match="no checkpoint of step 8; it has"):
+        alexnet_jax.open_run(finished, 8)
+    for name in ("config.json", "dataset.json", "statistics.npz"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    with pytest.raises(AlexNetError, match="has no checkpoint yet"):
+        alexnet_jax.open_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(AlexNetError, match="has no checkpoint yet"):
+        alexnet_jax.open_run(tmp_path)
+    for name, text in (("statistics.npz", "junk"), ("dataset.json", "[]"), ("config.json", '{"epochs": ')):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(AlexNetError, match=name) as error:
+            alexnet_jax.open_run(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_network_is_refused(finished, tiny, tmp_path, monkeypatch):
+    from alexnet_jax import models
+
+    monkeypatch.setattr(models, "from_config", lambda config, classes: models.AlexNetSmall(num_classes=classes + 1))
+    with pytest.raises(AlexNetError, match=r"logits.*\[10\], the network needs .*\[11\]"):
+        loop.train_and_evaluate(make_config(finished), tiny)
+
+
+def test_merging_keeps_every_image(tiny: Dataset):
+    merged = tiny.train_on_all()
+    assert set(merged.splits) == {"train", "test"}
+    np.testing.assert_array_equal(merged["train"].images[:100], tiny["train"].images)
+    np.testing.assert_array_equal(merged["train"].labels[100:], tiny["validation"].labels)
+    assert merged.fingerprint() != tiny.fingerprint()
+
+
+def test_load_is_the_one_face():
+    config = dataclasses.replace(PRESETS["quickstart"].config.data, train_on="all")
+    dataset = datasets.load(config)
+    assert dataset.name == "shapes"
+    assert "validation" not in dataset.splits
