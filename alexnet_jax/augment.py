@@ -12,6 +12,8 @@ import numpy as np
 
 from alexnet_jax.config import AugmentationConfig
 
+Images = jax.Array | np.ndarray
+
 
 @dataclasses.dataclass(frozen=True)
 class PcaBasis:
@@ -190,11 +192,11 @@ class Preprocessing:
     pca_std: float = 0.1
     pca_off_step: int | None = None
 
-    def evaluation(self, images: jax.Array) -> jax.Array:
+    def evaluation(self, images: Images) -> jax.Array:
         """uint8 (or float grey levels) [B, H, W, 3] -> float32 network input."""
         return self._centre(images) / 255
 
-    def training(self, keys: jax.Array, images: jax.Array, step: jax.Array) -> jax.Array:
+    def training(self, keys: jax.Array, images: Images, step: jax.Array) -> jax.Array:
         """uint8 [B, H, W, 3] -> float32 network input, augmented.
 
         Args:
@@ -212,18 +214,18 @@ class Preprocessing:
             x = self._add_noise(x, images, noise_keys, step)
         return x / 255
 
-    def noise(self, keys: jax.Array, images: jax.Array, std: jax.Array | float) -> jax.Array:
+    def noise(self, keys: jax.Array, images: Images, std: jax.Array | float) -> jax.Array:
         """The PCA colour noise of this configuration, float32 [B, 3], grey levels, before any division."""
         if self.pca == "per-image":
-            return per_image_noise(keys, images.astype(jnp.float32), std)
+            return per_image_noise(keys, jnp.asarray(images, jnp.float32), std)
         scales = deviation_scales(self.basis) if self.pca == "dataset-std" else eigenvalue_scales(self.basis)
         return dataset_noise(keys, scales, self.basis.eigenvectors, std)
 
-    def _centre(self, images: jax.Array) -> jax.Array:
-        x = images.astype(jnp.float32)
+    def _centre(self, images: Images) -> jax.Array:
+        x = jnp.asarray(images, jnp.float32)
         return x if self.mean_image is None else x - self.mean_image[None]
 
-    def _add_noise(self, x: jax.Array, images: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
+    def _add_noise(self, x: jax.Array, images: Images, keys: jax.Array, step: jax.Array) -> jax.Array:
         std: jax.Array | float = self.pca_std
         if self.pca_off_step is not None:
             std = jnp.where(step < self.pca_off_step, std, 0.0)

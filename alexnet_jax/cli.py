@@ -23,7 +23,6 @@ def parse(config_type: type[T], args: Sequence[str], prog: str, description: str
       UsageError: one line; a misspelled flag is answered with the nearest right one.
     """
     complaint = io.StringIO()
-    options = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(complaint):
             config, unknown = tyro.cli(
@@ -33,7 +32,7 @@ def parse(config_type: type[T], args: Sequence[str], prog: str, description: str
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
                 return_unknown_args=True,
-                **options,
+                default=tyro.MISSING_NONPROP if default is None else default,
             )
     except SystemExit as stop:
         if not stop.code:

@@ -274,7 +274,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
                 augmentation=AugmentationConfig(
                     crop_padding=4, flip=True, subtract_mean=True, pca="dataset-std", pca_off_epoch=20
                 ),
-                # At this rate biases of 1 throughout drive the network to ln(10) within 100 updates, and it stays there.
+                # At this rate the seed's biases of 1 drive the loss to ln(10) within 100 updates, and it stays there.
                 network=NetworkConfig(initial_bias=0.0),
                 optimizer=OptimizerConfig(
                     optimizer="sgd", learning_rate=0.01, drop_epochs=(20, 26), momentum=0.9, weight_decay=5e-4

@@ -4,7 +4,6 @@ Shape letters: `B` batch, `H` height, `W` width, `C` channels.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,8 @@ def _window_sum(x: jax.Array, before: int, after: int) -> jax.Array:
     before, after = min(before, channels - 1), min(after, channels - 1)
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
     # Shifted adds: XLA fuses them into one pass, unlike reduce_window, and they cost half of a banded matrix product.
-    return sum(lax.slice_in_dim(padded, i, i + channels, axis=-1) for i in range(before + after + 1))
+    shifted = (lax.slice_in_dim(padded, i, i + channels, axis=-1) for i in range(before + after + 1))
+    return functools.reduce(jnp.add, shifted)
 
 
 def _power(d: jax.Array, beta: float) -> jax.Array:
@@ -132,10 +132,10 @@ def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAM
     return x
 
 
-def _max_along(x: jax.Array, axis: int, window: int, stride: int, pad: Sequence[int]) -> jax.Array:
+def _max_along(x: jax.Array, axis: int, window: int, stride: int, pad: tuple[int, int]) -> jax.Array:
     """Maximum over windows along one axis."""
     lowest = jnp.array(-jnp.inf, x.dtype)
-    padded = lax.pad(x, lowest, [(*pad, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)])
+    padded = lax.pad(x, lowest, [(pad[0], pad[1], 0) if i == axis else (0, 0, 0) for i in range(x.ndim)])
     count = (padded.shape[axis] - window) // stride + 1
     slices = (
         lax.slice_in_dim(padded, i, i + (count - 1) * stride + 1, stride=stride, axis=axis) for i in range(window)

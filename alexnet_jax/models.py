@@ -1,8 +1,11 @@
 """The networks, as Flax Linen modules."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from alexnet_jax.config import NetworkConfig
 from alexnet_jax.layers import dropout, local_response_norm, max_pool
@@ -35,7 +38,7 @@ class AlexNetSmall(nn.Module):
     num_classes: int = 10
     dropout_rate: float = 0.5
     initial_bias: float = 1.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -48,26 +51,24 @@ class AlexNetSmall(nn.Module):
         Returns:
           float32 [B, num_classes], not normalized.
         """
-        initializers = {
-            "kernel_init": nn.initializers.he_normal(),
-            "bias_init": nn.initializers.constant(self.initial_bias),
-            "dtype": self.dtype,
-        }
+        kernel_init, bias_init = nn.initializers.he_normal(), nn.initializers.constant(self.initial_bias)
+        conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init)
         layer_keys = None if dropout_keys is None else jax.vmap(jax.random.split)(dropout_keys)
 
         x = images.astype(self.dtype)
-        x = nn.relu(nn.Conv(48, (7, 7), strides=2, name="conv1", **initializers)(x))
+        x = nn.relu(conv(48, (7, 7), strides=2, name="conv1")(x))
         x = max_pool(local_response_norm(x))
-        x = nn.relu(nn.Conv(128, (5, 5), name="conv2", **initializers)(x))
+        x = nn.relu(conv(128, (5, 5), name="conv2")(x))
         x = max_pool(local_response_norm(x))
         for name in ("conv3", "conv4", "conv5"):
-            x = nn.relu(nn.Conv(192, (3, 3), name=name, **initializers)(x))
+            x = nn.relu(conv(192, (3, 3), name=name)(x))
         x = x.reshape(x.shape[0], -1)
         for i, name in enumerate(("fc1", "fc2")):
-            x = nn.relu(nn.Dense(512, name=name, **initializers)(x))
+            x = nn.relu(dense(512, name=name)(x))
             if layer_keys is not None:
                 x = dropout(x, self.dropout_rate, layer_keys[:, i])
-        logits = nn.Dense(self.num_classes, name="logits", **initializers)(x)
+        logits = dense(self.num_classes, name="logits")(x)
         return logits.astype(jnp.float32)
 
 

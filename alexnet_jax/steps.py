@@ -108,7 +108,7 @@ def make_train_step(
         weights = batch.mask / lax.pmean(batch.mask.sum(dtype=jnp.float32), AXIS)
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            logits = model.apply({"params": params}, images, dropout_keys)
+            logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
             return jnp.sum(losses * weights), (losses, logits)
 
@@ -136,7 +136,7 @@ def make_predict_step(
     """Builds `step(params, images) -> logits`: [D, B / D, H, W, 3] in grey levels -> float32 [D, B / D, classes]."""
 
     def predict_step(params: PyTree, images: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, preprocessing.evaluation(images))
+        return model.apply({"params": params}, preprocessing.evaluation(images))  # type: ignore[return-value]
 
     return jax.pmap(predict_step, axis_name=AXIS, in_axes=(None, 0), devices=devices)
 

@@ -150,7 +150,7 @@ def test_divergence_stops_the_run_and_keeps_the_checkpoints(tiny, tmp_path):
     loop.train_and_evaluate(make_config(workdir, 1), tiny)
     config = make_config(tmp_path / "diverges", 3)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e6))
-    with pytest.raises(AlexNetError, match="the loss is (nan|inf) after step .*lower --learning-rate"):
+    with pytest.raises(AlexNetError, match=r"the loss is (nan|inf) after step .*lower --learning-rate"):
         loop.train_and_evaluate(config, tiny)
 
 
