@@ -77,8 +77,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        print(f"{prog}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:  # a disk that fills up or goes away
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _one_line(complaint: str) -> str:

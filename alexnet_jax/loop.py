@@ -185,11 +185,11 @@ class Trainer:
         with self.watch.paused():
             is_best = validates and self._validate(epoch)
             if logs:
-                accuracy = "" if self.accuracy is None else f" | validation accuracy: {self.accuracy:.3f}"
-                bar.write(
-                    f"epoch {epoch + 1}/{self.config.schedule.epochs} step {self.step:,} | "
-                    f"mean cross entropy: {loss:.3f}{accuracy}"
-                )
+                line = f"mean cross entropy: {loss:.3f}"
+                if self.accuracy is not None:
+                    line += f" | validation accuracy: {self.accuracy:.3f}"
+                bar.write(f"epoch {epoch + 1}/{self.config.schedule.epochs} step {self.step:,} | {line}")
+                bar.set_postfix_str(line.replace("mean cross entropy", "loss").replace(" accuracy", ""), refresh=False)
             done = (epoch + 1) % run.checkpoint_every == 0 or epoch + 1 == self.config.schedule.epochs
             if is_best or (ends_epoch and done):
                 self._save(self.accuracy if validates else None)
@@ -312,7 +312,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     if dataset.fingerprint() != run.dataset.fingerprint:
         raise AlexNetError(f"{config.run} was trained on other images than those from {dataset.source}")
     split = dataset[config.split]
-    logits = run.logits(split.images, config.batch_size, devices)
+    predict_step = steps.make_predict_step(run.model, run.preprocessing, devices)
+    params = steps.replicate(run.params, devices)
+    logits = steps.predict_logits(predict_step, params, split.images, config.batch_size, len(devices))
     results = score(logits, split.labels, run.class_names) | {
         "split": config.split,
         "step": run.step,

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from alexnet_jax.errors import AlexNetError
+
 Record = Mapping[str, Any]
 
 
@@ -97,8 +99,10 @@ class TensorBoardWriter:
 
     def __init__(self, folder: pathlib.Path, last_step: int) -> None:
         """Hides events after `last_step` that an interrupted run wrote."""
-        import tensorboardX  # the extra `tensorboard`
-
+        try:
+            import tensorboardX
+        except ImportError:
+            raise AlexNetError("--tensorboard needs the extra: pip install -e '.[tensorboard]'") from None
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def write(self, record: Record) -> None:

@@ -166,7 +166,7 @@ class RunFolder:
         return value
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """A trained network, opened.
 
@@ -196,12 +196,15 @@ class Run:
         """The Linen module that `params` belong to."""
         return models.from_config(self.config.network, len(self.class_names))
 
-    def logits(self, images: np.ndarray, batch_size: int = 500, devices: list[jax.Device] | None = None) -> np.ndarray:
-        """Unnormalized scores, float32 [N, classes], of images as `predict` takes them."""
-        devices = devices or jax.devices()[:1]
-        predict_step = self._predict_step(tuple(devices))
-        params = steps.replicate(self.params, devices)
-        return steps.predict_logits(predict_step, params, self._to_grey_levels(images), batch_size, len(devices))
+    @property
+    def preprocessing(self) -> augment.Preprocessing:
+        """What happens to pixels before the network."""
+        return augment.from_config(self.config.augmentation, self.statistics, steps_per_epoch=1)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Unnormalized scores, float32 [N, classes]; `images` as for `predict`."""
+        predict_step, params = self._on_device
+        return steps.predict_logits(predict_step, params, self._to_grey_levels(images), batch_size=500, num_devices=1)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities.
@@ -221,10 +224,10 @@ class Run:
         """Most probable class, int64 [N]; `images` as for `predict`."""
         return self.logits(images).argmax(axis=1)
 
-    @functools.cache  # noqa: B019
-    def _predict_step(self, devices: tuple[jax.Device, ...]) -> Any:
-        preprocessing = augment.from_config(self.config.augmentation, self.statistics, steps_per_epoch=1)
-        return steps.make_predict_step(self.model, preprocessing, devices)
+    @functools.cached_property
+    def _on_device(self) -> tuple[Any, Any]:
+        devices = jax.devices()[:1]
+        return steps.make_predict_step(self.model, self.preprocessing, devices), steps.replicate(self.params, devices)
 
     def _to_grey_levels(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
@@ -238,9 +241,6 @@ class Run:
         if not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(f"float images must lie in [0, 1], not [{images.min()}, {images.max()}]")
         return images.astype(np.float32) * 255
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Run:
