@@ -28,6 +28,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, read_only: bool = False) -> None:
+        # Orbax warns about the options' interplay at every start; its errors come as exceptions.
+        logging.getLogger("absl").setLevel(logging.ERROR)
         # Saving is synchronous: 0.3 s for this network, and an asynchronous save can hang for good on a full disk.
         options = ocp.CheckpointManagerOptions(
             best_fn=_accuracy,  # without it Orbax does not write metrics; what is kept, the policy decides
@@ -41,8 +43,6 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        # Orbax warns about the options' interplay at every start; its errors come as exceptions.
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self._folder = folder
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -68,11 +68,12 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(tree), memory=ocp.args.JsonSave(memory)),
-            metrics=None if accuracy is None else {ACCURACY: accuracy},
-        )
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), memory=ocp.args.JsonSave(memory))
+        metrics = None if accuracy is None else {ACCURACY: accuracy}
+        try:
+            saved = self._manager.save(step, args=arguments, metrics=metrics)
+        except Exception as error:  # Orbax and TensorStore raise bare Exceptions, too
+            raise AlexNetError(f"{self._folder / str(step)}: can't be written ({_reason(error)})") from error
         if not saved:
             raise AlexNetError(f"{self._folder}: Orbax did not save step {step}; is a later step there?")
 
@@ -86,9 +87,8 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), memory=ocp.args.JsonRestore())
             )
-        except Exception as error:  # Orbax and TensorStore raise bare Exceptions, too
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise AlexNetError(f"{self._folder / str(step)}: the checkpoint can't be read ({reason})") from error
+        except Exception as error:
+            raise AlexNetError(f"{self._folder / str(step)}: can't be read ({_reason(error)})") from error
         return restored["state"], restored["memory"]
 
     def restore(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -100,6 +100,11 @@ class Checkpoints:
     def close(self) -> None:
         """Ends all work on the folder."""
         self._manager.close()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message."""
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def check_like(tree: Any, template: Any, where: str) -> None:
