@@ -287,7 +287,10 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
             TrainConfig(
                 preset="quickstart",
                 data=DataConfig(dataset="shapes"),
-                schedule=ScheduleConfig(epochs=6),
+                augmentation=AugmentationConfig(flip=True),
+                network=NetworkConfig(initial_bias=0.0),
+                optimizer=OptimizerConfig(drop_epochs=(4,)),
+                schedule=ScheduleConfig(epochs=5, batch_size=64),
             ),
         ),
     }

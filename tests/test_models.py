@@ -6,9 +6,14 @@ import pytest
 from alexnet_jax.models import AlexNetSmall
 
 
+@jax.jit
+def predict(params, images):
+    return AlexNetSmall().apply({"params": params}, images)
+
+
 @pytest.fixture(scope="module")
 def params():
-    return AlexNetSmall().init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    return jax.jit(AlexNetSmall().init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
 
 
 def test_parameters_are_the_seeds(params):
@@ -38,19 +43,18 @@ def test_initial_values(params):
 
 def test_each_image_is_classified_by_itself(params):
     images = jax.random.uniform(jax.random.key(1), (4, 32, 32, 3))
-    together = AlexNetSmall().apply({"params": params}, images)
-    alone = jnp.concatenate([AlexNetSmall().apply({"params": params}, image[None]) for image in images])
+    together = predict(params, images)
+    alone = jnp.concatenate([predict(params, image[None]) for image in images])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
     assert together.shape == (4, 10)
 
 
 def test_dropout_is_on_only_with_keys(params):
     images = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
-    model = AlexNetSmall()
-    off = model.apply({"params": params}, images)
-    on = model.apply({"params": params}, images, jax.random.split(jax.random.key(2), 2))
+    off = predict(params, images)
+    on = jax.jit(AlexNetSmall().apply)({"params": params}, images, jax.random.split(jax.random.key(2), 2))
     assert float(jnp.abs(on - off).max()) > 0.1
-    np.testing.assert_array_equal(off, model.apply({"params": params}, images))
+    np.testing.assert_array_equal(off, predict(params, images))
 
 
 def test_both_hidden_layers_are_dropped(params):
@@ -69,7 +73,7 @@ def test_both_hidden_layers_are_dropped(params):
             keys = jax.random.split(jax.random.key(3), 1)
             return AlexNetSmall().apply({"params": changed}, jnp.ones((1, 32, 32, 3)), keys)[0, 0]
 
-        return jax.grad(logit)(params[layer]["kernel"])
+        return jax.jit(jax.grad(logit))(params[layer]["kernel"])
 
     # A dropped input gets no gradient on its row of the next kernel. ReLU alone silences fewer: biases begin at 1.
     for following, before in (("fc2", "fc1"), ("logits", "fc2")):
@@ -81,8 +85,8 @@ def test_both_hidden_layers_are_dropped(params):
 
 def test_bfloat16_computes_narrow_and_answers_wide(params):
     images = jax.random.uniform(jax.random.key(1), (8, 32, 32, 3))
-    wide = AlexNetSmall().apply({"params": params}, images)
-    narrow = AlexNetSmall(dtype=jnp.bfloat16).apply({"params": params}, images)
+    wide = predict(params, images)
+    narrow = jax.jit(AlexNetSmall(dtype=jnp.bfloat16).apply)({"params": params}, images)
     assert narrow.dtype == jnp.float32
     error = float(jnp.linalg.norm(narrow - wide) / jnp.linalg.norm(wide))
     assert 1e-5 < error < 0.05  # rounded, but not wrong

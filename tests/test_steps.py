@@ -134,7 +134,9 @@ def test_metrics_are_sums_of_the_true_loss(tiny):
     model = AlexNetSmall(dropout_rate=0.0)
     step = steps.make_train_step(model, UPDATE, augment.Preprocessing(augment.pca_basis(split.images)), devices)
     state = steps.create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
-    logits = np.asarray(model.apply({"params": state.params}, jnp.asarray(split.images[:16] / 255.0, jnp.float32)))
+    logits = np.asarray(
+        jax.jit(model.apply)({"params": state.params}, jnp.asarray(split.images[:16] / 255.0, jnp.float32))
+    )
     batch = next(batches(split.images, split.labels, np.arange(100), 16, 2))
     _, metrics = step(steps.replicate(state, devices), batch, jax.random.key(1))
     e = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
