@@ -289,8 +289,8 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
                 data=DataConfig(dataset="shapes"),
                 augmentation=AugmentationConfig(flip=True),
                 network=NetworkConfig(initial_bias=0.0),
-                optimizer=OptimizerConfig(drop_epochs=(4,)),
-                schedule=ScheduleConfig(epochs=5, batch_size=64),
+                optimizer=OptimizerConfig(drop_epochs=(3,)),
+                schedule=ScheduleConfig(epochs=4, batch_size=64),
             ),
         ),
     }

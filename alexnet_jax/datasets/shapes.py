@@ -1,11 +1,13 @@
-"""`shapes`: ten classes of textured shapes on cluttered backgrounds, drawn by NumPy from a seed in seconds.
+"""`shapes`: ten classes of textured shapes on cluttered grounds, drawn by NumPy from a seed in a few seconds.
 
-The data set for trying everything out without a download. Only the outline tells the class: size, place, rotation,
-colours, textures and clutter are drawn independently of it, so a linear classifier is lost where a convolutional
-network is not.
+The data set for trying everything out without a download. Only the outline tells the class: place, size, rotation,
+colours, textures and clutter are drawn independently of it, and all outlines enclose the same area. So a convolutional
+network learns what a linear classifier cannot. Shapes are lighter than their ground: with the contrast of either sign,
+AlexNetSmall spends its first epochs on a plateau at ln 10.
 
-Every block of `BLOCK` images has its own random stream: an image is a function of (seed, split, block), not of how much
-is drawn at a time.
+Every block of `BLOCK` images has its own random stream, and the arithmetic of pixels is correctly rounded (+ - * /
+sqrt, minimum, maximum, floor): an image is a function of (seed, split, block), whatever else is drawn and however wide
+the processor's vectors are.
 """
 
 from collections.abc import Callable
@@ -16,22 +18,23 @@ from numpy.random import Generator, SeedSequence
 from alexnet_jax.datasets.dataset import SPLITS, Dataset, Split
 
 Array = np.ndarray
-Distance = Callable[[Array, Array], Array]
 
 SIZE = 32  # pixels
-SHAPE_COLOURS = (110, 255)  # grey levels of each channel; the ranges overlap, `_colour_unlike` keeps the contrast
-GROUND_COLOURS = (0, 130)
-CLUTTER_COLOURS = (0, 200)
-BLOCK = 100  # images; a multiple of the number of classes, and small enough for its planes to stay in the cache
+BLOCK = 100  # images: their planes fit the cache; a multiple of 10, so that whole blocks hold every class equally often
 
-_CENTRES = np.arange(SIZE, dtype=np.float32) - np.float32((SIZE - 1) / 2)  # of the pixels, from the image's middle
+# Grey levels of each channel. The ranges overlap for variety: `_colour_unlike` keeps the contrast.
+SHAPE_LEVELS = (110, 255)
+GROUND_LEVELS = (0, 130)
+CLUTTER_LEVELS = (0, 200)
+
+_CENTRES = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2  # of the pixels, from the middle of the image
 
 
 def load(seed: int = 0, *, train: int = 10_000, validation: int = 1_000, test: int = 2_000) -> Dataset:
     """Draws the data set: uint8 [N, 32, 32, 3], classes balanced within one and in random order.
 
-    The splits come from independent streams, and one does not change with the size of another. The whole blocks of
-    `BLOCK` images of a split do not change with its own size either.
+    The splits come from independent streams. Neither the size of another split nor, for the whole blocks of `BLOCK`
+    images, its own size changes what a split holds.
 
     Args:
       seed: at least 0.
@@ -52,8 +55,8 @@ def load(seed: int = 0, *, train: int = 10_000, validation: int = 1_000, test: i
 
 
 def _draw_split(seed: int, split: int, count: int) -> Split:
-    labels = np.empty(count, np.int32)
     images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    labels = np.empty(count, np.int32)
     for block, start in enumerate(range(0, count, BLOCK)):
         rng = np.random.default_rng(SeedSequence(seed, spawn_key=(split, block)))
         part = slice(start, start + BLOCK)
@@ -65,42 +68,47 @@ def _draw_split(seed: int, split: int, count: int) -> Split:
 def _draw_images(rng: Generator, labels: Array) -> Array:
     """Draws one image for each label: uint8 [N, 32, 32, 3]."""
     n = len(labels)
-    colour = _uniform(rng, *SHAPE_COLOURS, n, 3, 1, 1)
-    image = _draw_background(rng, colour)  # [N, 3, 32, 32]: planes, for the vector units; grey levels
+    colour = _uniform(rng, *SHAPE_LEVELS, n, 3, 1, 1)
+    image = _draw_ground(rng, colour)
 
-    radius = _uniform(rng, 9, 13, n, 1, 1, 1)
-    u, v = (axis / radius for axis in _random_frame(rng, n, reach=3))
+    scale = _uniform(rng, 9, 13, n, 1, 1, 1)  # pixels
+    u, v = (axis / scale for axis in _random_frame(rng, n, reach=3))
     distance = np.empty_like(u)
     for label, shape in enumerate(SHAPES.values()):
         members = labels == label
         distance[members] = shape(u[members], v[members])
     fill = colour + _uniform(rng, 10, 35, n, 1, 1, 1) * _random_texture(rng, n)
-    _paint(image, fill, coverage(distance * radius))
+    _paint(image, fill, coverage(distance * scale))
 
     image += _uniform(rng, 0, 8, n, 1, 1, 1) * rng.standard_normal(u.shape, np.float32)
-    return np.clip(image + np.float32(0.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def _draw_background(rng: Generator, avoid: Array) -> Array:
-    """Draws a textured gradient with blobs, lines and scraps, in colours that stand out from `avoid` [N, 3, 1, 1]."""
+def _draw_ground(rng: Generator, avoid: Array) -> Array:
+    """Draws a textured gradient and clutter, all in colours that stand out from `avoid` [N, 3, 1, 1].
+
+    Returns:
+      float32 [N, 3, 32, 32], grey levels; planes of a colour, because NumPy is fast along long last axes.
+    """
     n = len(avoid)
     u, _ = _random_frame(rng, n, reach=0)
-    image = np.repeat(_colour_unlike(rng, GROUND_COLOURS, avoid, 140), SIZE * SIZE, axis=2).reshape(n, 3, SIZE, SIZE)
-    _paint(image, _colour_unlike(rng, GROUND_COLOURS, avoid, 140), np.clip(u / SIZE + np.float32(0.5), 0, 1))
+    image = np.empty((n, 3, SIZE, SIZE), np.float32)
+    image[:] = _colour_unlike(rng, GROUND_LEVELS, avoid, 140)
+    _paint(image, _colour_unlike(rng, GROUND_LEVELS, avoid, 140), np.clip(u / SIZE + 0.5, 0, 1))
     image += _uniform(rng, 0, 25, n, 1, 1, 1) * _random_texture(rng, n)
+
     u, v = _random_frame(rng, n, reach=SIZE / 2)  # a soft blob
     falloff = np.clip(1 - (u * u + v * v) / _uniform(rng, 4, 12, n, 1, 1, 1) ** 2, 0, 1)
-    _paint(image, _colour_unlike(rng, CLUTTER_COLOURS, avoid, 110), falloff)
-    for _ in range(2):  # lines across the whole image
+    _paint(image, _colour_unlike(rng, CLUTTER_LEVELS, avoid, 110), falloff)
+    for _ in range(2):  # lines from edge to edge
         u, _ = _random_frame(rng, n, reach=SIZE / 2)
         opacity = coverage(abs(u) - _uniform(rng, 0, 1.2, n, 1, 1, 1))
-        _paint(image, _colour_unlike(rng, CLUTTER_COLOURS, avoid, 110), opacity)
-    for _ in range(3):  # scraps: small boxes with a corner cut off
+        _paint(image, _colour_unlike(rng, CLUTTER_LEVELS, avoid, 110), opacity)
+    for _ in range(3):  # scraps: small rectangles with a corner cut off
         u, v = _random_frame(rng, n, reach=SIZE / 2)
         width, height, cut = (_uniform(rng, 0.5, 3, n, 1, 1, 1) for _ in range(3))
-        corner = np.float32(0.7) * (u + v) - cut
-        opacity = coverage(np.maximum(_box(u, v, width, height), corner))
-        _paint(image, _colour_unlike(rng, CLUTTER_COLOURS, avoid, 110), opacity)
+        opacity = coverage(np.maximum(_box(u, v, width, height), 0.7 * (u + v) - cut))
+        _paint(image, _colour_unlike(rng, CLUTTER_LEVELS, avoid, 110), opacity)
     return image
 
 
@@ -110,12 +118,11 @@ def _paint(image: Array, colour: Array, opacity: Array) -> None:
 
 
 def coverage(distance: Array) -> Array:
-    """Share of a pixel that lies inside an outline, for the signed distance of its centre in pixels (inside: negative).
+    """Share of a pixel inside an outline, from the signed distance of the pixel's centre (pixels; inside negative).
 
-    clip(1/2 - distance, 0, 1): exact where the outline is straight and upright, and the usual one-pixel anti-aliasing
-    elsewhere.
+    clip(1/2 - distance, 0, 1): exact for a straight edge along the grid, and close to it for other outlines.
     """
-    return np.clip(np.float32(0.5) - distance, 0, 1)
+    return np.clip(0.5 - distance, 0, 1)
 
 
 def _uniform(rng: Generator, low: float, high: float, *shape: int) -> Array:
@@ -123,16 +130,16 @@ def _uniform(rng: Generator, low: float, high: float, *shape: int) -> Array:
 
 
 def _colour_unlike(rng: Generator, levels: tuple[float, float], avoid: Array, distance: float) -> Array:
-    """Random RGB colours at least `distance` grey levels (Euclidean) from `avoid`: float32 [N, 3, 1, 1]."""
+    """Random RGB colours in `levels`, at least `distance` (Euclidean, grey levels) from `avoid` [N, 3, 1, 1]."""
     candidates = _uniform(rng, *levels, 16, *avoid.shape)
-    distances = np.sqrt(((candidates - avoid) ** 2).sum(axis=2, keepdims=True))  # [16, N, 1, 1, 1]
-    # The first that is far enough, or the farthest of those that are not.
-    best = np.minimum(distances, np.float32(distance)).argmax(axis=0, keepdims=True)
-    return np.take_along_axis(candidates, best, axis=0)[0]
+    distances = np.sqrt(((candidates - avoid) ** 2).sum(axis=2, keepdims=True))
+    # The first that is far enough; where none is, the farthest.
+    chosen = np.minimum(distances, distance).argmax(axis=0, keepdims=True)
+    return np.take_along_axis(candidates, chosen, axis=0)[0]
 
 
 def _random_frame(rng: Generator, n: int, reach: float) -> tuple[Array, Array]:
-    """Pixel coordinates about random centres, at most `reach` from the image's on each axis, in a random rotation.
+    """Randomly rotated coordinates of the pixels about a random origin, at most `reach` off the middle on each axis.
 
     Returns:
       u, v: float32 [N, 1, 32, 32], pixels.
@@ -145,7 +152,7 @@ def _random_frame(rng: Generator, n: int, reach: float) -> tuple[Array, Array]:
 
 
 def _random_texture(rng: Generator, n: int) -> Array:
-    """Plain, stripes, checks, dots or noise, each as often: float32 [N, 1, 32, 32] in [-1, 1]."""
+    """Stripes, checks, dots, noise or nothing, each as often: float32 [N, 1, 32, 32] in [-1, 1]."""
     period = _uniform(rng, 3, 8, n, 1, 1, 1)
     across, along = (_wave(axis / period) for axis in _random_frame(rng, n, reach=SIZE / 2))
     noise = 2 * rng.random((n, 1, SIZE, SIZE), np.float32) - 1
@@ -155,13 +162,13 @@ def _random_texture(rng: Generator, n: int) -> Array:
 
 
 def _wave(phase: Array) -> Array:
-    """Square wave of period 1 with softened edges, in [-1, 1]."""
-    triangle = 4 * abs(phase - np.floor(phase) - np.float32(0.5)) - 1
+    """Square wave of period 1 with sloping edges, in [-1, 1]."""
+    triangle = 4 * abs(phase - np.floor(phase) - 0.5) - 1
     return np.clip(2 * triangle, -1, 1)
 
 
-# Signed distances from the outlines, negative inside. The shapes have about the same area, 1.5, so that size does not
-# tell the class, and reach 0.7 to 1.2 from the origin.
+# Signed distances from outlines about the origin, negative inside, float32 like u and v. Near straight edges they are
+# exact; off the corners they fall short of the true distance, where no pixel is near enough to show it.
 
 
 def _disk(u: Array, v: Array, radius: float) -> Array:
@@ -169,42 +176,40 @@ def _disk(u: Array, v: Array, radius: float) -> Array:
 
 
 def _box(u: Array, v: Array, width: Array | float, height: Array | float) -> Array:
-    """A rectangle of the given half-sizes; outside its corners the Chebyshev distance."""
+    """The rectangle |u| <= width, |v| <= height."""
     return np.maximum(abs(u) - width, abs(v) - height)
 
 
-def _lines(u: Array, v: Array, sides: int, apothem: float) -> list[Array]:
-    """Distances from the sides of a regular polygon, each side prolonged to a line."""
-    angles = 2 * np.pi * np.arange(sides) / sides
-    return [np.float32(np.cos(a)) * u + np.float32(np.sin(a)) * v - np.float32(apothem) for a in angles]
-
-
-def _star(u: Array, v: Array) -> Array:
-    """The pentagram: inside at least four of its five lines."""
-    farthest = second = np.full_like(u, -np.inf)
-    for line in _lines(u, v, 5, 0.355):
-        farthest, second = np.maximum(farthest, line), np.maximum(second, np.minimum(farthest, line))
-    return second
+def _polygon_lines(u: Array, v: Array, sides: int, apothem: float) -> Array:
+    """Distances from the lines through the sides of a regular polygon: [sides, ...]."""
+    angles = [2 * np.pi * side / sides for side in range(sides)]
+    return np.stack([np.float32(np.cos(angle)) * u + np.float32(np.sin(angle)) * v - apothem for angle in angles])
 
 
 def _triangle(u: Array, v: Array) -> Array:
-    return np.max(_lines(u, v, 3, 0.535), axis=0)
+    return _polygon_lines(u, v, 3, 0.535).max(axis=0)
+
+
+def _star(u: Array, v: Array) -> Array:
+    """The pentagram: what lies inside at least four of the five lines of a pentagon."""
+    return np.sort(_polygon_lines(u, v, 5, 0.355), axis=0)[3]
 
 
 def _bow_tie(u: Array, v: Array) -> Array:
-    """Two triangles that touch at the origin: between two lines through it, and no farther out than 0.93."""
+    """Two triangles that touch at the origin."""
     return np.maximum(abs(u) - 0.93, 0.75 * abs(v) - 0.65 * abs(u))
 
 
-SHAPES: dict[str, Distance] = {
+# Each encloses an area of 1.5 in units of its scale squared: the mean brightness does not tell the class.
+SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "disk": lambda u, v: _disk(u, v, 0.69),
-    "ring": lambda u, v: abs(_disk(u, v, 0.68)) - np.float32(0.18),
+    "ring": lambda u, v: abs(_disk(u, v, 0.68)) - 0.18,
     "square": lambda u, v: _box(u, v, 0.61, 0.61),
     "triangle": _triangle,
     "star": _star,
     "cross": lambda u, v: np.minimum(_box(u, v, 0.88, 0.25), _box(u, v, 0.25, 0.88)),
-    "crescent": lambda u, v: np.maximum(_disk(u, v, 1), -_disk(u - np.float32(0.5), v, 0.8)),
-    "half-disk": lambda u, v: np.maximum(_disk(u - np.float32(0.4), v, 0.98), u - np.float32(0.4)),
-    "bars": lambda u, v: _box(abs(u) - np.float32(0.5), v, 0.22, 0.85),
+    "crescent": lambda u, v: np.maximum(_disk(u, v, 1), -_disk(u - 0.5, v, 0.8)),
+    "half-disk": lambda u, v: np.maximum(_disk(u - 0.4, v, 0.98), u - 0.4),
+    "bars": lambda u, v: _box(abs(u) - 0.5, v, 0.22, 0.85),
     "bow tie": _bow_tie,
 }
