@@ -52,7 +52,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     name, flags = (args[0], args[1:]) if args and not args[0].startswith("-") else (DEFAULT_PRESET, args)
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}{_nearest(name, PRESETS)}; the presets are {', '.join(PRESETS)}")
-    listing = "\n\n".join(f"{name}: {preset.summary}" for name, preset in PRESETS.items())
+    listing = "\n\n".join(f"{name}: {preset.summary}. Measured: {preset.measured}." for name, preset in PRESETS.items())
     description = (
         "Train an AlexNet. A preset comes first, flags change it; the same command again resumes.\n\n"
         f"{listing}\n\nDefaults below are those of the preset {name}."
@@ -79,6 +79,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `--help | head`
+        sys.exit(1)
     except OSError as error:  # a disk that fills up or goes away
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(1)

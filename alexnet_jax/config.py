@@ -27,7 +27,7 @@ Fraction = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Data."""
+    """Where the images come from."""
 
     dataset: Literal["cifar10", "shapes"] = "cifar10"
     """`cifar10`: from --data-dir, else downloaded. `shapes`: drawn on the spot, needs nothing."""
@@ -39,7 +39,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
-    """Augmentation."""
+    """What is done to training images, anew at each visit."""
 
     crop_padding: Annotated[int, pydantic.Field(ge=0, lt=32)] = 0
     """Pixels to pad on each side before a random crop back to the image's size; 0: no crops."""
@@ -50,8 +50,7 @@ class AugmentationConfig:
     subtract_mean: bool = False
     """Subtract the training set's mean image (the paper); else the network's input is in [0, 1] (the seed)."""
     pca: Literal["none", "per-image", "dataset-std", "dataset-eigenvalue"] = "none"
-    """PCA colour noise: of each image (the seed), of the training set scaled by standard deviations (the 2012 program)
-    or by eigenvalues of 0..1 pixels (the common port)."""
+    """PCA colour noise: an image's own (the seed), the training set's by standard deviations (2012) or eigenvalues."""
     pca_std: NonNegativeFloat = 0.1
     """Standard deviation of the noise's coefficients."""
     pca_off_epoch: NonNegativeInt | None = None
@@ -60,7 +59,7 @@ class AugmentationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Network."""
+    """The network."""
 
     dropout_rate: Fraction = 0.5
     """Probability that an output of the two hidden dense layers is dropped in training."""
@@ -72,7 +71,7 @@ class NetworkConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer."""
+    """How the weights are updated."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
     """`adam` (the seed), or `sgd` with momentum and weight decay in the paper's form."""
@@ -90,7 +89,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Training."""
+    """How long, in what portions, from which seed."""
 
     epochs: PositiveInt = 50
     """Passes over the training images. May grow when a run is resumed."""
@@ -102,7 +101,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Run."""
+    """Where it runs, and what it writes."""
 
     workdir: pathlib.Path | None = None
     """Folder of the run: config, metrics, checkpoints, pictures. Unset: runs/PRESET. Resumes if a run is there."""
@@ -255,20 +254,31 @@ def _check_together(config: TrainConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A named configuration and what it was measured to give."""
+    """A named configuration.
+
+    Attributes:
+      summary: what it is, in a line.
+      measured: test accuracy and cost, with data, hardware and number of seeds; raw results are in results/.
+    """
 
     summary: str
+    measured: str
     config: TrainConfig
 
+
+_COPY = "CIFAR-10 (JPEG-coded copy)"
+_EPOCH = "50 s an epoch on 2 cores"
 
 PRESETS: Mapping[str, Preset] = types.MappingProxyType(
     {
         "cifar10": Preset(
             "the seed's program on CIFAR-10",
+            f"{_COPY}: 64.20% and 65.80% after 14 epochs (2 seeds), FIFTY after 50 (1 seed); {_EPOCH}",
             TrainConfig(augmentation=AugmentationConfig(pca="per-image")),
         ),
         "cifar10-paper": Preset(
             "the seed's network, trained as the paper trains: SGD, crops, flips, PCA noise, mean image",
+            f"{_COPY}: 77.92% after 30 epochs (1 seed); {_EPOCH}",
             TrainConfig(
                 preset="cifar10-paper",
                 augmentation=AugmentationConfig(
@@ -284,6 +294,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
         ),
         "quickstart": Preset(
             "the seed's network on drawn shapes, no data needed",
+            "98.60% (1 seed); under 2 minutes on 2 cores",
             TrainConfig(
                 preset="quickstart",
                 data=DataConfig(dataset="shapes"),
