@@ -12,6 +12,7 @@ import tyro
 
 from alexnet_jax.config import DEFAULT_PRESET, PRESETS, EvalConfig, TrainConfig, flags_of, validate
 from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.memory import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -71,6 +72,7 @@ def parse_eval(args: Sequence[str]) -> EvalConfig:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a script's main function; a user's error becomes one line on stderr and the process's exit code."""
     prog = sys.argv[0].rsplit("/", 1)[-1]
+    keep_freed_memory()
     try:
         main(sys.argv[1:])
     except AlexNetError as error:

@@ -67,6 +67,8 @@ class NetworkConfig:
     """Start value of every bias."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters and loss are float32."""
+    convolution: Literal["auto", "direct", "products"] = "auto"
+    """`direct` (XLA's), `products` (matrix products, faster on CPUs, rounding 1e-5), `auto`: products on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """The networks, as Flax Linen modules."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from alexnet_jax.config import NetworkConfig
+from alexnet_jax.convolution import fast_convolution
 from alexnet_jax.layers import dropout, local_response_norm, max_pool
 
 
@@ -33,12 +36,14 @@ class AlexNetSmall(nn.Module):
       dropout_rate: probability that an output of fc1 and of fc2 is dropped.
       initial_bias: start value of every bias; the seed has 1 throughout, the paper in some layers.
       dtype: dtype of the computation, float32 or bfloat16; parameters, logits and the loss stay float32.
+      convolution: how convolutions are computed, `lax.conv_general_dilated` or a function with its signature.
     """
 
     num_classes: int = 10
     dropout_rate: float = 0.5
     initial_bias: float = 1.0
     dtype: DTypeLike = jnp.float32
+    convolution: Callable[..., jax.Array] = lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -53,6 +58,7 @@ class AlexNetSmall(nn.Module):
         """
         kernel_init, bias_init = nn.initializers.he_normal(), nn.initializers.constant(self.initial_bias)
         conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init)
+        conv = functools.partial(conv, conv_general_dilated=self.convolution)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init)
         layer_keys = None if dropout_keys is None else jax.vmap(jax.random.split)(dropout_keys)
 
@@ -74,4 +80,11 @@ class AlexNetSmall(nn.Module):
 
 def from_config(config: NetworkConfig, num_classes: int) -> AlexNetSmall:
     """The network that a configuration describes."""
-    return AlexNetSmall(num_classes, config.dropout_rate, config.initial_bias, jnp.dtype(config.dtype))
+    fast = config.convolution == "products" or (config.convolution == "auto" and jax.default_backend() == "cpu")
+    return AlexNetSmall(
+        num_classes,
+        config.dropout_rate,
+        config.initial_bias,
+        jnp.dtype(config.dtype),
+        fast_convolution if fast else lax.conv_general_dilated,
+    )

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.models import AlexNetSmall
+from alexnet_jax.config import NetworkConfig
+from alexnet_jax.models import AlexNetSmall, from_config
 
 
 @jax.jit
@@ -90,3 +91,18 @@ def test_bfloat16_computes_narrow_and_answers_wide(params):
     assert narrow.dtype == jnp.float32
     error = float(jnp.linalg.norm(narrow - wide) / jnp.linalg.norm(wide))
     assert 1e-5 < error < 0.05  # rounded, but not wrong
+
+
+def test_both_ways_to_convolve_agree(params):
+    images = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
+
+    def loss(params, convolution):
+        return from_config(NetworkConfig(convolution=convolution), 10).apply({"params": params}, images).var()
+
+    (direct, wanted), (products, got) = (
+        jax.jit(jax.value_and_grad(lambda p, c=convolution: loss(p, c)))(params) for convolution in ("direct", "auto")
+    )
+    assert direct != products  # on a CPU "auto" is another computation
+    np.testing.assert_allclose(products, direct, rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert np.abs(a - b).max() < 1e-4 * np.abs(b).max()
