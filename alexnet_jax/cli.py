@@ -12,7 +12,7 @@ import tyro
 
 from alexnet_jax.config import DEFAULT_PRESET, PRESETS, EvalConfig, TrainConfig, flags_of, validate
 from alexnet_jax.errors import AlexNetError, UsageError
-from alexnet_jax.memory import keep_freed_memory
+from alexnet_jax.runtime import keep_freed_memory
 
 T = TypeVar("T")
 

@@ -119,6 +119,8 @@ class RunConfig:
     """Epochs between checkpoints; the last and the best on validation are kept besides."""
     tensorboard: bool = False
     """Write TensorBoard event files too (needs the extra `tensorboard`)."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, so that the next start is faster."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,13 +157,15 @@ class EvalConfig:
     """Images a step; does not change the results."""
     num_devices: PositiveInt | None = None
     """Devices to use; does not change the results."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, so that the next start is faster."""
 
 
 # Settings that may differ when a run is resumed: they change neither the order of the data nor any update.
 RESUMABLE = frozenset(
     {
         "preset", "data_dir", "epochs", "workdir", "num_devices", "eval_batch_size",
-        "log_every", "eval_every", "checkpoint_every", "tensorboard",
+        "log_every", "eval_every", "checkpoint_every", "tensorboard", "compilation_cache",
     }
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import tqdm
 
-from alexnet_jax import augment, models, optimizer, plots, steps
+from alexnet_jax import augment, models, optimizer, plots, runtime, steps
 from alexnet_jax.batches import Batch, batches, epoch_order, steps_per_epoch
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import EvalConfig, TrainConfig
@@ -97,6 +97,7 @@ class Trainer:
     """A training run: the state, where it stands, and where its results go."""
 
     def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+        runtime.cache_compilations(config.run.compilation_cache)
         devices = steps.select_devices(config.run.num_devices)
         batch_size = config.schedule.batch_size
         if batch_size % len(devices):
@@ -303,6 +304,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Raises:
       AlexNetError: the run or its data can't be read, or the data is not the run's.
     """
+    runtime.cache_compilations(config.compilation_cache)
     devices = steps.select_devices(config.num_devices)
     run = open_run(config.run, config.checkpoint)
     data = (

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -105,26 +102,3 @@ def test_what_it_can_not_do_goes_to_xla(settings):
     params = direct.init(jax.random.key(0), images)
     fast = nn.Conv(conv_general_dilated=fast_convolution, **settings)
     np.testing.assert_array_equal(fast.apply(params, images), direct.apply(params, images))
-
-
-def test_keep_freed_memory():
-    """A large block that is allocated again costs no new pages. In a process of its own: it can't be undone."""
-    program = """
-import resource
-import numpy as np
-from alexnet_jax.memory import keep_freed_memory
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.ones(2**25)  # 256 MB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-second = faults()
-keep_freed_memory()
-faults()
-print(second, faults())
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    second, kept = map(int, done.stdout.split())
-    if second < 100:
-        pytest.skip("this C library keeps freed memory anyway")
-    assert kept < second / 10

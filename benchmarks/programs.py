@@ -1,0 +1,102 @@
+"""What is compared: the programs that a worker can build, and the data that all of them get.
+
+Each of `programs_jax`, `programs_torch` and `programs_tensorflow` has the same face:
+
+    device_peak() -> int | None               peak memory of the device in bytes; None on a CPU
+    train(spec) -> Program                    a training program
+    operations(spec) -> dict[str, Program]    the operations of `OPERATIONS`
+
+and the peers have besides:
+
+    platform() -> str                         where they compute, "cpu" or "gpu"
+    logits(params, images) -> np.ndarray      their network's output in evaluation with our parameters
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from alexnet_jax.batches import Batch, batches
+
+Shape = tuple[int, ...]
+
+BATCHES = 16  # different batches that lie ready in memory; a program goes round them
+
+# Operation -> what is done, and the shape [H, W, C] of each of `OPERATION_BATCH` inputs.
+OPERATIONS = {
+    "LRN 16x16x48": ("lrn", (16, 16, 48)),
+    "LRN 8x8x128": ("lrn", (8, 8, 128)),
+    "max pooling 16x16x48": ("max_pool", (16, 16, 48)),
+    "max pooling 8x8x128": ("max_pool", (8, 8, 128)),
+    "PCA noise 32x32x3": ("pca_noise", (32, 32, 3)),
+}
+OPERATION_BATCH = 128
+PCA_STD = 0.1
+PCA_SCALES = np.array([121.8, 37.1, 19.7])  # grey levels, the 2012 program's
+PCA_EIGENVECTORS = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a worker builds.
+
+    Attributes:
+      framework: "jax", "torch" or "tensorflow".
+      platform: "cpu" or "gpu", where JAX computes; a peer that computes elsewhere is refused.
+      task: "train" or "operations".
+      variant: how it is compiled, such as "eager"; each module says which it knows.
+      dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
+      batch_size: images a step.
+      devices: devices that share a batch; peers have 1.
+      data: .npz with `images`, uint8 [N, 32, 32, 3], and `labels`, int32 [N].
+    """
+
+    framework: str
+    platform: str
+    task: str = "train"
+    variant: str = ""
+    dtype: str = "float32"
+    batch_size: int = 128
+    devices: int = 1
+    data: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Something that can be timed.
+
+    Attributes:
+      run: takes so many steps (or calls) and returns when the last one is computed.
+      parameters: numbers that are trained.
+    """
+
+    run: Callable[[int], None]
+    parameters: int = 0
+
+
+def training_batches(spec: Spec) -> list[Batch]:
+    """The batches of a training program, as `alexnet_jax` lays them out."""
+    with np.load(pathlib.Path(spec.data)) as data:
+        images, labels = data["images"], data["labels"]
+    order = np.arange(BATCHES * spec.batch_size) % len(images)
+    return list(batches(images, labels, order, spec.batch_size, spec.devices))
+
+
+def float_batches(spec: Spec) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same batches as the peers want them: float32 [B, 32, 32, 3] in [0, 1] and int64 [B]."""
+    return [
+        (batch.images[0].astype(np.float32) / 255, batch.labels[0].astype(np.int64)) for batch in training_batches(spec)
+    ]
+
+
+def operation_input(shape: Shape) -> np.ndarray:
+    """What an operation meets after a ReLU: float32 [B, *shape], not negative, half of it 0."""
+    normal = np.random.default_rng(1).standard_normal((OPERATION_BATCH, *shape), np.float32)
+    return np.maximum(normal, 0)
+
+
+def cotangent(shape: Shape) -> np.ndarray:
+    """A fixed gradient with respect to an operation's output of this shape, float32."""
+    return np.random.default_rng(2).standard_normal(shape, np.float32)

@@ -1,0 +1,99 @@
+"""Our own programs: the train step that `train.py` runs, and the functions of `layers` and `augment`."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from programs import (
+    OPERATION_BATCH,
+    OPERATIONS,
+    PCA_EIGENVECTORS,
+    PCA_SCALES,
+    PCA_STD,
+    Program,
+    Shape,
+    Spec,
+    cotangent,
+    operation_input,
+    training_batches,
+)
+
+from alexnet_jax import augment, layers, models, optimizer, steps
+from alexnet_jax.config import AugmentationConfig, NetworkConfig, OptimizerConfig
+
+
+def device_peak() -> int | None:
+    """Peak memory of the first device in bytes; None on a CPU."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else None
+
+
+def train(spec: Spec) -> Program:
+    """The step of `python train.py --pca none`: no augmentation, Adam, dropout 0.5."""
+    devices = steps.select_devices(spec.devices)
+    batches = training_batches(spec)
+    images = np.concatenate([batch.images.reshape(-1, *batch.images.shape[2:]) for batch in batches])
+    preprocessing = augment.from_config(AugmentationConfig(), augment.Statistics.of(images), len(batches))
+    model = models.from_config(NetworkConfig(dtype=spec.dtype), 10)  # type: ignore[arg-type]
+    update_rule, _ = optimizer.from_config(OptimizerConfig(), len(batches))
+    step = steps.make_train_step(model, update_rule, preprocessing, devices)
+    key = steps.replicate(jax.random.key(0), devices)
+    state = steps.replicate(steps.create_state(model, update_rule, images.shape[1:], jax.random.key(1)), devices)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    across = NamedSharding(Mesh(np.array(devices), (steps.AXIS,)), PartitionSpec(steps.AXIS))
+    cycle = itertools.cycle([jax.device_put(batch, across) for batch in batches])
+
+    def run(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            state, _ = step(state, next(cycle), key)
+        jax.block_until_ready(state)
+
+    return Program(run, parameters)
+
+
+def operations(spec: Spec) -> dict[str, Program]:
+    """The operations of `programs.OPERATIONS`."""
+    build: dict[str, Callable[[Shape], Program]] = {
+        "lrn": functools.partial(_with_gradient, layers.local_response_norm),
+        "max_pool": functools.partial(_with_gradient, layers.max_pool),
+        "pca_noise": _noise,
+    }
+    return {name: build[kind](shape) for name, (kind, shape) in OPERATIONS.items()}
+
+
+def _with_gradient(operation: Callable[[jax.Array], jax.Array], shape: Shape) -> Program:
+    @jax.jit
+    def both(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, vjp = jax.vjp(operation, x)
+        return y, vjp(gradient)[0]
+
+    x = jnp.asarray(operation_input(shape))
+    gradient = jnp.asarray(cotangent(jax.eval_shape(operation, x).shape))
+    return _repeat(lambda call: both(x, gradient))
+
+
+def _noise(shape: Shape) -> Program:
+    @jax.jit
+    def add_noise(x: jax.Array, call: int) -> jax.Array:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), call), OPERATION_BATCH)
+        return x + augment.dataset_noise(keys, PCA_SCALES, PCA_EIGENVECTORS, PCA_STD)[:, None, None]
+
+    x = jnp.asarray(operation_input(shape))
+    return _repeat(lambda call: add_noise(x, call))
+
+
+def _repeat(function: Callable[[int], Any]) -> Program:
+    def run(count: int) -> None:
+        for call in range(count):
+            result = function(call)
+            if jax.default_backend() == "cpu":  # two small calls would share the cores; the peers' can't
+                jax.block_until_ready(result)
+        jax.block_until_ready(result)
+
+    return Program(run)

@@ -1,0 +1,392 @@
+"""Measures AlexNetSmall here, in PyTorch and in TensorFlow: `python benchmarks/run.py`; `--help` explains.
+
+The machine's speed changes from minute to minute. So programs take turns, A B C A B C, and are compared within a round;
+each is alone on the machine while its block runs.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, Literal, Self
+
+import numpy as np
+import report
+from programs import BATCHES, OPERATIONS, Spec
+
+from alexnet_jax import cli, datasets
+from alexnet_jax.config import DataConfig, PositiveInt, validate
+from alexnet_jax.errors import AlexNetError
+from alexnet_jax.metrics import read_jsonl
+
+ROOT = pathlib.Path(__file__).parent.parent
+PEERS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+PACKAGES = ("alexnet-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "tensorflow")
+BATCH_SIZES, DEVICES = (32, 64, 128, 256, 512), (1, 2, 4, 8)
+CALLS_PER_STEP = 4  # an operation takes much less time than a training step: its blocks have more calls
+REPEATS = 3  # of `start` and `epoch`
+INTERVALS = 6  # lines of the log that `epoch` waits for; the first holds the compilation and is left out
+Section = Literal["train", "operations", "start", "epoch", "scaling"]
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measure AlexNetSmall here, in PyTorch and in TensorFlow, side by side. What isn't installed is left out."""
+
+    sections: tuple[Section, ...] = ("train", "operations", "start", "epoch", "scaling")
+    """`train`: the same training step in all programs. `operations`: LRN, max pooling, PCA noise. `start`: from the
+    command to the first step. `epoch`: the whole loop against the bare step. `scaling`: batch sizes and devices."""
+    data_dir: pathlib.Path | None = None
+    """Folder with CIFAR-10, as for train.py. Unset: drawn shapes."""
+    rounds: PositiveInt = 7
+    """Blocks of each program."""
+    steps: PositiveInt = 15
+    """Training steps in a block."""
+    batch_size: PositiveInt = 128
+    """Images a step, in `train` and `epoch`."""
+    out: pathlib.Path | None = None
+    """JSON file to write, a picture goes beside it. Unset: the repository's results/benchmark-cpu.json (or -gpu)."""
+    quick: bool = False
+    """2 rounds of 3 steps: to see that it runs."""
+    table: pathlib.Path | None = None
+    """Measure nothing: print the tables of this JSON file."""
+
+
+class WorkerError(Exception):
+    """A program that can't be built or has died; the message is one line."""
+
+
+class Worker:
+    """A program in a process of its own (worker.py): ready when it is made, ended by `close`."""
+
+    def __init__(self, spec: Spec, log: IO[bytes]) -> None:
+        self.spec = spec
+        command = [sys.executable, str(ROOT / "benchmarks" / "worker.py"), json.dumps(dataclasses.asdict(spec))]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=worker_environment(spec)
+        )
+        try:
+            self.ready = self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, program: str, steps: int) -> Record:
+        """Runs one block.
+
+        Raises:
+          WorkerError: the program failed, or its process has died.
+        """
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):  # what is left of its answers tells why
+            print(json.dumps({"program": program, "steps": steps}), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _answer(self) -> Record:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"the process died, exit code {self._process.wait()}"}
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+
+def worker_environment(spec: Spec) -> dict[str, str]:
+    """A worker's: this checkout is measured, frameworks share the GPU, nothing compiled before is used again."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+    }
+    return environment | ({"CUDA_VISIBLE_DEVICES": ""} if spec.platform == "cpu" else {})
+
+
+def installed(framework: str) -> bool:
+    """Whether a peer can be imported here."""
+    return importlib.util.find_spec(framework) is not None
+
+
+def label(spec: Spec) -> str:
+    """What a program is called in tables."""
+    return f"{PEERS.get(spec.framework, 'alexnet_jax')} {spec.variant}".strip()
+
+
+def training_specs(spec: Spec) -> list[Spec]:
+    """Every training program, ours first; `spec` gives platform, batch size and data."""
+    modes = ["eager", "compile"]
+    if spec.platform == "gpu":
+        modes += ["compile reduce-overhead", "compile max-autotune"]
+    return [
+        *(dataclasses.replace(spec, dtype=dtype) for dtype in ("float32", "bfloat16")),
+        *(
+            dataclasses.replace(spec, framework="torch", variant=mode, dtype=dtype)
+            for dtype in ("float32", "bfloat16")
+            for mode in modes
+        ),
+        *(
+            dataclasses.replace(spec, framework="tensorflow", variant=variant)
+            for variant in ("graph", "function", "function, XLA")
+        ),
+    ]
+
+
+def operation_specs(spec: Spec) -> list[Spec]:
+    """Every worker that has the operations, ours first."""
+    variants = [("torch", "eager"), ("torch", "compile"), ("tensorflow", "function"), ("tensorflow", "function, XLA")]
+    spec = dataclasses.replace(spec, task="operations")
+    return [
+        spec,
+        *(dataclasses.replace(spec, framework=framework, variant=variant) for framework, variant in variants),
+    ]
+
+
+class Benchmark:
+    """A session of measurements: what is measured on, and what has been measured so far.
+
+    Attributes:
+      results: what the JSON file holds, but for the summary.
+    """
+
+    def __init__(self, options: Options, folder: pathlib.Path) -> None:
+        self.options, self.folder = options, folder
+        self.rounds, self.steps = (2, 3) if options.quick else (options.rounds, options.steps)
+        self.peers = [framework for framework in PEERS if installed(framework)]
+        device = describe_device()
+        self.results: Record = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "device": device,
+            "system": platform.platform(),
+            "versions": versions(),
+            "settings": {
+                "rounds": self.rounds,
+                "steps": self.steps,
+                "batch_size": options.batch_size,
+                "data": "shapes" if options.data_dir is None else "cifar10",
+            },
+            "left_out": [],
+        }
+        self.spec = Spec("jax", device["platform"], batch_size=options.batch_size, data=str(folder / "data.npz"))
+        for framework, name in PEERS.items():
+            if framework not in self.peers:
+                self.leave_out(f"{name}: not installed")
+
+    def train(self) -> list[Record]:
+        """The same training step in every program."""
+        self._save_data()
+        with self._workers(training_specs(self.spec)) as workers:
+            return self._measure(workers, "train", self.steps)
+
+    def operations(self) -> dict[str, list[Record]]:
+        """Every operation in every framework."""
+        with self._workers(operation_specs(self.spec)) as workers:
+            return {name: self._measure(workers, name, CALLS_PER_STEP * self.steps) for name in OPERATIONS}
+
+    def start(self) -> list[Record]:
+        """Seconds from the command to the first step's record: without compiled programs on disk, then with them."""
+        pairs = []
+        for repeat in range(self._repeats()):
+            cache = self.folder / f"cache{repeat}"
+            pair = {}
+            for state in ("empty", "filled"):
+                args = ["quickstart", "--log-every", "1"]
+                pair[state], _ = self._train_until(1, args, {"JAX_COMPILATION_CACHE_DIR": str(cache)})
+                progress(f"start, {state} cache: {pair[state]:.1f} s")
+            pairs.append(pair)
+        return pairs
+
+    def epoch(self) -> list[Record]:
+        """Pairs of a block of bare steps, and images/s of the whole loop's intervals after the first."""
+        self._save_data()
+        options = self.options
+        data = ["--dataset", "shapes"] if options.data_dir is None else ["--data-dir", str(options.data_dir.resolve())]
+        every = self.steps if options.quick else 50
+        sizes = ["--batch-size", str(options.batch_size), "--log-every", str(every), "--num-devices", "1"]
+        pairs = []
+        with self._workers([self.spec]) as workers:
+            for _ in range(self._repeats()) if workers else ():
+                (bare,) = self._measure(workers, "train", every, rounds=1)
+                _, records = self._train_until(INTERVALS, ["cifar10", *data, *sizes], {})
+                loop = [record["images_per_second"] for record in records[1:INTERVALS]]
+                pairs.append({"bare": bare, "loop": loop})
+                progress(f"epoch: {np.median(loop):.0f} images/s")
+        return pairs
+
+    def scaling(self) -> list[Record]:
+        """Our training step at several batch sizes, and spread over several devices."""
+        self._save_data()
+        device = self.results["device"]
+        devices = [n for n in DEVICES[1:] if device["platform"] == "cpu" or n <= device["count"]]
+        specs = [dataclasses.replace(self.spec, batch_size=size) for size in BATCH_SIZES]
+        specs += [dataclasses.replace(self.spec, batch_size=128, devices=n) for n in devices]
+        with self._workers(specs) as workers:
+            return self._measure(workers, "train", self.steps)
+
+    def leave_out(self, line: str) -> None:
+        """Says and notes what isn't measured, and why."""
+        progress(f"skip {line}")
+        self.results["left_out"].append(line)
+
+    def _repeats(self) -> int:
+        return min(REPEATS, self.rounds)
+
+    def _save_data(self) -> None:
+        """Lays the training images where workers find them: these need not know how to load a data set."""
+        if pathlib.Path(self.spec.data).exists():
+            return
+        options = self.options
+        config = DataConfig("shapes") if options.data_dir is None else DataConfig(data_dir=options.data_dir)
+        train = datasets.load(config)["train"]
+        count = BATCHES * max(*BATCH_SIZES, options.batch_size)
+        np.savez(self.spec.data, images=train.images[:count], labels=train.labels[:count])
+
+    @contextlib.contextmanager
+    def _workers(self, specs: Sequence[Spec]) -> Iterator[list[Worker]]:
+        """Builds one after the other, and leaves out those that fail."""
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context((self.folder / "workers.log").open("ab"))
+            workers = []
+            for spec in specs:
+                if spec.framework in PEERS and spec.framework not in self.peers:
+                    continue
+                try:
+                    workers.append(stack.enter_context(Worker(spec, log)))
+                except WorkerError as error:
+                    self.leave_out(f"{describe(spec)}: {error}")
+                else:
+                    progress(f"{describe(spec)}: ready after {workers[-1].ready['build_seconds']:.1f} s")
+            yield workers
+
+    def _measure(self, workers: list[Worker], program: str, steps: int, rounds: int = 0) -> list[Record]:
+        """Runs blocks of `steps` in turn; a worker that fails is left out from then on."""
+        seconds: dict[Worker, list[float]] = {worker: [] for worker in workers}
+        last: dict[Worker, Record] = {}
+        for number in range(rounds or self.rounds):
+            for worker in list(seconds):
+                try:
+                    last[worker] = worker.run(program, steps)
+                    seconds[worker].append(last[worker]["seconds"])
+                except WorkerError as error:
+                    self.leave_out(f"{describe(worker.spec)}: {error}")
+                    workers.remove(worker)
+                    del seconds[worker]
+            progress(f"{program}: round {number + 1} of {rounds or self.rounds}")
+        return [
+            {
+                "program": label(worker.spec),
+                **{key: getattr(worker.spec, key) for key in ("framework", "dtype", "batch_size", "devices")},
+                **worker.ready,
+                **{key: last[worker][key] for key in ("peak_bytes", "device_peak_bytes")},
+                "steps": steps,
+                "seconds": blocks,
+            }
+            for worker, blocks in seconds.items()
+        ]
+
+    def _train_until(self, count: int, args: Sequence[str], environment: Record) -> tuple[float, list[Record]]:
+        """Runs train.py until its log has so many records of training, and kills it.
+
+        Returns:
+          Seconds from the process's start, and the records.
+
+        Raises:
+          AlexNetError: it ended before.
+        """
+        with tempfile.TemporaryDirectory(dir=self.folder) as workdir, tempfile.TemporaryFile() as log:
+            command = [sys.executable, str(ROOT / "train.py"), *args, "--workdir", workdir]
+            start = time.perf_counter()
+            with subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=os.environ | environment) as process:
+                try:
+                    while True:
+                        records = [dict(r) for r in read_jsonl(pathlib.Path(workdir, "metrics.jsonl"))]
+                        records = [record for record in records if record["split"] == "train"]
+                        if len(records) >= count:
+                            return time.perf_counter() - start, records
+                        if process.poll() is not None:
+                            log.seek(0)
+                            lines = log.read().decode(errors="replace").split("\n")
+                            raise AlexNetError(f"train.py {' '.join(args)} ended early: {' '.join(lines[-2:])}")
+                        time.sleep(0.02)
+                finally:
+                    process.kill()
+
+
+def describe(spec: Spec) -> str:
+    """A program in a line of progress."""
+    task = "operations" if spec.task == "operations" else f"{spec.dtype}, batch {spec.batch_size}"
+    return f"{label(spec)}, {task}" + (f", {spec.devices} devices" if spec.devices > 1 else "")
+
+
+def progress(line: str) -> None:
+    """Says where the work stands."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def describe_device() -> Record:
+    """What JAX computes on; asked in another process, as one that holds a GPU would disturb the measurements."""
+    code = "import jax; d = jax.devices(); print(jax.default_backend(), len(d), d[0].device_kind, sep='\\n')"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    backend, count, name = process.stdout.splitlines()[-3:]
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if backend == "cpu" and cpuinfo.exists():
+        models = (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
+        name = next(models, name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"platform": backend, "name": name, "count": int(count), "cores": cores}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def main(args: Sequence[str]) -> None:
+    """Parses the flags, measures, prints the tables, writes JSON and picture."""
+    options = validate(cli.parse(Options, args, "run.py", Options.__doc__ or ""))
+    if options.table:
+        print(report.tables(json.loads(options.table.read_text())))
+        return
+    with tempfile.TemporaryDirectory(prefix="alexnet_jax_benchmark_") as folder:
+        benchmark = Benchmark(options, pathlib.Path(folder))
+        results = benchmark.results
+        out = options.out or ROOT / "results" / f"benchmark-{results['device']['platform']}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for section in options.sections:
+            results[section] = getattr(benchmark, section)()
+            results["summary"] = report.summarize(results)
+            out.write_text(json.dumps(results, indent=1) + "\n")
+    report.draw(results, out.with_suffix(".png"))
+    print(report.tables(results))
+    progress(f"written: {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
