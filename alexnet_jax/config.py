@@ -109,6 +109,8 @@ class RunConfig:
     """Folder of the run: config, metrics, checkpoints, pictures. Unset: runs/PRESET. Resumes if a run is there."""
     num_devices: PositiveInt | None = None
     """Devices to spread each batch over. Unset: all; on a CPU any number can be had, one is the default."""
+    steps_per_call: PositiveInt | None = None
+    """Steps that the devices take before the host hears of them. Unset: 1 on a CPU, 25 elsewhere."""
     eval_batch_size: PositiveInt = 500
     """Images a step of evaluation."""
     log_every: PositiveInt = 100
@@ -164,7 +166,7 @@ class EvalConfig:
 # Settings that may differ when a run is resumed: they change neither the order of the data nor any update.
 RESUMABLE = frozenset(
     {
-        "preset", "data_dir", "epochs", "workdir", "num_devices", "eval_batch_size",
+        "preset", "data_dir", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size",
         "log_every", "eval_every", "checkpoint_every", "tensorboard", "compilation_cache",
     }
 )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 
 from alexnet_jax import augment, models, optimizer, plots, runtime, steps
-from alexnet_jax.batches import Batch, batches, epoch_order, steps_per_epoch
+from alexnet_jax.batches import Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import EvalConfig, TrainConfig
 from alexnet_jax.datasets import Dataset, load
@@ -115,6 +115,8 @@ class Trainer:
         self.predict_step = steps.make_predict_step(model, preprocessing, devices)
         initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))
         self.key = steps.replicate(run_key, devices)
+        train = dataset["train"]
+        self.examples = steps.replicate(steps.Examples(train.images, train.labels), devices)
 
         state = steps.create_state(model, update_rule, info.image_shape, initial_key)
         self.checkpoints = Checkpoints(self.folder.checkpoints)
@@ -152,9 +154,9 @@ class Trainer:
             self.watch.restart()
             for epoch in range(first_epoch, schedule.epochs):
                 order = epoch_order(schedule.seed, epoch, len(train))
-                skip, first_batch = first_batch, 0
-                for batch in batches(train.images, train.labels, order, schedule.batch_size, len(self.devices), skip):
-                    self._take_step(batch, epoch, bar)
+                layout = batches(order, schedule.batch_size, len(self.devices))
+                while (batch := self.step - epoch * self.steps_per_epoch) < self.steps_per_epoch:
+                    self._take_steps(layout.part(batch, self._next_call()), epoch, bar)
         if self.step not in self.checkpoints.all_steps():
             self._save(accuracy=None)
         plots.save(plots.training_curves(read_jsonl(self.folder.metrics)), self.folder.plots / "curves.png")
@@ -165,13 +167,21 @@ class Trainer:
         self.writer.close()
         self.checkpoints.close()
 
-    def _take_step(self, batch: Batch, epoch: int, bar: tqdm.tqdm) -> None:
-        self.state, metrics = self.train_step(self.state, batch, self.key)
-        # Only now, with the next step under way, wait for the last one's sums: the devices never wait for the host.
+    def _next_call(self) -> int:
+        """Steps of the next call: all that a call may have, or one if something is due before."""
+        run = self.config.run
+        wanted = run.steps_per_call or steps.default_steps_per_call(self.devices)
+        periods = (self.steps_per_epoch, run.log_every, run.eval_every)
+        until_due = min(period - self.step % period for period in periods if period)
+        return wanted if wanted <= until_due else 1
+
+    def _take_steps(self, layout: Batches, epoch: int, bar: tqdm.tqdm) -> None:
+        self.state, metrics = self.train_step(self.state, self.examples, layout, self.key)
+        # Only now, with the next steps under way, wait for the last ones' sums: the devices never wait for the host.
         self._collect()
         self.pending = metrics
-        self.step += 1
-        count = int(batch.mask.sum())
+        self.step += layout.indices.shape[1]
+        count = int(layout.mask.sum())
         self.timed_images += count
         bar.update(count)
 
@@ -196,16 +206,20 @@ class Trainer:
                 self._save(self.accuracy if validates else None)
 
     def _collect(self) -> None:
-        """Adds the sums of the step before to the interval's."""
+        """Adds the sums of the call before to the interval's."""
         if self.pending is None:
             return
         metrics, self.pending = jax.device_get(self.pending), None
-        if not math.isfinite(metrics.loss):
-            raise AlexNetError(
-                f"the loss is {metrics.loss} after step {self.step:,}: training has diverged; try a lower "
-                f"--learning-rate. The checkpoints in {self.folder.checkpoints} are from before"
-            )
-        self.totals.add(float(metrics.loss), int(metrics.correct), int(metrics.count))
+        first = self.step - len(metrics.loss) + 1
+        for step, loss, correct, count in zip(
+            range(first, self.step + 1), metrics.loss, metrics.correct, metrics.count, strict=True
+        ):
+            if not math.isfinite(loss):
+                raise AlexNetError(
+                    f"the loss is {loss} after step {step:,}: training has diverged; try a lower "
+                    f"--learning-rate. The checkpoints in {self.folder.checkpoints} are from before"
+                )
+            self.totals.add(float(loss), int(correct), int(count))
 
     def _log(self, epoch: int) -> float:
         """Writes the interval's means; returns its mean cross entropy."""

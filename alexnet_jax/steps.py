@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_jax.augment import Preprocessing
-from alexnet_jax.batches import Batch, batches
+from alexnet_jax.batches import Batches, batches
 from alexnet_jax.errors import UsageError
 
 AXIS = "batch"
@@ -36,13 +36,25 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: PyTree
 
 
-class StepMetrics(flax.struct.PyTreeNode):
-    """Sums over a global batch, never means, so that they can be added up exactly.
+class Examples(NamedTuple):
+    """A split of the data, whole, on every device: a step picks its batch there, and nothing waits for the host.
 
     Attributes:
-      loss: float32, sum of cross entropies (nats).
-      correct: int32, examples whose largest logit is their label's.
-      count: int32, examples.
+      images: uint8 [N, H, W, C].
+      labels: int32 [N].
+    """
+
+    images: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+
+
+class StepMetrics(flax.struct.PyTreeNode):
+    """Sums over the global batch of each of K steps, never means, so that they can be added up exactly.
+
+    Attributes:
+      loss: float32 [K], sums of cross entropies (nats).
+      correct: int32 [K], examples whose largest logit is their label's.
+      count: int32 [K], examples.
     """
 
     loss: jax.Array
@@ -69,6 +81,11 @@ def select_devices(num_devices: int | None) -> list[jax.Device]:
     return devices[:num_devices]
 
 
+def default_steps_per_call(devices: Sequence[jax.Device]) -> int:
+    """Steps in one call of the train step: many on an accelerator, where a step takes less time than its launch."""
+    return 1 if devices[0].platform == "cpu" else 25
+
+
 def create_state(
     model: nn.Module, optimizer: optax.GradientTransformation, image_shape: Sequence[int], key: jax.Array
 ) -> TrainState:
@@ -88,34 +105,38 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     preprocessing: Preprocessing,
     devices: Sequence[jax.Device],
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, StepMetrics]]:
+) -> Callable[[TrainState, Examples, Batches, jax.Array], tuple[TrainState, StepMetrics]]:
     """Builds the data-parallel training step.
 
-    `step(state, batch, key) -> (state, metrics)`: augments the batch, computes the mean cross entropy over the examples
-    of the GLOBAL batch and its gradient, and updates. `state` (replicated) is donated. `key` is the run's: every random
-    draw for an example follows from it, from `state.step` and from the example's place in the global batch, so the same
-    batch gives the same crops, noise and dropout masks on any number of devices.
+    `step(state, examples, batches, key) -> (state, metrics)` takes as many steps as there are `batches`. Each augments
+    its batch, computes the mean cross entropy over the examples of the GLOBAL batch and its gradient, and updates.
+    `state`, `examples` and `key` are replicated, `state` is donated. `key` is the run's: every random draw for an
+    example follows from it, from `state.step` and from the example's place in the global batch, so the same batch gives
+    the same crops, noise and dropout masks on any number of devices.
     """
 
-    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, StepMetrics]:
-        per_device = batch.labels.shape[0]
+    def train_step(
+        state: TrainState, examples: Examples, batch: Batches, key: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        raw, labels = (jnp.take(array, batch.indices, axis=0, mode="clip") for array in examples)
+        per_device = labels.shape[0]
         place = lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
         step_key = jax.random.fold_in(key, state.step)
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(place)
         augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T
-        images = preprocessing.training(augment_keys, batch.images, state.step)
+        images = preprocessing.training(augment_keys, raw, state.step)
         # The devices' local losses are scaled so that their mean is the mean over the batch, padding left out.
         weights = batch.mask / lax.pmean(batch.mask.sum(dtype=jnp.float32), AXIS)
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return jnp.sum(losses * weights), (losses, logits)
 
         gradients, (losses, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
         gradients = lax.pmean(gradients, AXIS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        correct = (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
+        correct = (jnp.argmax(logits, axis=-1) == labels) & batch.mask
         metrics = StepMetrics(
             loss=jnp.sum(losses * batch.mask),
             correct=correct.sum(dtype=jnp.int32),
@@ -124,9 +145,20 @@ def make_train_step(
         state = TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
         return state, lax.psum(metrics, AXIS)
 
+    def train_steps(
+        state: TrainState, examples: Examples, batches: Batches, key: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        # A single step is unrolled: on a CPU a loop's body runs slower than the same outside.
+        return lax.scan(
+            lambda state, batch: train_step(state, examples, batch, key),
+            state,
+            batches,
+            unroll=len(batches.indices) == 1,
+        )
+
     # out_axes=None returns the first device's value: everything returned is equal on all devices, by pmean and psum.
     return jax.pmap(
-        train_step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0, devices=devices
+        train_steps, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=0, devices=devices
     )
 
 
@@ -161,9 +193,9 @@ def predict_logits(
       float32 [N, classes].
     """
     batch_size = -(-batch_size // num_devices) * num_devices
-    order = np.arange(len(images))
+    layout = batches(np.arange(len(images)), batch_size, num_devices)
     parts = [
-        jax.device_get(predict_step(params, batch.images)).reshape(batch_size, -1)[batch.mask.ravel()]
-        for batch in batches(images, np.zeros(len(images), np.int32), order, batch_size, num_devices)
+        jax.device_get(predict_step(params, images[index])).reshape(batch_size, -1)[mask.ravel()]
+        for index, mask in zip(layout.indices.swapaxes(0, 1), layout.mask.swapaxes(0, 1), strict=True)
     ]
     return np.concatenate(parts)

@@ -18,8 +18,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from alexnet_jax.batches import Batch, batches
-
 Shape = tuple[int, ...]
 
 BATCHES = 16  # different batches that lie ready in memory; a program goes round them
@@ -76,19 +74,17 @@ class Program:
     parameters: int = 0
 
 
-def training_batches(spec: Spec) -> list[Batch]:
-    """The batches of a training program, as `alexnet_jax` lays them out."""
+def examples(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """`BATCHES` batches of images and labels, one after the other."""
     with np.load(pathlib.Path(spec.data)) as data:
-        images, labels = data["images"], data["labels"]
-    order = np.arange(BATCHES * spec.batch_size) % len(images)
-    return list(batches(images, labels, order, spec.batch_size, spec.devices))
+        order = np.arange(BATCHES * spec.batch_size) % len(data["images"])
+        return data["images"][order], data["labels"][order]
 
 
 def float_batches(spec: Spec) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The same batches as the peers want them: float32 [B, 32, 32, 3] in [0, 1] and int64 [B]."""
-    return [
-        (batch.images[0].astype(np.float32) / 255, batch.labels[0].astype(np.int64)) for batch in training_batches(spec)
-    ]
+    """The same as the peers want them, batch by batch: float32 [B, 32, 32, 3] in [0, 1] and int64 [B]."""
+    images, labels = (np.split(array, BATCHES) for array in examples(spec))
+    return [(x.astype(np.float32) / 255, y.astype(np.int64)) for x, y in zip(images, labels, strict=True)]
 
 
 def operation_input(shape: Shape) -> np.ndarray:

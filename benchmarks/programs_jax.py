@@ -1,15 +1,14 @@
 """Our own programs: the train step that `train.py` runs, and the functions of `layers` and `augment`."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from programs import (
+    BATCHES,
     OPERATION_BATCH,
     OPERATIONS,
     PCA_EIGENVECTORS,
@@ -19,11 +18,12 @@ from programs import (
     Shape,
     Spec,
     cotangent,
+    examples,
     operation_input,
-    training_batches,
 )
 
 from alexnet_jax import augment, layers, models, optimizer, steps
+from alexnet_jax.batches import Batches, batches
 from alexnet_jax.config import AugmentationConfig, NetworkConfig, OptimizerConfig
 
 
@@ -36,24 +36,29 @@ def device_peak() -> int | None:
 def train(spec: Spec) -> Program:
     """The step of `python train.py --pca none`: no augmentation, Adam, dropout 0.5."""
     devices = steps.select_devices(spec.devices)
-    batches = training_batches(spec)
-    images = np.concatenate([batch.images.reshape(-1, *batch.images.shape[2:]) for batch in batches])
-    preprocessing = augment.from_config(AugmentationConfig(), augment.Statistics.of(images), len(batches))
+    images, labels = examples(spec)
+    preprocessing = augment.from_config(AugmentationConfig(), augment.Statistics.of(images), BATCHES)
     model = models.from_config(NetworkConfig(dtype=spec.dtype), 10)  # type: ignore[arg-type]
-    update_rule, _ = optimizer.from_config(OptimizerConfig(), len(batches))
+    update_rule, _ = optimizer.from_config(OptimizerConfig(), BATCHES)
     step = steps.make_train_step(model, update_rule, preprocessing, devices)
     key = steps.replicate(jax.random.key(0), devices)
     state = steps.replicate(steps.create_state(model, update_rule, images.shape[1:], jax.random.key(1)), devices)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    across = NamedSharding(Mesh(np.array(devices), (steps.AXIS,)), PartitionSpec(steps.AXIS))
-    cycle = itertools.cycle([jax.device_put(batch, across) for batch in batches])
+    data = steps.replicate(steps.Examples(images, labels), devices)
+    layout = batches(np.arange(len(images)), spec.batch_size, spec.devices)
+    per_call = steps.default_steps_per_call(devices)
+    done = 0
 
     def run(count: int) -> None:
-        nonlocal state
-        for _ in range(count):
-            state, _ = step(state, next(cycle), key)
+        nonlocal state, done
+        while count:
+            now = per_call if count >= per_call else 1
+            turn = np.arange(done, done + now) % BATCHES
+            state, _ = step(state, data, Batches(layout.indices[:, turn], layout.mask[:, turn]), key)
+            count, done = count - now, done + now
         jax.block_until_ready(state)
 
+    run(per_call + 1)  # compiles both
     return Program(run, parameters)
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from alexnet_jax.batches import batches, epoch_order, steps_per_epoch
 
@@ -12,22 +13,21 @@ def test_order_is_a_function_of_seed_and_epoch():
     np.testing.assert_array_equal(epoch_order(2, 1, 1000), orders[2, 1])
 
 
-def test_batches_cover_the_order_once_whatever_the_devices():
-    images = np.arange(23, dtype=np.uint8).reshape(23, 1, 1, 1)
-    labels = np.arange(23, dtype=np.int32)
-    order = epoch_order(0, 0, 23)
-    for num_devices in (1, 2, 4):
-        made = list(batches(images, labels, order, 8, num_devices))
-        assert len(made) == steps_per_epoch(23, 8) == 3
-        for batch in made:
-            assert batch.images.shape == (num_devices, 8 // num_devices, 1, 1, 1)
-            np.testing.assert_array_equal(batch.images.ravel(), batch.labels.ravel())
-        seen = np.concatenate([batch.labels[batch.mask] for batch in made])
-        np.testing.assert_array_equal(seen, order)
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 23, 24])
+def test_batches_cover_the_order_once_whatever_the_devices(num_devices, count):
+    order = epoch_order(0, 0, count)
+    made = batches(order, 8, num_devices)
+    assert made.indices.shape == made.mask.shape == (num_devices, steps_per_epoch(count, 8), 8 // num_devices)
+    # Batch by batch, the devices' shares one after the other.
+    index, mask = (a.swapaxes(0, 1).ravel() for a in made)
+    np.testing.assert_array_equal(index[mask], order)
+    assert mask.tolist() == [True] * count + [False] * (len(mask) - count)
+    assert set(index[~mask]) <= {order[(count - 1) // 8 * 8]}
 
 
-def test_batches_can_begin_in_the_middle():
-    images, labels = np.zeros((23, 1, 1, 1), np.uint8), np.arange(23, dtype=np.int32)
-    whole = list(batches(images, labels, np.arange(23), 8, 1))
-    rest = list(batches(images, labels, np.arange(23), 8, 1, first=1))
-    np.testing.assert_array_equal(np.stack([b.labels for b in rest]), np.stack([b.labels for b in whole[1:]]))
+def test_a_part_of_the_batches():
+    whole = batches(np.arange(23), 8, 2)
+    part = whole.part(1, 2)
+    np.testing.assert_array_equal(part.indices, whole.indices[:, 1:3])
+    np.testing.assert_array_equal(part.mask, whole.mask[:, 1:3])

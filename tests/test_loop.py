@@ -86,15 +86,15 @@ def test_a_run_stopped_within_an_epoch_goes_on_bit_for_bit(tiny, tmp_path, monke
     """With validation each two steps the best is saved within epochs, between lines of the log."""
     loop.train_and_evaluate(make_config(tmp_path / "whole", 2, eval_every=2), tiny)
 
-    take_step = loop.Trainer._take_step
+    take_steps = loop.Trainer._take_steps
 
     def stopping(self, *args):
         if self.step == stop:
             self._save(None)  # a save at any step at all
             raise KeyboardInterrupt
-        take_step(self, *args)
+        take_steps(self, *args)
 
-    monkeypatch.setattr(loop.Trainer, "_take_step", stopping)
+    monkeypatch.setattr(loop.Trainer, "_take_steps", stopping)
     with pytest.raises(KeyboardInterrupt):
         loop.train_and_evaluate(make_config(tmp_path / "broken", 2, eval_every=2), tiny)
     monkeypatch.undo()
