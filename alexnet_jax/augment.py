@@ -64,10 +64,11 @@ def image_covariance(images: jax.Array) -> jax.Array:
     pixels = images.reshape(images.shape[0], -1, 3)
     n = pixels.shape[1]
     centred = pixels - pixels.mean(axis=1, keepdims=True)
-    deviation = jnp.sqrt(jnp.mean(centred**2, axis=1, keepdims=True))
+    products = jnp.einsum("bni,bnj->bij", centred, centred, precision="highest")
+    deviation = jnp.sqrt(jnp.diagonal(products, axis1=1, axis2=2) / n)
     # A constant channel is 0 after centring, but for rounding; levels are whole numbers, so a real one is far above.
-    centred = jnp.where(deviation > 1e-3, centred / jnp.maximum(deviation, 1e-3), 0.0)
-    return jnp.einsum("bni,bnj->bij", centred, centred, precision="highest") / (n - 1)
+    scale = jnp.where(deviation > 1e-3, 1 / jnp.maximum(deviation, 1e-3), 0.0)
+    return products * scale[:, :, None] * scale[:, None, :] / (n - 1)
 
 
 def per_image_noise(keys: jax.Array, images: jax.Array, std: jax.Array | float) -> jax.Array:
