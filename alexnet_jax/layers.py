@@ -31,6 +31,7 @@ def _power(d: jax.Array, beta: float) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+@jax.named_scope("local_response_norm")
 def _normalize(x: jax.Array, size: int, a: float, beta: float, k: float) -> jax.Array:
     wide = x.astype(jnp.float32)
     d = k + a * _window_sum(wide * wide, size // 2, (size - 1) // 2)
@@ -41,6 +42,7 @@ def _normalize_forward(x: jax.Array, size: int, a: float, beta: float, k: float)
     return _normalize(x, size, a, beta, k), x
 
 
+@jax.named_scope("local_response_norm")
 def _normalize_backward(
     size: int, a: float, beta: float, k: float, x: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array]:
@@ -107,6 +109,7 @@ def local_response_norm(
     return _normalize(x, size, alpha / size if divide_by_size else alpha, beta, k)
 
 
+@jax.named_scope("max_pool")
 def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAME") -> jax.Array:
     """Max pooling, overlapping where `window` > `stride` (paper, section 3.4: 3 and 2).
 
@@ -145,6 +148,7 @@ def _max_along(x: jax.Array, axis: int, window: int, stride: int, pad: tuple[int
     return functools.reduce(jnp.maximum, slices)
 
 
+@jax.named_scope("dropout")
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
     """Dropout with one key for each example (paper, section 4.2), scaled by 1 / (1 - rate) while training.
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import hashlib
+import os
 import pathlib
 import platform
 
@@ -49,11 +50,13 @@ def cache_compilations(enable: bool) -> None:
     import jax  # here, because programs parse their flags before they wait for this import
 
     jax.config.update("jax_enable_compilation_cache", enable)
-    if not enable or jax.config.jax_compilation_cache_dir is not None:
+    if not enable:
         return
-    folder = compilation_cache_folder()
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # There are fifty small programs beside the train step; together they take as long to compile.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = compilation_cache_folder()
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))

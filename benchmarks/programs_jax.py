@@ -34,11 +34,11 @@ def device_peak() -> int | None:
 
 
 def train(spec: Spec) -> Program:
-    """The step of `python train.py --pca none`: no augmentation, Adam, dropout 0.5."""
+    """The step of `python train.py --pca none`: no augmentation, Adam, dropout 0.5. Variants: as --convolution."""
     devices = steps.select_devices(spec.devices)
     images, labels = examples(spec)
     preprocessing = augment.from_config(AugmentationConfig(), augment.Statistics.of(images), BATCHES)
-    model = models.from_config(NetworkConfig(dtype=spec.dtype), 10)  # type: ignore[arg-type]
+    model = models.from_config(NetworkConfig(dtype=spec.dtype, convolution=spec.variant or "auto"), 10)  # type: ignore[arg-type]
     update_rule, _ = optimizer.from_config(OptimizerConfig(), BATCHES)
     step = steps.make_train_step(model, update_rule, preprocessing, devices)
     key = steps.replicate(jax.random.key(0), devices)

@@ -63,8 +63,7 @@ def test_no_cache(tmp_path):
 
 
 def test_the_users_own_folder_is_respected(tmp_path):
-    settings = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "b"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    run(COMPILE.format(enable=True), XDG_CACHE_HOME=str(tmp_path / "a"), **settings)
+    run(COMPILE.format(enable=True), XDG_CACHE_HOME=str(tmp_path / "a"), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "b"))
     assert len(entries(tmp_path / "b")) == 1
     assert not entries(tmp_path / "a")
 
