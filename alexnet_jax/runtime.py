@@ -55,7 +55,7 @@ def cache_compilations(enable: bool) -> None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # There are fifty small programs beside the train step; together they take as long to compile.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = compilation_cache_folder()
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)

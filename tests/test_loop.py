@@ -75,6 +75,28 @@ def test_metrics_lines(finished, tiny):
     assert validation[-1]["accuracy"] == np.mean(run.predict_class(split.images) == split.labels)
 
 
+@pytest.mark.parametrize("steps_per_call", [2, 3, 50])
+def test_many_steps_in_a_call_change_nothing_that_is_logged(finished, tiny, tmp_path, monkeypatch, steps_per_call):
+    """Lines of the log stand at steps 3, 6, 7, ..; a call never goes beyond the next."""
+    calls = []
+    take_steps = loop.Trainer._take_steps
+
+    def counting(self, layout, *args):
+        calls.append(layout.indices.shape[1])
+        take_steps(self, layout, *args)
+
+    monkeypatch.setattr(loop.Trainer, "_take_steps", counting)
+    loop.train_and_evaluate(make_config(tmp_path, steps_per_call=steps_per_call), tiny)
+    # Step 7 ends the epoch; then the log is due at 9.
+    first_epoch = {2: [2, 1, 2, 1, 1], 3: [3, 3, 1], 50: [1] * 7}[steps_per_call]
+    assert calls[: len(first_epoch)] == first_epoch
+    assert sum(calls) == 21
+    assert len(comparable(tmp_path)) == len(comparable(finished))
+    for got, wanted in zip(comparable(tmp_path), comparable(finished), strict=True):
+        for key, value in wanted.items():
+            assert got[key] == pytest.approx(value, rel=1e-3) if isinstance(value, float) else got[key] == value
+
+
 def test_more_epochs_go_on_bit_for_bit(finished, tiny, tmp_path):
     for epochs in (1, 3):
         loop.train_and_evaluate(make_config(tmp_path / "run", epochs), tiny)
