@@ -110,7 +110,8 @@ class RunConfig:
     num_devices: PositiveInt | None = None
     """Devices to spread each batch over. Unset: all; on a CPU any number can be had, one is the default."""
     steps_per_call: PositiveInt | None = None
-    """Steps that the devices take before the host hears of them. Unset: 25, on a CPU 1 (more is slower there)."""
+    """Steps that the devices take before the host hears of them. Unset: 25, on a CPU 1 (more is slower there).
+    Never more than --log-every or --eval-every."""
     eval_batch_size: PositiveInt = 500
     """Images a step of evaluation."""
     log_every: PositiveInt = 100
@@ -163,7 +164,8 @@ class EvalConfig:
     """Keep compiled programs in the user's cache directory, so that the next start is faster."""
 
 
-# Settings that may differ when a run is resumed: they change neither the order of the data nor any update.
+# Settings that may differ when a run is resumed: they change no draw and no batch. (Devices and steps in a call change
+# the rounding: a run goes on bit for bit with the same of both.)
 RESUMABLE = frozenset(
     {
         "preset", "data_dir", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size",

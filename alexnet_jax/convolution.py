@@ -5,6 +5,7 @@ product. So here convolution and gradients are matrix products: with stride 1 by
 fewer multiplications too, with larger strides by cutting out the patches. A GPU gains nothing from either.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from jax import lax
 TILE = 4  # outputs of a Winograd tile along an axis; less is slower and more exact
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # small powers of two, as products with them are exact
 
+_product = functools.partial(jnp.matmul, precision="highest")  # less than float32 (a GPU's TF32) would ruin Winograd
+
 
 def fast_convolution(
     lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Any, **options: Any
@@ -23,17 +26,25 @@ def fast_convolution(
     """Stands in for `lax.conv_general_dilated` as `nn.Conv(conv_general_dilated=...)`.
 
     A float32 convolution of [B, H, W, C] with "SAME" padding, one group, no dilation and a square kernel is computed by
-    `winograd` (3x3 and 5x5 with stride 1) or `patches_product` (any other stride). All else goes to
-    `lax.conv_general_dilated`, and so do images of half precision, for which Winograd's numbers grow too large.
+    `winograd` (3x3 and 5x5 with stride 1, maps of at most 256 pixels, as the transforms grow with their square) or
+    `patches_product` (both strides above 1). All else goes to `lax.conv_general_dilated`, and so do images of half
+    precision, for which Winograd's numbers grow too large. Sums are in full float32, whatever `precision` says.
     """
-    size, plain = rhs.shape[0], lhs.dtype == jnp.float32 and lhs.ndim == 4 and padding == "SAME"
-    plain = plain and rhs.shape[1] == size and options.get("feature_group_count", 1) == 1
-    for dilation in ("lhs_dilation", "rhs_dilation"):
-        plain = plain and all(d == 1 for d in options.get(dilation) or ())
-    if plain and all(stride > 1 for stride in window_strides):
-        return patches_product(lhs, rhs, window_strides)
-    if plain and size in (3, 5) and all(stride == 1 for stride in window_strides):
-        return winograd(lhs, rhs)
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
+    size = rhs.shape[0]
+    if (
+        lhs.dtype == jnp.float32
+        and lhs.ndim == 4
+        and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
+        and padding == "SAME"
+        and rhs.shape[1] == size
+        and options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
+        and all(d == 1 for name in ("lhs_dilation", "rhs_dilation") for d in options.get(name) or ())
+    ):
+        if all(stride > 1 for stride in window_strides):
+            return patches_product(lhs, rhs, window_strides)
+        if size in (3, 5) and all(stride == 1 for stride in window_strides) and lhs.shape[1] * lhs.shape[2] <= 256:
+            return winograd(lhs, rhs)
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
 
@@ -60,7 +71,7 @@ def patches_product(images: jax.Array, kernel: jax.Array, strides: Sequence[int]
     patches = jnp.stack(
         [jnp.stack(shifted(row, 2, width, strides[1], kernel.shape[1]), axis=3) for row in rows], axis=3
     )
-    return patches.reshape(len(images), height, width, -1) @ kernel.reshape(-1, kernel.shape[-1])
+    return _product(patches.reshape(len(images), height, width, -1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def winograd(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -90,10 +101,10 @@ def winograd(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
     # Matrix products with the pixels first: the form in which XLA runs them, and their gradients, at full speed.
     pixels = images.reshape(batch, height * width, channels).swapaxes(0, 1).reshape(height * width, -1)
-    tiles = (input_map @ pixels).reshape(len(kernel_map), -1, channels)
-    kernels = (kernel_map @ kernel.reshape(size * size, -1)).reshape(-1, channels, features)
-    products = (tiles @ kernels).reshape(output_map.shape[1], -1)
-    outputs = (output_map @ products).reshape(height * width, batch, features)
+    tiles = _product(input_map, pixels).reshape(len(kernel_map), -1, channels)
+    kernels = _product(kernel_map, kernel.reshape(size * size, -1)).reshape(-1, channels, features)
+    products = _product(tiles, kernels).reshape(output_map.shape[1], -1)
+    outputs = _product(output_map, products).reshape(height * width, batch, features)
     return outputs.swapaxes(0, 1).reshape(batch, height, width, features)
 
 

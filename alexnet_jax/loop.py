@@ -168,12 +168,11 @@ class Trainer:
         self.checkpoints.close()
 
     def _next_call(self) -> int:
-        """Steps of the next call: all that a call may have, or one if something is due before."""
+        """Steps of the next call: as many as wanted, or one where something is due before they would be done."""
         run = self.config.run
-        wanted = run.steps_per_call or steps.default_steps_per_call(self.devices)
-        periods = (self.steps_per_epoch, run.log_every, run.eval_every)
-        until_due = min(period - self.step % period for period in periods if period)
-        return wanted if wanted <= until_due else 1
+        periods = [period for period in (self.steps_per_epoch, run.log_every, run.eval_every) if period]
+        wanted = min(run.steps_per_call or steps.default_steps_per_call(self.devices), *periods)
+        return wanted if all(wanted <= period - self.step % period for period in periods) else 1
 
     def _take_steps(self, layout: Batches, epoch: int, bar: tqdm.tqdm) -> None:
         self.state, metrics = self.train_step(self.state, self.examples, layout, self.key)

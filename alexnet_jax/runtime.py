@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 
     To be called before JAX is first used: threads that have allocated already keep their own pools.
     """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
         libc.mallopt(_M_MMAP_MAX, 0)

@@ -102,3 +102,20 @@ def test_what_it_can_not_do_goes_to_xla(settings):
     params = direct.init(jax.random.key(0), images)
     fast = nn.Conv(conv_general_dilated=fast_convolution, **settings)
     np.testing.assert_array_equal(fast.apply(params, images), direct.apply(params, images))
+
+
+@pytest.mark.parametrize("numbers", [("NCHW", "OIHW", "NCHW"), ("NHWC", "OIHW", "NHWC"), ("HWNC", "HWIO", "HWNC")])
+def test_other_layouts_go_to_xla(numbers):
+    images, kernel = draw((4, 4, 4, 4), (3, 3, 4, 4))
+    kernel = kernel if numbers[1] == "HWIO" else kernel.transpose(3, 2, 0, 1)
+    arguments = (images, kernel, (1, 1), "SAME")
+    np.testing.assert_array_equal(
+        fast_convolution(*arguments, dimension_numbers=numbers),
+        lax.conv_general_dilated(*arguments, dimension_numbers=numbers),
+    )
+
+
+def test_large_maps_go_to_xla():
+    images, kernel = draw((1, 17, 16, 2), (3, 3, 2, 2))
+    lowered = jax.jit(lambda x, w: fast_convolution(x, w, (1, 1), "SAME", dimension_numbers=NUMBERS))
+    assert "stablehlo.convolution" in lowered.lower(images, kernel).as_text()

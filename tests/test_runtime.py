@@ -73,6 +73,12 @@ def test_a_folder_that_can_not_be_made_is_no_error(tmp_path):
     run(COMPILE.format(enable=True), XDG_CACHE_HOME=str(tmp_path / "file"))
 
 
-def test_the_folder_is_named_by_the_processor():
-    assert compilation_cache_folder() == compilation_cache_folder()
-    assert compilation_cache_folder().parent.name == "alexnet_jax"
+def test_the_folder_is_named_by_the_processor(monkeypatch):
+    def folder(flags, clock):
+        text = f"model name\t: A processor\ncpu MHz\t: {clock}\nflags\t: {flags}\n"
+        monkeypatch.setattr(pathlib.Path, "read_text", lambda self: text)
+        return compilation_cache_folder()
+
+    assert folder("sse avx", 3000) == folder("sse avx", 2999)
+    assert folder("sse avx", 3000) != folder("sse avx avx512f", 3000)
+    assert folder("sse", 3000).parent.name == "alexnet_jax"
