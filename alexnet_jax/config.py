@@ -304,7 +304,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
         ),
         "quickstart": Preset(
             "the seed's network on drawn shapes, no data needed",
-            "98.60% (1 seed); under 2 minutes on 2 cores",
+            "98.30% (1 seed); under a minute on 2 cores",
             TrainConfig(
                 preset="quickstart",
                 data=DataConfig(dataset="shapes"),
