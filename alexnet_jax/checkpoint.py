@@ -1,109 +1,242 @@
-"""Checkpoints by Orbax: save, restore, check."""
+"""Checkpoints: written by Orbax, proved by a manifest of SHA-256 hashes, there whole or not at all.
 
+    checkpoints/<step>/state/          the train state, by Orbax
+    checkpoints/<step>/memory.json     what the loop must remember, and the validation accuracy
+    checkpoints/<step>/manifest.json   the step, and size and SHA-256 of every other file
+    checkpoints/set-aside/             checkpoints that were found damaged, for a person to look at
+    checkpoints/.saving/ .removing/    work under way when the process was killed; the next start clears it
+
+Orbax's CheckpointManager is not used: it restores flipped bits silently, takes any folder with a number for a
+checkpoint, and has no place for a manifest before the rename that makes a checkpoint count.
+"""
+
+import hashlib
+import json
 import logging
+import os
 import pathlib
+import shutil
 from typing import Any
 
 import flax.serialization
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, warn
+from alexnet_jax.files import sync, to_bytes
 from alexnet_jax.steps import TrainState
 
-ACCURACY = "validation_accuracy"
+KEEP_NEWEST = 2
+MANIFEST = "manifest.json"
+MEMORY = "memory.json"
 
 
-def _accuracy(metrics: dict[str, float]) -> float:
-    return metrics[ACCURACY]
+class DamagedError(AlexNetError):
+    """A checkpoint is not what was saved."""
 
 
 class Checkpoints:
     """The checkpoints of a run: the two newest, and the one with the best validation accuracy.
 
     A checkpoint holds the state as nested dicts of NumPy arrays, so it restores on any number of devices and without
-    this package, and a small JSON object for what the loop must remember.
+    this package, and a small JSON object for what the loop must remember. Saving is synchronous (0.3 s for
+    AlexNetSmall): an asynchronous save can hang for good on a full disk.
     """
 
     def __init__(self, folder: pathlib.Path, read_only: bool = False) -> None:
-        # Orbax warns about the options' interplay at every start; its errors come as exceptions.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        # Saving is synchronous: 0.3 s for this network, and an asynchronous save can hang for good on a full disk.
-        options = ocp.CheckpointManagerOptions(
-            best_fn=_accuracy,  # without it Orbax does not write metrics; what is kept, the policy decides
-            preservation_policy=AnyPreservationPolicy(
-                [
-                    LatestN(2),
-                    BestN(n=1, get_metric_fn=_accuracy, keep_checkpoints_without_metrics=False),
-                ]
-            ),
-            enable_async_checkpointing=False,
-            create=not read_only,
-            read_only=read_only,
-        )
-        self._folder = folder
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        """Opens `folder`; unless `read_only`, makes it and clears away what a killed save has left."""
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's errors come as exceptions
+        self._folder, self._read_only = folder.absolute(), read_only
+        self._saving, self._removing = self._folder / ".saving", self._folder / ".removing"
+        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        if not read_only:
+            try:
+                self._folder.mkdir(exist_ok=True)
+                for leftover in (self._saving, self._removing):
+                    if leftover.exists():
+                        shutil.rmtree(leftover)
+            except OSError as error:
+                raise AlexNetError(f"{self._folder}: can't be used ({error.strerror or error})") from error
 
     def all_steps(self) -> list[int]:
-        """Steps of the checkpoints, rising."""
-        return sorted(self._manager.all_steps())
+        """Steps of the checkpoints, rising. Whatever else lies in the folder is left alone."""
+        entries = self._folder.iterdir() if self._folder.is_dir() else ()
+        names = [entry.name for entry in entries if entry.name.isdecimal() and entry.is_dir()]
+        return sorted(int(name) for name in names if name == str(int(name)))
 
     def best_step(self) -> int | None:
         """The step with the highest validation accuracy (the earliest of equals); None if none was measured."""
-        metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        scores = [(_accuracy(found), -step) for step, found in metrics.items() if found]
+        scores = [(accuracy, -step) for step in self.all_steps() if (accuracy := self._accuracy(step)) is not None]
         return -max(scores)[1] if scores else None
 
     def save(self, state: TrainState, memory: dict[str, Any], accuracy: float | None) -> None:
-        """Saves a state under its step.
+        """Saves a state under its step, then removes the checkpoints that need not be kept.
 
         Args:
           state: the train state.
           memory: JSON-ready; comes back from `restore` as it is.
           accuracy: validation accuracy of exactly this state, if known.
+
+        Raises:
+          AlexNetError: it can't be written; the checkpoints of before are as they were.
         """
         tree = jax.device_get(flax.serialization.to_state_dict(state))
         step = int(state.step)
-        if step in self._manager.all_steps():
+        target = self._folder / str(step)
+        if target.exists():
             return
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), memory=ocp.args.JsonSave(memory))
-        metrics = None if accuracy is None else {ACCURACY: accuracy}
         try:
-            saved = self._manager.save(step, args=arguments, metrics=metrics)
+            self._saving.mkdir()
+            self._orbax.save(self._saving / "state", args=ocp.args.StandardSave(tree))
+            (self._saving / MEMORY).write_bytes(to_bytes({"memory": memory, "validation_accuracy": accuracy}))
+            files = {
+                name: {"size": (self._saving / name).stat().st_size, "sha256": _sha256(self._saving / name)}
+                for name in sorted(_files(self._saving))
+            }
+            (self._saving / MANIFEST).write_bytes(to_bytes({"step": step, "files": files}))
+            for path in (*self._saving.rglob("*"), self._saving):
+                sync(path)
+            self._saving.rename(target)
+            sync(self._folder)
         except Exception as error:  # Orbax and TensorStore raise bare Exceptions, too
-            raise AlexNetError(f"{self._folder / str(step)}: can't be written ({_reason(error)})") from error
-        if not saved:
-            raise AlexNetError(f"{self._folder}: Orbax did not save step {step}; is a later step there?")
+            shutil.rmtree(self._saving, ignore_errors=True)
+            raise AlexNetError(f"{target}: can't be written ({_reason(error)})") from error
+        self._remove_old()
+
+    def restore_newest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """State and memory of the newest checkpoint that is as it was saved; None if there is none.
+
+        Each newer one is named in a warning and, unless `read_only`, moved to `set-aside/`.
+
+        Raises:
+          AlexNetError: if the folder, or an intact checkpoint, can't be read.
+        """
+        for step in reversed(self.all_steps()):
+            try:
+                return self.restore_tree(step)
+            except DamagedError as damage:
+                where = "passed over"
+                if not self._read_only:
+                    where = f"set aside as {self._set_aside(step)}"
+                warn(f"checkpoint of step {step:,} {where}: {damage}")
+        return None
 
     def restore_tree(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The state (nested dicts of NumPy arrays) and the memory saved at `step`.
 
         Raises:
-          AlexNetError: if it can't be read.
+          DamagedError: it is not what was saved.
+          AlexNetError: it can't be read.
         """
+        folder = self._folder / str(step)
+        verify(folder, step)
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), memory=ocp.args.JsonRestore())
-            )
+            tree = self._orbax.restore(folder / "state", args=ocp.args.StandardRestore())
+            return tree, json.loads((folder / MEMORY).read_bytes())["memory"]
         except Exception as error:
-            raise AlexNetError(f"{self._folder / str(step)}: can't be read ({_reason(error)})") from error
-        return restored["state"], restored["memory"]
+            raise AlexNetError(f"{folder}: can't be read ({_reason(error)})") from error
 
-    def restore(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Restores into the structure of `template`; every array must have its shape and dtype, nothing is cast."""
-        tree, memory = self.restore_tree(step)
-        check_like(tree, flax.serialization.to_state_dict(template), f"{self._folder / str(step)}")
-        return flax.serialization.from_state_dict(template, tree), memory
+    def to_state(self, tree: dict[str, Any], template: TrainState) -> TrainState:
+        """A tree from `restore_tree` in the structure of `template`.
+
+        Raises:
+          AlexNetError: an array has another shape or dtype than the template's; nothing is cast.
+        """
+        check_like(tree, flax.serialization.to_state_dict(template), str(self._folder / str(tree.get("step"))))
+        return flax.serialization.from_state_dict(template, tree)
 
     def close(self) -> None:
         """Ends all work on the folder."""
-        self._manager.close()
+        self._orbax.close()
+
+    def _accuracy(self, step: int) -> float | None:
+        try:
+            accuracy = json.loads((self._folder / str(step) / MEMORY).read_bytes())["validation_accuracy"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # damaged: whoever restores it will say so
+        return accuracy if isinstance(accuracy, float) else None
+
+    def _remove_old(self) -> None:
+        keep = {*self.all_steps()[-KEEP_NEWEST:], self.best_step()}
+        for step in self.all_steps():
+            if step not in keep:
+                # Half of a checkpoint must never bear its name.
+                (self._folder / str(step)).rename(self._removing)
+                shutil.rmtree(self._removing)
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        folder = self._folder / "set-aside"
+        try:
+            folder.mkdir(exist_ok=True)
+            number = 1
+            while (target := folder / (str(step) if number == 1 else f"{step}-{number}")).exists():
+                number += 1
+            return (self._folder / str(step)).rename(target)
+        except OSError as error:
+            raise AlexNetError(f"{self._folder / str(step)} is damaged and can't be moved ({error})") from error
+
+
+def verify(folder: pathlib.Path, step: int) -> None:
+    """Compares every file of a checkpoint with its manifest.
+
+    Names that begin with a dot are no part of it: file systems and desktops leave such files.
+
+    Raises:
+      DamagedError: saying which file is missing, added or changed.
+      AlexNetError: a file can't be read.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        saved_step, wanted = manifest["step"], {name: (f["size"], f["sha256"]) for name, f in manifest["files"].items()}
+        found = _files(folder) - {MANIFEST}
+    except FileNotFoundError:
+        raise DamagedError(f"{folder} has no {MANIFEST}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DamagedError(f"{folder / MANIFEST} is damaged") from None
+    except OSError as error:
+        raise AlexNetError(f"{folder}: can't be read ({error.strerror or error})") from error
+    if saved_step != step:
+        raise DamagedError(f"{folder} was saved as step {saved_step}")
+    if missing := sorted(wanted.keys() - found):
+        raise DamagedError(f"{folder / missing[0]} is missing")
+    if added := sorted(found - wanted.keys()):
+        raise DamagedError(f"{folder / added[0]} does not belong to it")
+    for name, (size, digest) in wanted.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != size:
+                raise DamagedError(f"{path} has {path.stat().st_size} bytes, {size} were saved")
+            if _sha256(path) != digest:
+                raise DamagedError(f"{path} is not what was saved (SHA-256 differs)")
+        except OSError as error:
+            raise AlexNetError(f"{path}: can't be read ({error.strerror or error})") from error
+
+
+def _files(folder: pathlib.Path) -> set[str]:
+    """Names of all files below `folder`, with `/`; links are no files."""
+    found = set()
+    for parent, _, names in os.walk(folder, onerror=_raise):
+        for name in names:
+            path = pathlib.Path(parent) / name
+            if not name.startswith(".") and not path.is_symlink():
+                found.add(path.relative_to(folder).as_posix())
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:
     """The first line of an error's message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 

@@ -3,16 +3,27 @@
 import contextlib
 import difflib
 import io
-import itertools
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import tyro
 
-from alexnet_jax.config import DEFAULT_PRESET, PRESETS, EvalConfig, TrainConfig, flags_of, validate
+from alexnet_jax.config import (
+    DEFAULT_PRESET,
+    PRESETS,
+    EvalConfig,
+    TrainConfig,
+    flags_of,
+    is_one_line,
+    shown,
+    validate,
+)
 from alexnet_jax.errors import AlexNetError, UsageError
 from alexnet_jax.runtime import keep_freed_memory
+from alexnet_jax.signals import HANDLED, stop_at_once
 
 T = TypeVar("T")
 
@@ -23,6 +34,10 @@ def parse(config_type: type[T], args: Sequence[str], prog: str, description: str
     Raises:
       UsageError: one line; a misspelled flag is answered with the nearest right one.
     """
+    for index, arg in enumerate(args):
+        if not is_one_line(arg):
+            before = f"{shown(args[index - 1])} " if index and args[index - 1].startswith("-") else ""
+            raise UsageError(f"{before}{shown(arg)}: there is a control character in it")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -39,8 +54,10 @@ def parse(config_type: type[T], args: Sequence[str], prog: str, description: str
         if not stop.code:
             raise
         raise UsageError(_one_line(complaint.getvalue())) from None
+    except (AssertionError, OSError) as error:  # of --tyro-write-completion, tyro's own flag
+        raise UsageError(f"{shown(args[0])}: {shown(str(error), 300)}") from None
     if unknown:
-        raise UsageError(_unknown(unknown[0], config_type))
+        raise UsageError(_unknown(unknown[0], args, config_type))
     return config
 
 
@@ -52,7 +69,9 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     """
     name, flags = (args[0], args[1:]) if args and not args[0].startswith("-") else (DEFAULT_PRESET, args)
     if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}{_nearest(name, PRESETS)}; the presets are {', '.join(PRESETS)}")
+        raise UsageError(
+            f"unknown preset '{shown(name)}'{_nearest(name, PRESETS)}; the presets are {', '.join(PRESETS)}"
+        )
     listing = "\n\n".join(f"{name}: {preset.summary}. Measured: {preset.measured}." for name, preset in PRESETS.items())
     description = (
         "Train an AlexNet. A preset comes first, flags change it; the same command again resumes.\n\n"
@@ -64,8 +83,8 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
 def parse_eval(args: Sequence[str]) -> EvalConfig:
     """Parses `RUN [flags]`."""
     config = validate(parse(EvalConfig, args, "eval.py", EvalConfig.__doc__ or ""))
-    if config.checkpoint not in ("last", "best") and not config.checkpoint.isdecimal():
-        raise UsageError(f"--checkpoint {config.checkpoint}: last, best or a step is needed")
+    if not re.fullmatch("last|best|[0-9]{1,18}", config.checkpoint):
+        raise UsageError(f"--checkpoint {shown(config.checkpoint)}: last, best or a step is needed")
     return config
 
 
@@ -73,14 +92,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a script's main function; a user's error becomes one line on stderr and the process's exit code."""
     prog = sys.argv[0].rsplit("/", 1)[-1]
     keep_freed_memory()
+    for number in HANDLED:
+        signal.signal(number, stop_at_once)
     try:
         main(sys.argv[1:])
     except AlexNetError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `--help | head`
         sys.exit(1)
     except OSError as error:  # a disk that fills up or goes away
@@ -89,19 +107,27 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _one_line(complaint: str) -> str:
-    """The message in a boxed complaint of tyro, without its title and the help that follows."""
-    contents = [line.strip("│ ") for line in complaint.splitlines() if line.startswith("│")]
-    message = itertools.takewhile(lambda line: not line.startswith("─"), contents)
-    return " ".join(" ".join(message).split())
+    """The message in a complaint of tyro, without its title and the help that follows.
+
+    Tyro draws rules around the parts, in colours on a terminal, and a box where the output is UTF-8.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    _, *lines = [line.strip("│╭╮╰╯ ") for line in plain.strip().splitlines()] or [""]
+    text = "\n".join(lines).lstrip("-\n")
+    message = re.split(r"\n[─-]+\n(?=Argument helptext|For full helptext)", text)[0]
+    # What follows would be types in Python's notation.
+    return shown(" ".join(message.split()).split(" Got errors:")[0], 500)
 
 
-def _unknown(word: str, config_type: type) -> str:
+def _unknown(word: str, args: Sequence[str], config_type: type) -> str:
+    if word not in args and (flags := [arg.split("=")[0] for arg in args if arg.endswith(f"={word}")]):
+        return f"{shown(flags[0])} takes no value, not '{shown(word)}'"
     if not word.startswith("-"):
-        return f"unexpected argument {word!r}"
-    name = word.split("=")[0]
+        return f"unexpected argument '{shown(word)}'"
+    name = shown(word.split("=")[0])
     return f"unknown flag {name}{_nearest(name, flags_of(config_type))} (--help lists all)"
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(words), n=1)
+    close = difflib.get_close_matches(word[:100], list(words), n=1)
     return f"; did you mean {close[0]}?" if close else ""

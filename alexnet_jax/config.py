@@ -6,7 +6,9 @@ Field names are unique across the nested classes, because flags and config.json 
 
 import dataclasses
 import pathlib
+import reprlib
 import types
+import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,12 +19,25 @@ from alexnet_jax.errors import UsageError
 
 C = TypeVar("C")
 
-PositiveInt = Annotated[int, pydantic.Field(gt=0)]
-NonNegativeInt = Annotated[int, pydantic.Field(ge=0)]
-PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
-FiniteFloat = Annotated[float, pydantic.Field(allow_inf_nan=False)]
-Fraction = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+def _one_line(path: pathlib.Path) -> pathlib.Path:
+    if not is_one_line(str(path)):
+        raise ValueError("a path without control characters is needed")
+    return path
+
+
+# Strict, as config.json would otherwise be read with "3" and true for numbers. Steps are counted in 32 bits, and JAX
+# drops the bits of a seed beyond 32.
+_INT_END = 2**31
+PositiveInt = Annotated[int, pydantic.Field(gt=0, lt=_INT_END, strict=True)]
+NonNegativeInt = Annotated[int, pydantic.Field(ge=0, lt=_INT_END, strict=True)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32, strict=True)]
+PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False, strict=True)]
+NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False, strict=True)]
+FiniteFloat = Annotated[float, pydantic.Field(allow_inf_nan=False, strict=True)]
+Fraction = Annotated[float, pydantic.Field(ge=0, lt=1, strict=True)]
+Bool = Annotated[bool, pydantic.Field(strict=True)]
+Path = Annotated[pathlib.Path, pydantic.AfterValidator(_one_line)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +46,7 @@ class DataConfig:
 
     dataset: Literal["cifar10", "shapes"] = "cifar10"
     """`cifar10`: from --data-dir, else downloaded. `shapes`: drawn on the spot, needs nothing."""
-    data_dir: pathlib.Path | None = None
+    data_dir: Path | None = None
     """Folder with cifar-10-batches-py, cifar-10-batches-bin or a TFDS cifar10/3.0.2. Unset: ./data, then TFDS's own."""
     train_on: Literal["train", "all"] = "train"
     """`train`: 40,000 images (batches 1-4), batch 5 validates. `all`: 50,000, and nothing validates."""
@@ -41,13 +56,13 @@ class DataConfig:
 class AugmentationConfig:
     """What is done to training images, anew at each visit."""
 
-    crop_padding: Annotated[int, pydantic.Field(ge=0, lt=32)] = 0
+    crop_padding: Annotated[int, pydantic.Field(ge=0, lt=32, strict=True)] = 0
     """Pixels to pad on each side before a random crop back to the image's size; 0: no crops."""
     crop_mode: Literal["reflect", "zero"] = "reflect"
     """What the padding holds: the mirrored image, or 0 (after --subtract-mean: the mean)."""
-    flip: bool = False
+    flip: Bool = False
     """Mirror images left to right at random."""
-    subtract_mean: bool = False
+    subtract_mean: Bool = False
     """Subtract the training set's mean image (the paper); else the network's input is in [0, 1] (the seed)."""
     pca: Literal["none", "per-image", "dataset-std", "dataset-eigenvalue"] = "none"
     """PCA colour noise: an image's own (the seed), the training set's by standard deviations (2012) or eigenvalues."""
@@ -97,7 +112,7 @@ class ScheduleConfig:
     """Passes over the training images. May grow when a run is resumed."""
     batch_size: PositiveInt = 128
     """Images an update, over all devices together."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides the initial weights, the order of the images and every random draw."""
 
 
@@ -105,7 +120,7 @@ class ScheduleConfig:
 class RunConfig:
     """Where it runs, and what it writes."""
 
-    workdir: pathlib.Path | None = None
+    workdir: Path | None = None
     """Folder of the run: config, metrics, checkpoints, pictures. Unset: runs/PRESET. Resumes if a run is there."""
     num_devices: PositiveInt | None = None
     """Devices to spread each batch over. Unset: all; on a CPU any number can be had, one is the default."""
@@ -120,17 +135,21 @@ class RunConfig:
     """Steps between validations within an epoch; 0: only at each epoch's end."""
     checkpoint_every: PositiveInt = 5
     """Epochs between checkpoints; the last and the best on validation are kept besides."""
-    tensorboard: bool = False
+    tensorboard: Bool = False
     """Write TensorBoard event files too (needs the extra `tensorboard`)."""
-    compilation_cache: bool = True
+    compilation_cache: Bool = True
     """Keep compiled programs in the user's cache directory, so that the next start is faster."""
+    deterministic: Bool = False
+    """Compute the same bits on 1, 2, 4 and 8 devices of a kind; slower. Needs a --batch-size divisible by 8."""
+    stall_steps: NonNegativeInt = 1000
+    """Steps after which a loss that is still that of guessing gets a warning with its likely causes; 0: never."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Every setting of a training run."""
 
-    preset: tyro.conf.Suppress[str] = "cifar10"
+    preset: tyro.conf.Suppress[Annotated[str, pydantic.Field(pattern=r"^[\w.-]{1,100}$")]] = "cifar10"
     data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     network: NetworkConfig = NetworkConfig()
@@ -148,19 +167,19 @@ class TrainConfig:
 class EvalConfig:
     """Evaluate a trained network: accuracy, cross entropy, confusion matrix, first-layer kernels."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: tyro.conf.Positional[Path]
     """Folder of the run, train.py's --workdir."""
     split: Literal["test", "validation", "train"] = "test"
     """Images to evaluate on."""
     checkpoint: str = "last"
     """`last`, `best` (highest validation accuracy) or a step."""
-    data_dir: pathlib.Path | None = None
+    data_dir: Path | None = None
     """Where the data lies, if no longer where the run found it."""
     batch_size: PositiveInt = 500
     """Images a step; does not change the results."""
     num_devices: PositiveInt | None = None
     """Devices to use; does not change the results."""
-    compilation_cache: bool = True
+    compilation_cache: Bool = True
     """Keep compiled programs in the user's cache directory, so that the next start is faster."""
 
 
@@ -170,8 +189,21 @@ RESUMABLE = frozenset(
     {
         "preset", "data_dir", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size",
         "log_every", "eval_every", "checkpoint_every", "tensorboard", "compilation_cache",
+        "stall_steps",
     }
 )  # fmt: skip
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a text can stand in a line of output: no control characters, no halves of UTF-16 pairs."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
+
+
+def shown(value: object, limit: int = 100) -> str:
+    """A value as part of a message of one line: cut in the middle, with escapes for what can't be printed."""
+    text = str(value) if isinstance(value, str | int | float | pathlib.Path) else reprlib.repr(value)
+    text = text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def flat_items(config: Any) -> dict[str, Any]:
@@ -223,14 +255,11 @@ def from_json(settings: Mapping[str, Any]) -> TrainConfig:
     for field in dataclasses.fields(TrainConfig):
         names = [f.name for f in dataclasses.fields(field.type)] if isinstance(field.type, type) else None
         known |= set(names or [field.name])
-        if names is None:
-            nested[field.name] = settings.get(field.name)
-        else:
-            nested[field.name] = {name: settings[name] for name in names if name in settings}
-            if missing := [name for name in names if name not in settings]:
-                raise UsageError(f"setting {missing[0]!r} is missing")
+        if missing := [name for name in names or [field.name] if name not in settings]:
+            raise UsageError(f"setting {missing[0]!r} is missing")
+        nested[field.name] = settings[field.name] if names is None else {name: settings[name] for name in names}
     if unknown := sorted(set(settings) - known):
-        raise UsageError(f"unknown setting {unknown[0]!r}")
+        raise UsageError(f"unknown setting '{shown(unknown[0])}'")
     return _from_nested(TrainConfig, nested)
 
 
@@ -248,7 +277,7 @@ def _from_nested(config_type: type[C], nested: Mapping[str, Any]) -> C:
         known = flags_of(config_type)
         # The innermost name: the path may begin with the class's, and `optimizer` is a class and a flag in it.
         name = [flag(part) for part in first["loc"] if isinstance(part, str) and flag(part) in known][-1]
-        raise UsageError(f"{name} {first['input']}: {first['msg'].lower()}") from None
+        raise UsageError(f"{name} {shown(first['input'])}: {first['msg'].lower()}") from None
     if isinstance(config, TrainConfig):
         _check_together(config)
     return config
@@ -259,7 +288,7 @@ def _check_together(config: TrainConfig) -> None:
     if optimizer.optimizer == "adam" and (optimizer.momentum or optimizer.weight_decay):
         raise UsageError("--momentum and --weight-decay are for --optimizer sgd; set both to 0 for adam")
     if list(optimizer.drop_epochs) != sorted(set(optimizer.drop_epochs)):
-        raise UsageError(f"--drop-epochs must rise: {' '.join(map(str, optimizer.drop_epochs))}")
+        raise UsageError(f"--drop-epochs must rise: {shown(' '.join(map(str, optimizer.drop_epochs)))}")
 
 
 @dataclasses.dataclass(frozen=True)

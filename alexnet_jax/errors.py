@@ -1,5 +1,8 @@
 """The errors that a user can cause: each becomes one line on the terminal and an exit code, never a traceback."""
 
+import signal
+import sys
+
 
 class AlexNetError(Exception):
     """Something outside the program is wrong: a file, a data set, a checkpoint, a disk. Exit code 1.
@@ -14,3 +17,16 @@ class UsageError(AlexNetError):
     """The command line or a configuration value is wrong. Exit code 2."""
 
     exit_code = 2
+
+
+class StoppedError(AlexNetError):
+    """A signal ended the program. Exit code 128 + its number, as in a shell: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(f"{signal.Signals(number).name}: {message}")
+        self.exit_code = 128 + number
+
+
+def warn(message: str) -> None:
+    """Prints one line on stderr about what went wrong and was dealt with."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)

@@ -14,12 +14,13 @@ import jax
 import numpy as np
 import tqdm
 
-from alexnet_jax import augment, models, optimizer, plots, runtime, steps
+from alexnet_jax import augment, health, models, optimizer, plots, runtime, steps
 from alexnet_jax.batches import Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import EvalConfig, TrainConfig
 from alexnet_jax.datasets import Dataset, load
-from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, warn
+from alexnet_jax.files import to_bytes, write_atomically
 from alexnet_jax.metrics import (
     JsonlWriter,
     Record,
@@ -32,7 +33,8 @@ from alexnet_jax.metrics import (
     read_jsonl,
     softmax,
 )
-from alexnet_jax.run import DatasetInfo, RunFolder, open_run, to_bytes, versions, write_atomically
+from alexnet_jax.run import DatasetInfo, RunFolder, open_run, versions
+from alexnet_jax.signals import StopSignals
 
 
 class Stopwatch:
@@ -84,13 +86,11 @@ def train_and_evaluate(config: TrainConfig, dataset: Dataset) -> None:
 
     Raises:
       UsageError: the batch size and the number of devices don't go together, or the run there has other settings.
-      AlexNetError: the folder can't be written, or the loss is no longer finite.
+      AlexNetError: the folder can't be written or another process trains there, or loss or gradient is not finite.
+      StoppedError: a signal came; the state was saved.
     """
-    trainer = Trainer(config, dataset)
-    try:
+    with contextlib.closing(Trainer(config, dataset)) as trainer:
         trainer.train()
-    finally:
-        trainer.close()
 
 
 class Trainer:
@@ -102,16 +102,26 @@ class Trainer:
         batch_size = config.schedule.batch_size
         if batch_size % len(devices):
             raise UsageError(f"--batch-size {batch_size} can't be divided by --num-devices {len(devices)}")
+        if config.run.deterministic and batch_size % steps.MICRO_BATCHES:
+            raise UsageError(f"--deterministic: --batch-size {batch_size} can't be divided by {steps.MICRO_BATCHES}")
         self.config, self.dataset, self.devices = config, dataset, devices
         self.folder = RunFolder(config.workdir)
         info, statistics = describe(dataset), augment.Statistics.of(dataset["train"].images)
-        self.folder.prepare(config, info, statistics)
+        self._resources = contextlib.ExitStack()
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(self.folder.claim())
+            self.folder.prepare(config, info, statistics)
+            self._set_up(info, statistics, opened)
+            self._resources = opened.pop_all()
 
-        self.steps_per_epoch = steps_per_epoch(len(dataset["train"]), batch_size)
+    def _set_up(self, info: DatasetInfo, statistics: augment.Statistics, opened: contextlib.ExitStack) -> None:
+        config, dataset, devices = self.config, self.dataset, self.devices
+        self.steps_per_epoch = steps_per_epoch(len(dataset["train"]), config.schedule.batch_size)
         preprocessing = augment.from_config(config.augmentation, statistics, self.steps_per_epoch)
-        model = models.from_config(config.network, len(dataset.class_names))
+        self.preprocessing = preprocessing
+        self.model = model = models.from_config(config.network, len(dataset.class_names))
         update_rule, self.learning_rate = optimizer.from_config(config.optimizer, self.steps_per_epoch)
-        self.train_step = steps.make_train_step(model, update_rule, preprocessing, devices)
+        self.train_step = steps.make_train_step(model, update_rule, preprocessing, devices, config.run.deterministic)
         self.predict_step = steps.make_predict_step(model, preprocessing, devices)
         initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))
         self.key = steps.replicate(run_key, devices)
@@ -119,10 +129,11 @@ class Trainer:
         self.examples = steps.replicate(steps.Examples(train.images, train.labels), devices)
 
         state = steps.create_state(model, update_rule, info.image_shape, initial_key)
-        self.checkpoints = Checkpoints(self.folder.checkpoints)
+        self.checkpoints = opened.enter_context(contextlib.closing(Checkpoints(self.folder.checkpoints)))
         self.totals = Totals()
-        if saved_steps := self.checkpoints.all_steps():
-            state, memory = self.checkpoints.restore(saved_steps[-1], state)
+        if newest := self.checkpoints.restore_newest():
+            tree, memory = newest
+            state = self.checkpoints.to_state(tree, state)
             self.totals = Totals(**memory["totals"])
         self.step = int(state.step)
         self.state = steps.replicate(state, devices)
@@ -130,42 +141,54 @@ class Trainer:
         writers: list[Writer] = [JsonlWriter(self.folder.metrics, self.step)]
         if config.run.tensorboard:
             writers.append(TensorBoardWriter(self.folder.path / "tensorboard", self.step))
-        self.writer = Writers(writers)
+        self.writer = opened.enter_context(contextlib.closing(Writers(writers)))
         validations = [r["accuracy"] for r in read_jsonl(self.folder.metrics) if r["split"] == "validation"]
         self.accuracy: float | None = validations[-1] if validations else None
         self.best_accuracy = max(validations, default=-1.0)
         self.watch, self.timed_images = Stopwatch(), 0
+        self.stall_warned = False
         self.pending: steps.StepMetrics | None = None
+        self.stalled_at: int | None = None
         self.last_step = self.steps_per_epoch * config.schedule.epochs
         self._announce(model, info, preprocessing)
 
     def train(self) -> None:
-        """Runs the epochs that are left, then draws the curves."""
+        """Runs the epochs that are left, then draws the curves.
+
+        Raises:
+          AlexNetError: loss or gradient is not finite, or nothing can be written.
+          StoppedError: SIGINT or SIGTERM came; the state was saved.
+        """
         schedule, train = self.config.schedule, self.dataset["train"]
         first_epoch, first_batch = divmod(self.step, self.steps_per_epoch)
-        with tqdm.tqdm(
+        bar = tqdm.tqdm(
             total=schedule.epochs * len(train),
             initial=first_epoch * len(train) + first_batch * schedule.batch_size,
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
             disable=None,  # no bar where the output is no terminal
-        ) as bar:
+        )
+        with bar, StopSignals() as signals:
             self.watch.restart()
             for epoch in range(first_epoch, schedule.epochs):
                 order = epoch_order(schedule.seed, epoch, len(train))
                 layout = batches(order, schedule.batch_size, len(self.devices))
                 while (batch := self.step - epoch * self.steps_per_epoch) < self.steps_per_epoch:
                     self._take_steps(layout.part(batch, self._next_call()), epoch, bar)
-        if self.step not in self.checkpoints.all_steps():
-            self._save(accuracy=None)
+                    if signals.received is not None:
+                        bar.close()
+                        self._save(accuracy=None)
+                        raise StoppedError(
+                            signals.received, f"saved step {self.step:,}; the same command goes on from there"
+                        )
+        self._save(accuracy=None)
         plots.save(plots.training_curves(read_jsonl(self.folder.metrics)), self.folder.plots / "curves.png")
         print(f"Trained: {self.step:,} updates. Next: python eval.py {self.folder.path}")
 
     def close(self) -> None:
-        """Closes the files."""
-        self.writer.close()
-        self.checkpoints.close()
+        """Closes the files and gives the folder free."""
+        self._resources.close()
 
     def _next_call(self) -> int:
         """Steps of the next call: as many as wanted, or one where something is due before they would be done."""
@@ -210,13 +233,16 @@ class Trainer:
             return
         metrics, self.pending = jax.device_get(self.pending), None
         first = self.step - len(metrics.loss) + 1
-        for step, loss, correct, count in zip(
-            range(first, self.step + 1), metrics.loss, metrics.correct, metrics.count, strict=True
+        for step, loss, correct, count, finite in zip(
+            range(first, self.step + 1), metrics.loss, metrics.correct, metrics.count, metrics.finite, strict=True
         ):
-            if not math.isfinite(loss):
+            if not finite:
+                epoch, batch = divmod(step - 1, self.steps_per_epoch)
+                what = "the gradient or the update holds Inf or NaN" if math.isfinite(loss) else f"the loss is {loss}"
                 raise AlexNetError(
-                    f"the loss is {loss} after step {step:,}: training has diverged; try a lower "
-                    f"--learning-rate. The checkpoints in {self.folder.checkpoints} are from before"
+                    f"{what} at step {step:,} (epoch {epoch + 1}, batch {batch + 1} of {self.steps_per_epoch:,}): its "
+                    "update was not taken. Try a lower --learning-rate; "
+                    f"checkpoints there are: {self.checkpoints.all_steps() or 'none'}"
                 )
             self.totals.add(float(loss), int(correct), int(count))
 
@@ -237,8 +263,28 @@ class Trainer:
             }
         )
         self.totals, self.timed_images = Totals(), 0
+        self._watch_for_stall(loss)
         self.watch.restart()
         return loss
+
+    def _watch_for_stall(self, loss: float) -> None:
+        """Warns once if the mean loss of two intervals after `stall_steps` is that of guessing, ln(classes)."""
+        guessing = math.log(len(self.dataset.class_names))
+        wanted = self.config.run.stall_steps
+        if not wanted or self.step < wanted or self.stall_warned or abs(loss / guessing - 1) > 0.01:
+            self.stalled_at = None
+            return
+        if self.stalled_at is None:
+            self.stalled_at, self.stalled_params = self.step, jax.tree.map(np.array, self.state.params)
+            return
+        params = jax.device_get(self.state.params)
+        images = jax.device_put(self.preprocessing.evaluation(self.dataset["train"].images[:512]), self.devices[0])
+        dead = health.dead_shares(self.model, params, images)
+        taken = self.step - self.stalled_at
+        ratios = {name: r / taken for name, r in health.update_ratios(self.stalled_params, params).items()}
+        del self.stalled_params
+        self.stall_warned = True
+        warn(f"after {self.step:,} steps the loss is {loss:.3f}, that of guessing: {health.diagnosis(dead, ratios)}")
 
     def _validate(self, epoch: int) -> bool:
         """Writes the validation record; returns whether the accuracy is the best so far."""
@@ -264,6 +310,9 @@ class Trainer:
 
     def _save(self, accuracy: float | None) -> None:
         self._collect()
+        if self.step in self.checkpoints.all_steps():
+            return
+        self.writer.flush()
         self.checkpoints.save(self.state, {"totals": dataclasses.asdict(self.totals)}, accuracy)
 
     def _announce(self, model: nn.Module, info: DatasetInfo, preprocessing: augment.Preprocessing) -> None:

@@ -4,6 +4,7 @@ config.json      every setting and the versions
 dataset.json     name, class names, image shape, fingerprint of the data
 statistics.npz   mean image and PCA basis of the training images
 metrics.jsonl    one JSON object a line
+train.lock       locked while a process trains here, whose number it holds
 checkpoints/     one folder a step
 plots/  eval/    pictures, results of eval.py
 """
@@ -11,23 +12,39 @@ plots/  eval/    pictures, results of eval.py
 import dataclasses
 import functools
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
 import platform
+import warnings
 import zipfile
-from typing import Any
+from typing import Annotated, Any, ClassVar, TextIO
 
 import jax
 import numpy as np
+import portalocker
+import pydantic
 
 import alexnet_jax
 from alexnet_jax import augment, models, steps
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import TrainConfig, differing_settings, flag, flat_items, from_json, to_json
+from alexnet_jax.config import (
+    PositiveInt,
+    TrainConfig,
+    differing_settings,
+    flag,
+    flat_items,
+    from_json,
+    is_one_line,
+    shown,
+    to_json,
+)
 from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.files import read_bytes, to_bytes, write_atomically
 from alexnet_jax.metrics import softmax
 
+_MAX_BYTES = 16 * 1024**2  # of config.json, dataset.json, statistics.npz; the largest has some 12 kB
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -37,36 +54,33 @@ def versions() -> dict[str, str]:
     return own | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all.
-
-    Raises:
-      AlexNetError: naming the file, if the folder can't be written.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
+def _one_line(text: str) -> str:
+    if not is_one_line(text):
+        raise ValueError("a text without control characters is needed")
+    return text
 
 
-def to_bytes(value: Any) -> bytes:
-    """JSON for people to read."""
-    return (json.dumps(value, indent=2) + "\n").encode()
+def _distinct(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(texts)) < len(texts):
+        raise ValueError("names must differ")
+    return texts
+
+
+_Text = Annotated[str, pydantic.Field(min_length=1, max_length=10_000), pydantic.AfterValidator(_one_line)]
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """What a run remembers of its data set."""
 
-    name: str
-    source: str
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, ...]
-    counts: dict[str, int]
-    fingerprint: str
+    name: _Text
+    source: _Text
+    class_names: Annotated[tuple[_Text, ...], pydantic.Field(min_length=1), pydantic.AfterValidator(_distinct)]
+    image_shape: Annotated[tuple[PositiveInt, ...], pydantic.Field(min_length=3, max_length=3)]
+    counts: dict[Annotated[str, pydantic.Field(pattern="^(train|validation|test)$")], PositiveInt]
+    fingerprint: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
+
+    __pydantic_config__: ClassVar = pydantic.ConfigDict(extra="forbid")
 
 
 class RunFolder:
@@ -78,6 +92,7 @@ class RunFolder:
         self.dataset = path / "dataset.json"
         self.statistics = path / "statistics.npz"
         self.metrics = path / "metrics.jsonl"
+        self.lock = path / "train.lock"
         self.checkpoints = path / "checkpoints"
         self.plots = path / "plots"
         self.eval = path / "eval"
@@ -86,11 +101,44 @@ class RunFolder:
         """Whether a run is there."""
         return self.config.exists()
 
-    def prepare(self, config: TrainConfig, info: DatasetInfo, statistics: augment.Statistics) -> None:
-        """Makes a new run's folder, or checks that the run there may go on with this configuration and data.
+    def claim(self) -> TextIO:
+        """Makes the folder if there is none, and locks it for training; closing the returned file unlocks it.
+
+        The lock ends with the process however that ends, so nothing stale can stay behind.
 
         Raises:
-          UsageError: the run there has another setting, or the folder holds something else.
+          UsageError: the folder holds something else.
+          AlexNetError: another process trains there, or the folder can't be written.
+        """
+        try:
+            # The lock file comes first, so a folder with it is a run's, also if the first start was killed at once.
+            if not self.exists() and not self.lock.exists() and self.path.exists() and any(self.path.iterdir()):
+                raise UsageError(f"--workdir {self.path} is not empty and holds no run: choose another folder")
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.lock.open("a+")
+        except OSError as error:
+            raise AlexNetError(f"can't use --workdir {self.path}: {error.strerror or error}") from error
+        try:
+            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        except portalocker.LockException:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise AlexNetError(
+                f"{self.path}: process {owner} is training there; wait for it, or choose another --workdir"
+            ) from None
+        except OSError as error:
+            raise AlexNetError(f"can't write {self.lock}: {error.strerror or error}") from error
+        return file
+
+    def prepare(self, config: TrainConfig, info: DatasetInfo, statistics: augment.Statistics) -> None:
+        """Describes a new run, or checks that the run there may go on with this configuration and data.
+
+        Raises:
+          UsageError: the run there has another setting.
           AlexNetError: the folder can't be written, or the data is not the run's.
         """
         if self.exists():
@@ -109,14 +157,10 @@ class RunFolder:
             if self.read_dataset().fingerprint != info.fingerprint:
                 raise AlexNetError(f"{self.path} was trained on other images than those from {info.source}")
         else:
-            try:
-                occupied = self.path.exists() and any(self.path.iterdir())
-            except OSError as error:
-                raise AlexNetError(f"can't use --workdir {self.path}: {error.strerror or error}") from error
-            if occupied:
-                raise UsageError(f"--workdir {self.path} is not empty and holds no run: choose another folder")
             write_atomically(self.dataset, to_bytes(dataclasses.asdict(info)))
-            self._write_statistics(statistics)
+            arrays = io.BytesIO()
+            np.savez(arrays, mean_image=statistics.mean_image, **vars(statistics.basis))
+            write_atomically(self.statistics, arrays.getvalue())
         # Last, for its presence says that a run is here.
         write_atomically(self.config, to_bytes(to_json(config) | {"versions": versions()}))
 
@@ -131,39 +175,56 @@ class RunFolder:
 
     def read_dataset(self) -> DatasetInfo:
         """What the run remembers of its data set."""
-        value = self._read_json(self.dataset)
         try:
-            return DatasetInfo(**value | {k: tuple(value[k]) for k in ("class_names", "image_shape")})
-        except (TypeError, KeyError) as error:
-            raise AlexNetError(f"{self.dataset}: not what this program wrote ({error})") from error
+            return pydantic.TypeAdapter(DatasetInfo).validate_python(self._read_json(self.dataset))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = shown(" ".join(map(str, first["loc"])))
+            reason = f"{where}: {shown(first['input'])}: {first['msg'].lower()}"
+            raise AlexNetError(f"{self.dataset}: not what this program wrote ({reason})") from None
 
     def read_statistics(self) -> augment.Statistics:
         """Mean image and PCA basis of the run's training images."""
+        # Name of the array: its shape (None: any), least and largest value.
+        arrays = {
+            "mean_image": (None, 0, 255),
+            "mean": ((3,), 0, 255),
+            "eigenvalues": ((3,), 0, 255**2 * 3),
+            "eigenvectors": ((3, 3), -1.001, 1.001),
+        }
+        found = {}
         try:
-            with np.load(self.statistics, allow_pickle=False) as arrays:
-                basis = augment.PcaBasis(arrays["mean"], arrays["eigenvalues"], arrays["eigenvectors"])
-                return augment.Statistics(basis, arrays["mean_image"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise AlexNetError(f"{self.statistics}: can't be read ({error})") from error
-
-    def _write_statistics(self, statistics: augment.Statistics) -> None:
-        temporary = self.statistics.with_suffix(".tmp.npz")
-        try:
-            np.savez(temporary, mean_image=statistics.mean_image, **vars(statistics.basis))
-            temporary.replace(self.statistics)
-        except OSError as error:
-            raise AlexNetError(f"can't write {self.statistics}: {error.strerror or error}") from error
+            data = io.BytesIO(read_bytes(self.statistics, _MAX_BYTES))
+            if sum(member.file_size for member in zipfile.ZipFile(data).infolist()) > _MAX_BYTES:
+                raise ValueError("it unpacks to too much")
+            with warnings.catch_warnings(), np.load(data, allow_pickle=False) as file:
+                warnings.simplefilter("ignore")
+                for name, (shape, low, high) in arrays.items():
+                    found[name] = array = file[name]
+                    if array.dtype not in (np.float32, np.float64) or shape not in (None, array.shape):
+                        raise ValueError(f"{name} is {array.dtype} {array.shape}, floats {shape or ''} are needed")
+                    if not ((array >= low) & (array <= high)).all():
+                        raise ValueError(f"a value of {name} is not in {low} to {high}")
+        except Exception as error:  # a damaged archive raises errors of many kinds
+            raise AlexNetError(f"{self.statistics}: can't be read ({_reason(error)})") from error
+        mean_image = found.pop("mean_image")
+        return augment.Statistics(augment.PcaBasis(**found), mean_image)
 
     def _read_json(self, path: pathlib.Path) -> dict[str, Any]:
         try:
-            value = json.loads(path.read_text())
+            value = json.loads(read_bytes(path, _MAX_BYTES))
         except FileNotFoundError:
             raise AlexNetError(f"{self.path} is not a run: it has no {path.name}") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise AlexNetError(f"{path}: can't be read ({error})") from error
+            raise AlexNetError(f"{path}: can't be read ({_reason(error)})") from error
         if not isinstance(value, dict):
             raise AlexNetError(f"{path}: a JSON object is needed")
         return value
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return shown(" ".join(text.split()) or type(error).__name__, 200)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -257,6 +318,10 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
     if not folder.path.is_dir():
         raise AlexNetError(f"{folder.path}: there is no such folder")
     config, dataset, statistics = folder.read_config(), folder.read_dataset(), folder.read_statistics()
+    if statistics.mean_image.shape != dataset.image_shape:
+        raise AlexNetError(
+            f"{folder.dataset} has images {dataset.image_shape}, {folder.statistics} {statistics.mean_image.shape}"
+        )
     if not folder.checkpoints.is_dir():
         raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
     checkpoints = Checkpoints(folder.checkpoints, read_only=True)
@@ -264,16 +329,21 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
     if not steps_there:
         raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
     if checkpoint == "last":
-        step = steps_there[-1]
+        newest = checkpoints.restore_newest()
+        if newest is None:
+            raise AlexNetError(f"{folder.path}: all of its checkpoints are damaged")
+        tree, _ = newest
     elif checkpoint == "best":
         best = checkpoints.best_step()
         if best is None:
             raise AlexNetError(f"{folder.path} was not validated, so none of its checkpoints is best; use last")
-        step = best
+        tree, _ = checkpoints.restore_tree(best)
     else:
-        step = int(checkpoint)
-        if step not in steps_there:
-            raise AlexNetError(f"{folder.path} has no checkpoint of step {step}; it has {steps_there}")
-    tree, _ = checkpoints.restore_tree(step)
+        if int(checkpoint) not in steps_there:
+            raise AlexNetError(f"{folder.path} has no checkpoint of step {checkpoint}; it has {steps_there}")
+        tree, _ = checkpoints.restore_tree(int(checkpoint))
     checkpoints.close()
-    return Run(folder, config, dataset, statistics, step, tree["params"])
+    outputs, classes = len(tree["params"]["logits"]["bias"]), len(dataset.class_names)
+    if outputs != classes:
+        raise AlexNetError(f"{folder.dataset}: {classes} class names, but the network has {outputs} outputs")
+    return Run(folder, config, dataset, statistics, int(tree["step"]), tree["params"])

@@ -19,6 +19,7 @@ from alexnet_jax.batches import Batches, batches
 from alexnet_jax.errors import UsageError
 
 AXIS = "batch"
+MICRO_BATCHES = 8
 PyTree = Any
 
 
@@ -29,11 +30,14 @@ class TrainState(flax.struct.PyTreeNode):
       step: int32 scalar, updates made.
       params: nested dict of float32 arrays.
       opt_state: the optimizer's state.
+      finite: bool scalar. Once a loss, a gradient or a new parameter is Inf or NaN it is False, and from then on no
+        update is taken: the rest stays as it was before that step.
     """
 
     step: jax.Array
     params: PyTree
     opt_state: PyTree
+    finite: jax.Array
 
 
 class Examples(NamedTuple):
@@ -55,11 +59,13 @@ class StepMetrics(flax.struct.PyTreeNode):
       loss: float32 [K], sums of cross entropies (nats).
       correct: int32 [K], examples whose largest logit is their label's.
       count: int32 [K], examples.
+      finite: bool [K], whether the update was taken (see `TrainState`).
     """
 
     loss: jax.Array
     correct: jax.Array
     count: jax.Array
+    finite: jax.Array
 
 
 def select_devices(num_devices: int | None) -> list[jax.Device]:
@@ -91,7 +97,7 @@ def create_state(
 ) -> TrainState:
     """Draws the initial parameters; `image_shape` is (H, W, C)."""
     params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"]
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params), finite=jnp.bool_(True))
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
@@ -105,6 +111,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     preprocessing: Preprocessing,
     devices: Sequence[jax.Device],
+    deterministic: bool = False,
 ) -> Callable[[TrainState, Examples, Batches, jax.Array], tuple[TrainState, StepMetrics]]:
     """Builds the data-parallel training step.
 
@@ -113,37 +120,68 @@ def make_train_step(
     `state`, `examples` and `key` are replicated, `state` is donated. `key` is the run's: every random draw for an
     example follows from it, from `state.step` and from the example's place in the global batch, so the same batch gives
     the same crops, noise and dropout masks on any number of devices.
-    """
 
-    def train_step(
-        state: TrainState, examples: Examples, batch: Batches, key: jax.Array
-    ) -> tuple[TrainState, StepMetrics]:
+    An update from a loss or gradient that is Inf or NaN, or that makes a parameter so, is not taken, and none
+    after it: see `TrainState.finite`.
+
+    Sums over a batch depend in their last bits on how it is divided. With `deterministic` it is always divided into the
+    same 8 micro-batches, whose gradients are gathered and added in the same order on 1, 2, 4 or 8 devices: then these
+    compute the same bits. That takes memory for 8 gradients on each device.
+    """
+    if deterministic and MICRO_BATCHES % len(devices):
+        raise UsageError(f"--deterministic runs on 1, 2, 4 or 8 devices, not on {len(devices)}")
+
+    def loss_and_gradient(
+        state: TrainState, examples: Examples, batch: Batches, place: jax.Array, count: jax.Array, key: jax.Array
+    ) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
+        """Gradient of this part's share in the batch's mean loss; sum of its losses; how many it has right."""
         raw, labels = (jnp.take(array, batch.indices, axis=0, mode="clip") for array in examples)
-        per_device = labels.shape[0]
-        place = lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
         step_key = jax.random.fold_in(key, state.step)
         keys = jax.vmap(functools.partial(jax.random.fold_in, step_key))(place)
         augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T
         images = preprocessing.training(augment_keys, raw, state.step)
-        # The devices' local losses are scaled so that their mean is the mean over the batch, padding left out.
-        weights = batch.mask / lax.pmean(batch.mask.sum(dtype=jnp.float32), AXIS)
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.sum(losses * weights), (losses, logits)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels) * batch.mask
+            correct = (jnp.argmax(logits, axis=-1) == labels) & batch.mask
+            return jnp.sum(losses) / count, (jnp.sum(losses), correct.sum(dtype=jnp.int32))
 
-        gradients, (losses, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
-        gradients = lax.pmean(gradients, AXIS)
+        return jax.grad(loss_fn, has_aux=True)(state.params)
+
+    def in_micro_batches(
+        state: TrainState, examples: Examples, batch: Batches, place: jax.Array, count: jax.Array, key: jax.Array
+    ) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
+        """The same of the whole batch, as a sum whose order the number of devices does not change."""
+        number = MICRO_BATCHES // len(devices)
+        parts = []
+        for indices, mask, places in zip(*(jnp.split(x, number) for x in (*batch, place)), strict=True):
+            # The barriers keep the compiler from merging parts: each is compiled as it is where it stands alone.
+            inputs = lax.optimization_barrier((state, examples, Batches(indices, mask), places, count, key))
+            parts.append(lax.optimization_barrier(loss_and_gradient(*inputs)))
+        gathered = lax.all_gather(jax.tree.map(lambda *x: jnp.stack(x), *parts), AXIS, tiled=True)
+        total = jax.tree.map(lambda x: functools.reduce(jnp.add, list(x)), lax.optimization_barrier(gathered))
+        return lax.optimization_barrier(total)
+
+    def train_step(
+        state: TrainState, examples: Examples, batch: Batches, key: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        per_device = batch.mask.shape[0]
+        place = lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
+        count = lax.psum(batch.mask.sum(dtype=jnp.int32), AXIS)
+        if deterministic:
+            gradients, (loss, correct) = in_micro_batches(state, examples, batch, place, count, key)
+        else:
+            part = loss_and_gradient(state, examples, batch, place, count, key)
+            gradients, (loss, correct) = lax.psum(part, AXIS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        correct = (jnp.argmax(logits, axis=-1) == labels) & batch.mask
-        metrics = StepMetrics(
-            loss=jnp.sum(losses * batch.mask),
-            correct=correct.sum(dtype=jnp.int32),
-            count=batch.mask.sum(dtype=jnp.int32),
-        )
-        state = TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-        return state, lax.psum(metrics, AXIS)
+        params = optax.apply_updates(state.params, updates)
+        finite = state.finite
+        for leaf in jax.tree.leaves((loss, gradients, params)):
+            finite &= jnp.isfinite(leaf).all()
+        new = TrainState(state.step + 1, params, opt_state, finite)
+        state = jax.tree.map(lambda old, new: jnp.where(finite, new, old), state.replace(finite=finite), new)
+        return state, StepMetrics(loss, correct, count, finite)
 
     def train_steps(
         state: TrainState, examples: Examples, batches: Batches, key: jax.Array

@@ -1,5 +1,6 @@
 """The command line as a user meets it: one line on stderr, the right exit code, no traceback."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -29,6 +30,11 @@ ROOT = pathlib.Path(__file__).parent.parent
         (["--pca-std", "nan"], "--pca-std nan"),
         (["--momentum", "0.9"], "are for --optimizer sgd"),
         (["--preset", "cifar10"], "unknown flag --preset"),
+        (["--flip=1"], "--flip takes no value, not '1'"),
+        (["--epochs", "a\nb"], "--epochs a\\nb: there is a control character in it"),
+        (["--num-devices", "none"], "could be instantiated from ['none']."),
+        (["--pca", "x" + "-" * 300], "for argument '--pca'"),
+        (["--tyro-print-completion", "x"], "--tyro-print-completion: Shell should be one"),
     ],
 )
 def test_bad_flags_get_one_line(args, message):
@@ -107,6 +113,28 @@ def test_the_scripts_fail_in_one_line(tmp_path, args, code, message):
     assert message in stderr
     assert len(stderr.splitlines()) == 1, stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("environment", [{"TERM": "xterm"}, {"TERM": "xterm", "PYTHONIOENCODING": "ascii"}])
+def test_messages_are_the_same_on_a_terminal(environment):
+    import pty  # not on Windows
+
+    terminal, its_end = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "train.py", "--epochs", "many"],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=its_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(its_end)
+    os.close(terminal)
+    assert done.returncode == 2
+    assert done.stderr == "train.py: Error parsing --epochs: invalid literal for int() with base 10: 'many'\n"
 
 
 def test_help_does_not_wait_for_jax():

@@ -51,6 +51,14 @@ def test_every_value_survives_json():
         ({"drop_epochs": [20, 10]}, "--drop-epochs must rise: 20 10"),
         ({"momentum": 0.9}, "--momentum and --weight-decay are for --optimizer sgd"),
         ({"colour": "red"}, "unknown setting 'colour'"),
+        ({"a\nb" * 100: 1}, "unknown setting 'a\\nba\\nb"),
+        ({"epochs": "3"}, "--epochs 3: input should be a valid integer"),
+        ({"epochs": True}, "--epochs True: input should be a valid integer"),
+        ({"epochs": 2**31}, "--epochs 2147483648: input should be less than"),
+        ({"seed": 2**32}, "--seed 4294967296: input should be less than"),
+        ({"flip": 1}, "--flip 1: input should be a valid boolean"),
+        ({"data_dir": "a\nb"}, "--data-dir a\\nb: value error, a path without control characters is needed"),
+        ({"preset": "../x"}, "--preset ../x: string should match pattern"),
     ],
 )
 def test_impossible_values_are_named(change, message):

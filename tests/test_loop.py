@@ -45,7 +45,7 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
 
 def test_the_run_describes_itself(finished, tiny):
     assert {p.name for p in finished.iterdir()} == {
-        "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "plots", "statistics.npz",
+        "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "plots", "statistics.npz", "train.lock",
     }  # fmt: skip
     assert {p.name for p in (finished / "plots").iterdir()} == {"portraits.png", "pca_noise.png", "curves.png"}
     settings = json.loads((finished / "config.json").read_text())
@@ -172,7 +172,7 @@ def test_divergence_stops_the_run_and_keeps_the_checkpoints(tiny, tmp_path):
     loop.train_and_evaluate(make_config(workdir, 1), tiny)
     config = make_config(tmp_path / "diverges", 3)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e6))
-    with pytest.raises(AlexNetError, match=r"the loss is (nan|inf) after step .*lower --learning-rate"):
+    with pytest.raises(AlexNetError, match=r"the loss is (nan|inf) at step .*lower --learning-rate"):
         loop.train_and_evaluate(config, tiny)
 
 

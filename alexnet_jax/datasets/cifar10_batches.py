@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from alexnet_jax.config import shown
 from alexnet_jax.datasets import cifar10_pickle
 from alexnet_jax.datasets.dataset import Split
 from alexnet_jax.errors import AlexNetError
@@ -83,8 +84,7 @@ def _read_pickle(folder: pathlib.Path, batch: str, records: int) -> Split:
     try:
         content = cifar10_pickle.loads(data)
     except Exception as error:
-        # repr: the text can come from the file, with control characters in it.
-        reason = repr(str(error)[:200])
+        reason = shown(str(error) or type(error).__name__, 200)  # the text can come from the file
         raise AlexNetError(f"{path}: truncated, or no pickle of a CIFAR-10 batch ({reason}); {_REMEDY}") from error
 
     match content:
@@ -110,6 +110,8 @@ _READERS: dict[str, Callable[[pathlib.Path, str, int], Split]] = {
 
 def _read_file(path: pathlib.Path, limit: int) -> bytes:
     try:
+        if path.is_fifo():
+            raise OSError("it is a pipe")  # opening it would wait for a writer
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:

@@ -143,7 +143,7 @@ def _global(module: object, name: object) -> _Known:
     if not (isinstance(module, str) and isinstance(name, str)):
         raise pickle.UnpicklingError("it names something by what is no string")
     if (module, name) not in _GLOBALS:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise pickle.UnpicklingError(f"it names {module[:100]}.{name[:100]}")
     return _GLOBALS[module, name]
 
 
@@ -154,7 +154,7 @@ def _reduce(callee: object, arguments: object) -> object:
         case _Known.DTYPE, ("u1" | b"u1", 0, 1):
             return _Known.UINT8
         case _Known.DTYPE, (str() | bytes() as code, *_):
-            raise pickle.UnpicklingError(f"it has an array of dtype {code!r} instead of 'u1' (uint8)")
+            raise pickle.UnpicklingError(f"it has an array of dtype {code[:20]!r} instead of 'u1' (uint8)")
         case _Known.RECONSTRUCT, (_Known.NDARRAY, (0,), "b" | b"b"):
             return PickledArray()
     raise pickle.UnpicklingError("it calls what is no array or string")

@@ -13,6 +13,7 @@ import pathlib
 import sys
 import tarfile
 import tempfile
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
+from alexnet_jax.config import shown
 from alexnet_jax.datasets.cifar10_batches import (
     BINARY_FOLDER,
     CLASS_NAMES,
@@ -38,6 +40,8 @@ from alexnet_jax.errors import AlexNetError
 
 # TFDS retries 10 times with doubling pauses, 204 s in all; 3 times take 1.2 s.
 _DOWNLOAD_RETRIES = 3
+
+_MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes some 3 kB
 
 
 class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # a keyword of TFDS's
@@ -139,13 +143,21 @@ def read(root: pathlib.Path, records_per_batch: int = RECORDS_PER_BATCH) -> tupl
     try:
         if not os.path.exists(directory / "dataset_info.json"):
             raise FileNotFoundError("it has no dataset_info.json")
+        for path in directory.iterdir():
+            if path.is_fifo():  # reading it would wait for a writer
+                raise OSError(f"{path.name} is a pipe")
+            if path.suffix == ".json" and path.stat().st_size > _MAX_JSON_BYTES:
+                raise OSError(f"{path.name} is too long")
         builder = Cifar10(data_dir=root)
         formats = builder.info.available_file_formats()
         if tfds.core.FileFormat.ARRAY_RECORD in formats:
-            train = _read_split(builder, "train", len(TRAIN_BATCHES) * records_per_batch)
-            return train, _read_split(builder, "test", records_per_batch)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)  # Pillow: a huge image; NumPy: NaN as a whole number
+                warnings.simplefilter("ignore", UserWarning)  # Pillow: an animation that is none
+                train = _read_split(builder, "train", len(TRAIN_BATCHES) * records_per_batch)
+                return train, _read_split(builder, "test", records_per_batch)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = shown(" ".join(str(error).split()) or type(error).__name__, 300)
         raise AlexNetError(
             f"{directory}: damaged or incomplete ({reason}); delete this folder, and it is prepared again"
         ) from error

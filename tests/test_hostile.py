@@ -1,0 +1,471 @@
+"""Malicious pickles do nothing, and fuzzed input of every kind loads correctly or is refused in one line.
+
+`tests/stress/fuzz.py` makes the fuzzed input and judges what becomes of it; this is its short form.
+"""
+
+import contextlib
+import copyreg
+import importlib.util
+import io
+import marshal
+import os
+import pathlib
+import pickle
+import struct
+import subprocess
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from alexnet_jax.datasets import cifar10
+from alexnet_jax.errors import AlexNetError
+
+
+def _load_fuzz() -> types.ModuleType:
+    path = pathlib.Path(__file__).parent / "stress" / "fuzz.py"
+    spec = importlib.util.spec_from_file_location("fuzz", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fuzz"] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzz = _load_fuzz()
+
+# Opcodes
+
+
+def text(value: str) -> bytes:
+    data = value.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def opcodes(value: object) -> bytes:
+    """Those that put a value on the stack."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def arguments(*values: object) -> bytes:
+    """A tuple; bytes stand for the opcodes of a value."""
+    return b"(" + b"".join(value if isinstance(value, bytes) else opcodes(value) for value in values) + b"t"
+
+
+def name(path: str) -> bytes:
+    """What `module:name` names."""
+    return b"c" + path.replace(":", "\n").encode() + b"\n"
+
+
+def stack_name(path: str) -> bytes:
+    return b"".join(text(part) for part in path.split(":")) + b"\x93"
+
+
+def call(path: str, *values: object) -> bytes:
+    return name(path) + arguments(*values) + b"R"
+
+
+def python_2(path: str, *values: object) -> bytes:
+    """By the name that a thing had in Python 2."""
+    return b"\x80\x02" + call(path, *values) + b"."
+
+
+class Reduced:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function: Callable, *values: object):
+        self.call = function, values
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return self.call
+
+
+# Calls that leave a file or folder `marker`: name of the function, arguments.
+
+
+def touch(marker: str) -> str:
+    return f"touch '{marker}'"
+
+
+def code(marker: str) -> str:
+    return f"open({marker!r}, 'w').close()"
+
+
+CALLS: dict[str, Callable[[str], tuple]] = {
+    "os:system": lambda m: (touch(m),),
+    "posix:system": lambda m: (touch(m),),
+    "os:mkdir": lambda m: (m,),
+    "os:makedirs": lambda m: (m,),
+    "os:mkfifo": lambda m: (m,),
+    "os:open": lambda m: (m, os.O_CREAT | os.O_WRONLY),
+    "os:spawnlp": lambda m: (os.P_WAIT, "touch", "touch", m),
+    "subprocess:getoutput": lambda m: (touch(m),),
+    "subprocess:call": lambda m: (["touch", m],),
+    "subprocess:check_output": lambda m: (["touch", m],),
+    "builtins:eval": lambda m: (code(m),),
+    "builtins:exec": lambda m: (code(m),),
+    "builtins:open": lambda m: (m, "w"),
+    "io:open": lambda m: (m, "w"),
+    "io:FileIO": lambda m: (m, "w"),
+    "_io:open": lambda m: (m, "w"),
+    "codecs:open": lambda m: (m, "w"),
+    "gzip:open": lambda m: (m, "wb"),
+    "tarfile:open": lambda m: (m, "w"),
+    "zipfile:ZipFile": lambda m: (m, "w"),
+    "sqlite3:connect": lambda m: (m,),
+    "logging:FileHandler": lambda m: (m,),
+    "shutil:copyfile": lambda m: (__file__, m),
+    "numpy:memmap": lambda m: (m, "uint8", "w+", 0, 1),
+    "numpy:savetxt": lambda m: (m, [1.0]),
+    "runpy:run_path": lambda m: (f"{m}.py",),  # lies there
+    "test_hostile:touch_marker": lambda m: (m,),
+}
+
+
+def touch_marker(marker: str) -> None:
+    pathlib.Path(marker).touch()
+
+
+def _npy(marker: str) -> bytes:
+    """Opcodes for an open .npy file that holds objects."""
+    file = io.BytesIO()
+    np.save(file, np.array([Reduced(os.system, touch(marker))], object), allow_pickle=True)
+    content = file.getvalue()
+    return name("io:BytesIO") + b"(B" + struct.pack("<I", len(content)) + content + b"tR"
+
+
+OS_SYSTEM = name("os:system")
+
+# Whole pickles that leave `marker` behind when the standard library loads them; a test makes sure of it.
+ATTACKS: dict[str, Callable[[str], bytes]] = {
+    **{
+        f"{path} by GLOBAL": lambda m, path=path, values=values: b"\x80\x02" + call(path, *values(m)) + b"."  # type: ignore[misc]
+        for path, values in CALLS.items()
+    },
+    **{
+        f"os.system, protocol {protocol}": lambda m, protocol=protocol: pickle.dumps(  # type: ignore[misc]
+            {b"data": Reduced(os.system, touch(m)), b"labels": [1]}, protocol
+        )
+        for protocol in range(6)
+    },
+    "STACK_GLOBAL": lambda m: b"\x80\x04" + stack_name("os:system") + arguments(touch(m)) + b"R.",
+    "STACK_GLOBAL of names in the memo": lambda m: (
+        b"\x80\x04" + text("system") + b"\x94" + text("os") + b"\x9400h\x01h\x00\x93" + arguments(touch(m)) + b"R."
+    ),
+    "STACK_GLOBAL of a dotted name": lambda m: (
+        b"\x80\x04" + stack_name("subprocess:os.system") + arguments(touch(m)) + b"R."
+    ),
+    "dotted name in what a batch may name": lambda m: (
+        b"\x80\x04"
+        + stack_name("numpy:os.system" if hasattr(np, "os") else "numpy:f2py.os.system")
+        + arguments(touch(m))
+        + b"R."
+    ),
+    "INST": lambda m: b"(" + text(touch(m)) + b"ios\nsystem\n.",
+    "OBJ": lambda m: b"(" + OS_SYSTEM + text(touch(m)) + b"o.",
+    "NEWOBJ": lambda m: b"\x80\x02" + name("numpy:memmap") + arguments(m, "uint8", "w+", 0, 1) + b"\x81.",
+    "NEWOBJ_EX": lambda m: (
+        b"\x80\x04" + name("numpy:memmap") + arguments(m) + opcodes({"mode": "w+", "shape": 1}) + b"\x92."
+    ),
+    "EXT1": lambda m: b"\x80\x02\x82\xf7" + arguments(touch(m)) + b"R.",
+    "EXT2": lambda m: b"\x80\x02\x83\xf7\x01" + arguments(touch(m)) + b"R.",
+    "EXT4": lambda m: b"\x80\x02\x84\xf7\xf7\x01\x00" + arguments(touch(m)) + b"R.",
+    "memo by text": lambda m: b"cos\nsystem\np99999\n0g99999\n(V" + touch(m).encode() + b"\ntR.",
+    "memo of a huge index": lambda m: (
+        OS_SYSTEM + b"r\xff\xff\xff\x010j\xff\xff\xff\x01" + arguments(touch(m)) + b"R."
+    ),
+    "memo that changes": lambda m: (
+        b"\x80\x02" + name("numpy:dtype") + b"q\x00" + OS_SYSTEM + b"q\x000h\x00" + arguments(touch(m)) + b"R."
+    ),
+    "what is dropped": lambda m: b"\x80\x02(" + call("os:system", touch(m)) + b"1}.",
+    "what is doubled": lambda m: b"\x80\x02" + OS_SYSTEM + b"2" + arguments(touch(m)) + b"R.",
+    "after the batch": lambda m: b"\x80\x02}" + call("os:system", touch(m)) + b"0.",
+    "before the batch": lambda m: b"\x80\x02" + call("os:system", touch(m)) + b"0}.",
+    "key of the batch": lambda m: b"\x80\x02}(" + call("os:system", touch(m)) + b"Nu.",
+    "in an intact batch": lambda m: (
+        fuzz.python_2_pickle(*fuzz.pixels_and_labels("data_batch_2"))[:-2]
+        + text("x")
+        + call("os:system", touch(m))
+        + b"u."
+    ),
+    "deep in a list": lambda m: b"\x80\x02" + b"]" * 500 + call("os:system", touch(m)) + b"a" * 500 + b".",
+    "in an array of objects": lambda m: pickle.dumps(np.array([Reduced(os.system, touch(m))]), 2),
+    "as the state of an array": lambda m: (
+        pickle.dumps(np.zeros(4, np.uint8), 2)[:-1] + call("os:system", touch(m)) + b"b."
+    ),
+    "pickle in a pickle": lambda m: pickle.dumps(
+        Reduced(pickle.loads, pickle.dumps(Reduced(os.system, touch(m)))), 3
+    ),
+    "numpy.load of a pickle": lambda m: b"\x80\x03" + name("numpy:load") + b"(" + _npy(m) + b"N\x88tR.",
+    "chain: import, getattr, call": lambda m: (
+        b"\x80\x02"
+        + call("builtins:getattr", call("importlib:import_module", "os"), "system")
+        + arguments(touch(m))
+        + b"R."
+    ),
+    "chain: __import__, attrgetter": lambda m: (
+        b"\x80\x02"
+        + call("operator:attrgetter", "system")
+        + arguments(call("builtins:__import__", "os"))
+        + b"R"
+        + arguments(touch(m))
+        + b"R."
+    ),
+    "chain: methodcaller": lambda m: (
+        b"\x80\x02"
+        + call("operator:methodcaller", "system", touch(m))
+        + arguments(call("builtins:__import__", "os"))
+        + b"R."
+    ),
+    "chain: pkgutil": lambda m: b"\x80\x02" + call("pkgutil:resolve_name", "os:system") + arguments(touch(m)) + b"R.",
+    "chain: pydoc": lambda m: b"\x80\x02" + call("pydoc:locate", "os.system") + arguments(touch(m)) + b"R.",
+    "chain: partial": lambda m: b"\x80\x02" + call("functools:partial", OS_SYSTEM, touch(m)) + b")R.",
+    "__setstate__ of a partial": lambda m: (
+        b"\x80\x02"
+        + call("functools:partial", name("builtins:print"))
+        + arguments(OS_SYSTEM, arguments(touch(m)), {}, {})
+        + b"b)R."
+    ),
+    "map in a list": lambda m: (
+        b"\x80\x02" + call("builtins:list", call("builtins:map", name("builtins:eval"), [code(m)])) + b"."
+    ),
+    "code by marshal": lambda m: (
+        b"\x80\x03"
+        + call(
+            "types:FunctionType",
+            name("marshal:loads") + b"(" + pickle.dumps(marshal.dumps(compile(code(m), "x", "exec")), 3)[2:-1] + b"tR",
+            {},
+        )
+        + b")R."
+    ),
+    "copyreg.__newobj__": lambda m: (
+        b"\x80\x02" + call("copyreg:__newobj__", name("numpy:memmap"), m, "uint8", "w+", 0, 1) + b"."
+    ),
+    "__builtin__.eval of Python 2": lambda m: python_2("__builtin__:eval", code(m)),
+    "commands.getoutput of Python 2": lambda m: python_2("commands:getoutput", touch(m)),
+    "copy_reg.__newobj__ of Python 2": lambda m: python_2(
+        "copy_reg:__newobj__", name("numpy:memmap"), m, "uint8", "w+", 0, 1
+    ),
+}  # fmt: skip
+
+_STRING = b"X\x01\x00\x00\x00x"
+
+# What the standard library refuses, or what harms by its size or shape.
+TRICKS: dict[str, bytes] = {
+    "persistent id": b"\x80\x02" + _STRING + b"Q.",
+    "persistent id, protocol 0": b"Px\n.",
+    "STACK_GLOBAL of numbers": b"\x80\x04K\x01K\x02\x93.",
+    "STACK_GLOBAL of nothing": b"\x80\x04NN\x93.",
+    "STACK_GLOBAL of bytes": b"\x80\x04C\x02osC\x06system\x93.",
+    "STACK_GLOBAL of lists": b"\x80\x04]]\x93.",
+    "STACK_GLOBAL of one": b"\x80\x04" + text("os") + b"\x93.",
+    "name of exponential length": b"\x80\x04]" + b"q\x00h\x00\x86" * 100 + b"h\x00\x93.",
+    "look-alike: Cyrillic": b"\x80\x04" + stack_name("оs:system") + arguments("true") + b"R.",
+    "look-alike: full width": b"\x80\x04" + stack_name("ｏｓ:ｓｙｓｔｅｍ") + arguments("true") + b"R.",
+    "look-alike: zero width": b"\x80\x04" + stack_name("numpy\u200b:dtype") + arguments("u1", 0, 1) + b"R.",
+    "name of half a pair": b"\x80\x04" + text("\ud800") + text("x") + b"\x93.",
+    "name with a space": b"\x80\x02cnumpy core\ndtype x\n.",
+    "name with a null": b"\x80\x04" + stack_name("numpy\0:dtype") + b".",
+    "name in a submodule": b"\x80\x02cnumpy.os\nsystem\n.",
+    "relative name": b"\x80\x02c.os\nsystem\n.",
+    "empty name": b"\x80\x02c\n\n.",
+    "name of 10 MB": b"\x80\x02c" + b"o" * 10_000_000 + b"\nx\n.",
+    "control characters in a name": b"\x80\x02c\x1b[31mos\nsystem\x07\n.",
+    "state set on a name": b"\x80\x02cnumpy\ndtype\n}U\x01xK\x01sb.",
+    "attributes set on an array": pickle.dumps(np.zeros(4, np.uint8), 2)[:-1] + b"}U\x09__class__Nsb.",
+    "state set twice": (
+        pickle.dumps(np.zeros(4, np.uint8), 2)[:-1]
+        + arguments(1, (1,), call("numpy:dtype", "u1", 0, 1), False, b"U\x01x")
+        + b"b."
+    ),
+    "object made of a name": b"\x80\x02cnumpy\nndarray\n)\x81.",
+    "object made with options": b"\x80\x04cnumpy\nndarray\n)}\x92.",
+    "call of what is no function": b"\x80\x02cnumpy\nndarray\n)R.",
+    "call of a string": b"\x80\x02" + _STRING + b")R.",
+    "call with what is no tuple": b"\x80\x02cnumpy\ndtype\n]R.",
+    "call of an empty stack": b"\x80\x02R.",
+    "another codec": b"\x80\x02" + call("_codecs:encode", "a", "hex") + b".",
+    "codec that unpacks": b"\x80\x02" + call("_codecs:encode", "a", "zip") + b".",
+    "encodes what is no string": b"\x80\x02" + call("_codecs:encode", [1], "latin1") + b".",
+    "array of objects": b"\x80\x02" + call("numpy:dtype", "O8", 0, 1) + b".",
+    "array of a long dtype": b"\x80\x02" + call("numpy:dtype", "\x1b" * 1_000_000, 0, 1) + b".",
+    "array of records": b"\x80\x02" + call("numpy:dtype", [("a", "u1")], 0, 1) + b".",
+    "list as a dictionary": b"\x80\x02]]s.",
+    "dictionary as a list": b"\x80\x02}Na.",
+    "list as a key": b"\x80\x02}]Ns.",
+    "list in itself": b"\x80\x02]q\x00h\x00a.",
+    "dictionary in itself": b"\x80\x02}q\x00" + _STRING + b"h\x00s.",
+    "set": b"\x80\x04\x8f(" + _STRING + b"\x90.",
+    "frozenset": b"\x80\x04(" + _STRING + b"\x91.",
+    "byte array": b"\x80\x05\x96\x01\x00\x00\x00\x00\x00\x00\x00x.",
+    "buffer out of band": b"\x80\x05\x97\x98.",
+    "memo without a stack": b"\x80\x02r\xff\xff\xff\x7fN.",
+    "memo of 4 billion entries": b"\x80\x02}r\xff\xff\xff\xff.",
+    "memo that is not there": b"\x80\x02j\xff\xff\xff\xff.",
+    "mark that is not there": b"\x80\x02t.",
+    "marks below the stack": b"\x80\x02N(0t.",
+    "string of 2 GiB": b"\x80\x02T\xff\xff\xff\x7fabc.",
+    "string of -1 bytes": b"\x80\x02T\xff\xff\xff\xffabc.",
+    "bytes of 2^63": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7fabc.",
+    "frame of 2^63": b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f}.",
+    "number of 2^31 bytes": b"\x80\x02\x8b\xff\xff\xff\x7fabc.",
+    "number of 5,000 digits": b"L" + b"9" * 5_000 + b"L\n.",
+    "number of 1 MB": b"\x80\x02\x8b" + struct.pack("<I", 1_000_000) + b"\x7f" * 1_000_000 + b".",
+    "a million dictionaries": b"\x80\x02" + b"}" * 1_000_001 + b".",
+    "a million marks": b"\x80\x02" + b"(" * 999_000 + b".",
+    "deeply nested key": b"\x80\x02})" + b"\x85" * 500_000 + b"Ns.",
+    "deeply nested value": b"\x80\x02}U\x01x)" + b"\x85" * 500_000 + b"s.",
+    "deeply nested lists": b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".",
+    "deeply nested shape": (
+        b"\x80\x02" + name("numpy:ndarray") + b"0" + call("numpy:dtype", b"]" * 1000 + b"a" * 999, 0, 1) + b"."
+    ),
+    "tuples of exponential size": b"\x80\x02)" + b"q\x00h\x00\x86" * 200 + b".",
+    "protocol 255": b"\x80\xff}.",
+    "escape that is none": b"S'\\q'\n.",
+    "nothing but an end": b".",
+    "no end": b"\x80\x02}",
+}
+
+
+@pytest.fixture
+def batches(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder of intact batches."""
+    folder: pathlib.Path = fuzz.Pickle(tmp_path).folder
+    return folder
+
+
+@pytest.fixture
+def extensions() -> Iterator[None]:
+    """Three functions in the registry of `copyreg`."""
+    entries = [("os", "system", 0xF7), ("posix", "system", 0x1F7), ("subprocess", "getoutput", 0x1F7F7)]
+    for entry in entries:
+        copyreg.add_extension(*entry)
+    yield
+    for entry in entries:
+        copyreg.remove_extension(*entry)
+    copyreg.clear_extension_cache()
+
+
+def judge(folder: pathlib.Path, content: bytes) -> bool:
+    """Whether `content` is accepted as a batch; fails where anything but reading or a refusal in one line happens."""
+    path = folder / "data_batch_2"
+    path.write_bytes(content)
+
+    def load() -> object:
+        return cifar10.load(folder, records_per_batch=fuzz.RECORDS)
+
+    accepted: bool = fuzz.judge(fuzz.Case(load, (str(path),), fuzz.check_dataset, watched=True))
+    return accepted
+
+
+def test_intact_batches_are_accepted(batches: pathlib.Path) -> None:
+    assert judge(batches, (batches / "data_batch_2").read_bytes())
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attack_does_nothing(attack: str, batches: pathlib.Path, tmp_path: pathlib.Path, extensions: None) -> None:
+    marker = tmp_path / "executed"
+    (tmp_path / "executed.py").write_text(code(str(marker)))
+    content = ATTACKS[attack](str(marker))
+    before = set(sys.modules)
+    assert not judge(batches, content)
+    assert not marker.exists()
+    assert set(sys.modules) == before
+
+    # The standard library falls for it, and the audit sees that.
+    with contextlib.suppress(Exception), warnings.catch_warnings(), fuzz.audited() as events:
+        warnings.simplefilter("ignore")  # files that are left open
+        pickle.loads(content, encoding="bytes")
+    assert marker.exists(), "this attack is a dud"
+    assert fuzz.beyond_reading(events)
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_trick_is_refused(trick: str, batches: pathlib.Path) -> None:
+    assert not judge(batches, TRICKS[trick])
+
+
+def test_there_are_fifty_attacks() -> None:
+    contents = {make("marker") for make in ATTACKS.values()}
+    assert len(contents) == len(ATTACKS) >= 50
+
+
+# The judge
+
+
+@pytest.mark.parametrize(
+    ("load", "fault"),
+    [
+        (lambda: 1 / 0, "ZeroDivisionError"),
+        (lambda: _refuse("two\nlines of file"), "line break"),
+        (lambda: _refuse("no name"), "names none"),
+        (lambda: _refuse("file " * 1000), "characters"),
+        (lambda: print("file"), "printed"),
+        (lambda: subprocess.call(["echo", "file"]), "printed"),
+        (lambda: warnings.warn("file", stacklevel=1), "warned"),
+        (lambda: sys.exit(2), "exit with 2"),
+        (lambda: "not sound", "not sound"),
+    ],
+)
+def test_the_judge_finds_faults(load: Callable[[], object], fault: str) -> None:
+    with pytest.raises(fuzz.FaultError, match=fault):
+        fuzz.judge(fuzz.Case(load, ("file",), lambda value: fuzz.require(value is None, "value")))
+
+
+def _refuse(message: str) -> None:
+    raise AlexNetError(message)
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        lambda path: path.write_text("x"),
+        lambda path: path.open("a").close(),
+        lambda path: os.close(os.open(path, os.O_CREAT | os.O_RDWR)),
+        lambda path: path.mkdir(),
+        lambda path: __import__("this_is_no_module"),
+        lambda path: eval("1"),
+        lambda path: os.system("true"),
+    ],
+)
+def test_the_judge_sees_what_is_done(deed: Callable[[pathlib.Path], object], tmp_path: pathlib.Path) -> None:
+    def load() -> None:
+        with contextlib.suppress(ImportError):
+            deed(tmp_path / "file")
+
+    with pytest.raises(fuzz.FaultError, match="did "):
+        fuzz.judge(fuzz.Case(load, ("file",), lambda value: None, watched=True))
+
+
+def test_the_judge_ends_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "SECONDS", 0.1)
+
+    def load() -> None:
+        while True:
+            with contextlib.suppress(Exception):
+                sum(range(1000))
+
+    with pytest.raises(fuzz.FaultError, match="Hang"):
+        fuzz.judge(fuzz.Case(load, ("file",), lambda value: None))
+
+
+# Fuzzed input
+
+CASES = 60  # of each kind
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_fuzzed_input(kind: str, tmp_path: pathlib.Path) -> None:
+    maker = fuzz.KINDS[kind][1](tmp_path)
+    accepted = 0
+    for number in range(CASES):
+        case = maker.case(fuzz.rng_of(0, kind, number))
+        try:
+            accepted += fuzz.judge(case)
+        except fuzz.FaultError as fault:
+            pytest.fail(f"case {number}: {fault}; {case.shown[:300]}")
+    assert 0 < accepted < CASES  # harmless changes are among them
