@@ -10,12 +10,15 @@ Orbax's CheckpointManager is not used: it restores flipped bits silently, takes 
 checkpoint, and has no place for a manifest before the rename that makes a checkpoint count.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
 import pathlib
 import shutil
+import time
 from typing import Any
 
 import flax.serialization
@@ -46,7 +49,7 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, read_only: bool = False) -> None:
         """Opens `folder`; unless `read_only`, makes it and clears away what a killed save has left."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's errors come as exceptions
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
         self._folder, self._read_only = folder.absolute(), read_only
         self._saving, self._removing = self._folder / ".saving", self._folder / ".removing"
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
@@ -88,7 +91,7 @@ class Checkpoints:
             return
         try:
             self._saving.mkdir()
-            self._orbax.save(self._saving / "state", args=ocp.args.StandardSave(tree))
+            self._write_state(tree)
             (self._saving / MEMORY).write_bytes(to_bytes({"memory": memory, "validation_accuracy": accuracy}))
             files = {
                 name: {"size": (self._saving / name).stat().st_size, "sha256": _sha256(self._saving / name)}
@@ -118,9 +121,14 @@ class Checkpoints:
             except DamagedError as damage:
                 where = "passed over"
                 if not self._read_only:
-                    where = f"set aside as {self._set_aside(step)}"
+                    where = f"set aside as {self._move_aside(step)}"
                 warn(f"checkpoint of step {step:,} {where}: {damage}")
         return None
+
+    @property
+    def set_aside(self) -> pathlib.Path:
+        """Where damaged checkpoints are moved."""
+        return self._folder / "set-aside"
 
     def restore_tree(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The state (nested dicts of NumPy arrays) and the memory saved at `step`.
@@ -150,6 +158,15 @@ class Checkpoints:
         """Ends all work on the folder."""
         self._orbax.close()
 
+    def _write_state(self, tree: dict[str, Any]) -> None:
+        # Where a write fails, threads of Orbax and TensorStore print tracebacks beside the exception that tells it.
+        with contextlib.redirect_stderr(io.StringIO()):
+            try:
+                self._orbax.save(self._saving / "state", args=ocp.args.StandardSave(tree))
+            except Exception:
+                time.sleep(0.5)  # for those threads
+                raise
+
     def _accuracy(self, step: int) -> float | None:
         try:
             accuracy = json.loads((self._folder / str(step) / MEMORY).read_bytes())["validation_accuracy"]
@@ -165,8 +182,8 @@ class Checkpoints:
                 (self._folder / str(step)).rename(self._removing)
                 shutil.rmtree(self._removing)
 
-    def _set_aside(self, step: int) -> pathlib.Path:
-        folder = self._folder / "set-aside"
+    def _move_aside(self, step: int) -> pathlib.Path:
+        folder = self.set_aside
         try:
             folder.mkdir(exist_ok=True)
             number = 1

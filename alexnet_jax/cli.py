@@ -21,7 +21,7 @@ from alexnet_jax.config import (
     shown,
     validate,
 )
-from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.runtime import keep_freed_memory
 from alexnet_jax.signals import HANDLED, stop_at_once
 
@@ -96,7 +96,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         signal.signal(number, stop_at_once)
     try:
         main(sys.argv[1:])
-    except AlexNetError as error:
+    except (AlexNetError, StoppedError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `--help | head`

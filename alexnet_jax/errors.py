@@ -19,8 +19,11 @@ class UsageError(AlexNetError):
     exit_code = 2
 
 
-class StoppedError(AlexNetError):
-    """A signal ended the program. Exit code 128 + its number, as in a shell: 130 for SIGINT, 143 for SIGTERM."""
+class StoppedError(BaseException):
+    """A signal ended the program. Exit code 128 + its number, as in a shell: 130 for SIGINT, 143 for SIGTERM.
+
+    No `Exception`, like KeyboardInterrupt: it comes anywhere, and no library may take it for a failure of its own.
+    """
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(f"{signal.Signals(number).name}: {message}")

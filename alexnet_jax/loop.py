@@ -5,6 +5,7 @@ import dataclasses
 import io
 import math
 import pathlib
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -98,7 +99,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
         runtime.cache_compilations(config.run.compilation_cache)
-        devices = steps.select_devices(config.run.num_devices)
+        devices = steps.select_devices(config.run.num_devices, config.run.deterministic)
         batch_size = config.schedule.batch_size
         if batch_size % len(devices):
             raise UsageError(f"--batch-size {batch_size} can't be divided by --num-devices {len(devices)}")
@@ -131,7 +132,12 @@ class Trainer:
         state = steps.create_state(model, update_rule, info.image_shape, initial_key)
         self.checkpoints = opened.enter_context(contextlib.closing(Checkpoints(self.folder.checkpoints)))
         self.totals = Totals()
-        if newest := self.checkpoints.restore_newest():
+        any_saved = bool(self.checkpoints.all_steps())
+        newest = self.checkpoints.restore_newest()
+        if any_saved and newest is None and self.folder.metrics.exists():
+            warn(f"no checkpoint is intact: {self.folder.path} begins anew; its metrics lie beside the damaged ones")
+            shutil.copy(self.folder.metrics, self.checkpoints.set_aside)
+        if newest:
             tree, memory = newest
             state = self.checkpoints.to_state(tree, state)
             self.totals = Totals(**memory["totals"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -68,20 +69,25 @@ class StepMetrics(flax.struct.PyTreeNode):
     finite: jax.Array
 
 
-def select_devices(num_devices: int | None) -> list[jax.Device]:
-    """The first `num_devices` devices; None: all there are.
+def select_devices(num_devices: int | None, deterministic: bool = False) -> list[jax.Device]:
+    """The first `num_devices` devices; None: all there are (one CPU, if `deterministic`).
 
     A CPU counts as one device, but JAX can split it into any number. That must be settled before JAX is first used in
-    the process, so call this early.
+    the process, so call this early. With it goes the number of threads, and that changes how XLA divides sums on a CPU:
+    `deterministic` has 8 CPU devices and 8 threads made, however many are used and however many cores there are.
 
     Raises:
       UsageError: if there are fewer.
     """
-    if num_devices is not None:
+    if deterministic:
+        os.environ["NPROC"] = str(MICRO_BATCHES)  # XLA's own variable, in place of the number of cores
+    if wanted := MICRO_BATCHES if deterministic else num_devices:
         # Fails if JAX is in use already: then what there is must do, and is checked next.
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", num_devices)
+            jax.config.update("jax_num_cpu_devices", wanted)
     devices = jax.devices()
+    if deterministic and num_devices is None and devices[0].platform == "cpu":
+        num_devices = 1
     if num_devices is not None and num_devices > len(devices):
         raise UsageError(f"--num-devices {num_devices}: JAX sees {len(devices)} ({devices[0].platform})")
     return devices[:num_devices]

@@ -1,17 +1,25 @@
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import shutil
+import signal
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import alexnet_jax
 from alexnet_jax import datasets, loop
+from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import PRESETS, EvalConfig, TrainConfig
 from alexnet_jax.datasets.dataset import Dataset, Split
-from alexnet_jax.errors import AlexNetError, UsageError
-from alexnet_jax.metrics import read_jsonl
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
+from alexnet_jax.metrics import JsonlWriter, read_jsonl
 
 
 def make_config(workdir: pathlib.Path, epochs: int = 3, **run) -> TrainConfig:
@@ -39,7 +47,9 @@ def comparable(workdir: pathlib.Path) -> list[dict]:
 
 
 def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
-    jax.tree.map(np.testing.assert_array_equal, alexnet_jax.open_run(a).params, alexnet_jax.open_run(b).params)
+    """Parameters, optimizer state, what the loop remembers, and metrics."""
+    one, other = (Checkpoints(run / "checkpoints", read_only=True).restore_newest() for run in (a, b))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
     assert comparable(a) == comparable(b)
 
 
@@ -103,25 +113,180 @@ def test_more_epochs_go_on_bit_for_bit(finished, tiny, tmp_path):
     assert_same_run(finished, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("stop", "steps_per_call"), [(5, 1), (10, 1), (9, 2)])
-def test_a_run_stopped_within_an_epoch_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch, stop, steps_per_call):
-    """With validation each two steps the best is saved within epochs, between lines of the log."""
-    loop.train_and_evaluate(make_config(tmp_path / "whole", 2, eval_every=2, steps_per_call=steps_per_call), tiny)
-
+def stop_after(monkeypatch, step: int, number: int) -> None:
+    """Has the process send itself a signal once `step` is reached."""
     take_steps = loop.Trainer._take_steps
 
     def stopping(self, *args):
-        if self.step == stop:
-            self._save(None)  # a save at any step at all
-            raise KeyboardInterrupt
         take_steps(self, *args)
+        if self.step == step:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)  # a thread notes it
 
     monkeypatch.setattr(loop.Trainer, "_take_steps", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train_and_evaluate(make_config(tmp_path / "broken", 2, eval_every=2, steps_per_call=steps_per_call), tiny)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """Two epochs without a break, validated each two steps: the best is saved between lines of the log."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    loop.train_and_evaluate(make_config(workdir, 2, eval_every=2), tiny)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "stop", [stop if stop in (1, 7, 10, 14) else pytest.param(stop, marks=pytest.mark.stress) for stop in range(1, 15)]
+)
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(whole, tiny, tmp_path, monkeypatch, stop):
+    number = signal.SIGTERM if stop % 2 else signal.SIGINT
+    config = make_config(tmp_path / "broken", 2, eval_every=2)
+    stop_after(monkeypatch, stop, number)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(StoppedError, match=f"{number.name}: saved step {stop};") as stopped:
+        loop.train_and_evaluate(config, tiny)
+    assert stopped.value.exit_code == 128 + number
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     monkeypatch.undo()
-    loop.train_and_evaluate(make_config(tmp_path / "broken", 2, eval_every=2, steps_per_call=steps_per_call), tiny)
+    loop.train_and_evaluate(config, tiny)
+    assert_same_run(whole, tmp_path / "broken")
+
+
+def test_a_run_of_several_steps_in_a_call_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
+    config = make_config(tmp_path / "whole", 2, steps_per_call=2)
+    loop.train_and_evaluate(config, tiny)
+    config = make_config(tmp_path / "broken", 2, steps_per_call=2)
+    stop_after(monkeypatch, 9, signal.SIGTERM)
+    with pytest.raises(StoppedError):
+        loop.train_and_evaluate(config, tiny)
+    monkeypatch.undo()
+    loop.train_and_evaluate(config, tiny)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(whole, tiny, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "checkpoints" / "14" / "memory.json").write_text("{}")
+    loop.train_and_evaluate(make_config(run, 2, eval_every=2), tiny)
+    assert "step 14 set aside" in capsys.readouterr().err
+    assert (run / "checkpoints" / "set-aside" / "14").is_dir()
+    assert_same_run(whole, run)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(whole, tiny, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    before = comparable(run)
+    for step in (run / "checkpoints").iterdir():
+        (step / "manifest.json").unlink()
+    with pytest.raises(AlexNetError, match="all of its checkpoints are damaged"):
+        alexnet_jax.open_run(run)
+    loop.train_and_evaluate(make_config(run, 2, eval_every=2), tiny)
+    assert_same_run(whole, run)
+    assert len(read_jsonl(run / "checkpoints" / "set-aside" / "metrics.jsonl")) == len(before)
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tiny, tmp_path):
+    config = make_config(tmp_path / "run", 1)
+    message = f"process {os.getpid()} is training there"
+    with contextlib.closing(loop.Trainer(config, tiny)), pytest.raises(AlexNetError, match=message):
+        loop.train_and_evaluate(config, tiny)
+    loop.train_and_evaluate(config, tiny)
+
+
+def test_a_first_start_that_was_killed_blocks_nothing(tiny, tmp_path):
+    (tmp_path / "train.lock").write_text("4194304\n")
+    (tmp_path / "dataset.json.tmp").write_text("{")
+    loop.train_and_evaluate(make_config(tmp_path, 1), tiny)
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3])
+def test_an_update_that_is_not_finite_is_not_taken(tiny, tmp_path, monkeypatch, steps_per_call):
+    """One image of the second epoch's third batch is Inf: nine updates are taken, not one more."""
+    from alexnet_jax.augment import Preprocessing
+
+    config = make_config(tmp_path, 3, steps_per_call=steps_per_call)
+    training = Preprocessing.training
+    poison = 9
+
+    def poisoned(self, keys, images, step):
+        return training(self, keys, images, step) + jnp.where(step == poison, jnp.inf, 0.0)
+
+    monkeypatch.setattr(Preprocessing, "training", poisoned)
+    trainer = loop.Trainer(config, tiny)
+    with contextlib.closing(trainer), pytest.raises(AlexNetError) as error:
+        trainer.train()
+    assert "the loss is nan at step 10 (epoch 2, batch 3 of 7)" in str(error.value)
+    assert "checkpoints there are: [7]" in str(error.value)
+    state = jax.device_get(trainer.state)
+    assert int(state.step) == 9
+    assert not state.finite
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    monkeypatch.undo()
+    config = make_config(tmp_path, 3, steps_per_call=steps_per_call)
+    loop.train_and_evaluate(config, tiny)  # goes on from step 7
+    assert alexnet_jax.open_run(tmp_path).step == 21
+
+
+def test_a_gradient_that_is_not_finite_is_named(tiny, tmp_path, monkeypatch):
+    config = make_config(tmp_path, 1)
+    monkeypatch.setattr(loop.optimizer, "from_config", lambda *args: (optax.sgd(1e38), lambda step: jnp.float32(1e38)))
+    with pytest.raises(AlexNetError, match=r"the (loss is|gradient or the update holds)"):
+        loop.train_and_evaluate(config, tiny)
+
+
+def test_a_loss_that_stays_that_of_guessing_gets_one_warning(tiny, tmp_path, capsys):
+    base = make_config(tmp_path / "stalls", 3, stall_steps=5)
+    config = dataclasses.replace(
+        base,
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-12),
+        network=dataclasses.replace(base.network, dropout_rate=0.0),
+    )
+    trainer = loop.Trainer(config, tiny)
+    small = jax.tree.map(lambda x: x * 1e-4, trainer.state.params["logits"])
+    trainer.state = trainer.state.replace(params=trainer.state.params | {"logits": small})
+    with contextlib.closing(trainer):
+        trainer.train()
+    err = capsys.readouterr().err
+    assert err.count("warning:") == 1
+    assert "the loss is 2.303, that of guessing: the weights hardly move" in err
+    assert "conv1" in err
+
+
+def test_a_full_disk_under_the_metrics(tiny, tmp_path, monkeypatch):
+    """/dev/full takes nothing."""
+    config = make_config(tmp_path / "run", 1)
+    loop.train_and_evaluate(config, tiny)
+    if not pathlib.Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    writer = JsonlWriter(tmp_path / "run" / "metrics.jsonl", 7)
+    writer._file.close()
+    writer._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    with contextlib.closing(writer), pytest.raises(AlexNetError, match=r"can't write .*metrics\.jsonl: No space left"):
+        writer.write({"step": 8})
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_deterministic_runs_leave_the_same_bits(tiny, tmp_path, monkeypatch, num_devices):
+    """Stopped on 8 devices and gone on with on 2, too."""
+    configs = [
+        make_config(tmp_path / str(count), 3, deterministic=True, num_devices=count) for count in (1, num_devices)
+    ]
+    loop.train_and_evaluate(configs[0], tiny)
+    if num_devices == 8:
+        stop_after(monkeypatch, 11, signal.SIGTERM)
+        with pytest.raises(StoppedError):
+            loop.train_and_evaluate(configs[1], tiny)
+        monkeypatch.undo()
+        configs[1] = make_config(tmp_path / "8", 3, deterministic=True, num_devices=2)
+    loop.train_and_evaluate(configs[1], tiny)
+    states = [Checkpoints(config.workdir / "checkpoints").restore_tree(21)[0] for config in configs]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_deterministic_needs_what_can_be_divided_by_8(tiny, tmp_path):
+    config = make_config(tmp_path / "run", deterministic=True)
+    config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, batch_size=12))
+    with pytest.raises(UsageError, match="--deterministic: --batch-size 12 can't be divided by 8"):
+        loop.train_and_evaluate(config, tiny)
 
 
 def test_a_finished_run_is_left_as_it_is(finished, tiny, capsys):

@@ -163,8 +163,9 @@ def test_metrics_are_sums_of_the_true_loss(tiny):
     assert int(metrics.correct[0]) == (logits.argmax(axis=1) == split.labels[:16]).sum()
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 8])
-@pytest.mark.parametrize(("count", "batch_size"), [(1, 64), (7, 3), (70, 64), (64, 64)])
+@pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("batch_size", [1, 64, 100])
+@pytest.mark.parametrize("count", [1, 7, 63, 64, 65, 70])
 def test_every_image_is_predicted_once_and_in_order(tiny, num_devices, count, batch_size):
     class MeanLevel(AlexNetSmall):
         def __call__(self, images, dropout_keys=None):
