@@ -164,6 +164,7 @@ class Checkpoints:
             try:
                 self._orbax.save(self._saving / "state", args=ocp.args.StandardSave(tree))
             except Exception:
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells of them again when the process ends
                 time.sleep(0.5)  # for those threads
                 raise
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import os
 import re
 import signal
 import sys
@@ -95,7 +96,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     for number in HANDLED:
         signal.signal(number, stop_at_once)
     try:
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+        finally:  # all is saved: a signal while the interpreter ends makes no traceback
+            for number in HANDLED:
+                signal.signal(number, lambda number, frame: os._exit(128 + number))
     except (AlexNetError, StoppedError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
