@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -83,6 +84,7 @@ def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
     def main(args):
         raise error
 
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # the tests keep their own handlers
     monkeypatch.setattr(sys, "argv", ["somewhere/train.py"])
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
