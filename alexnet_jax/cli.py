@@ -101,7 +101,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         finally:  # all is saved: a signal while the interpreter ends makes no traceback
             for number in HANDLED:
                 signal.signal(number, lambda number, frame: os._exit(128 + number))
-    except (AlexNetError, StoppedError) as error:
+    except StoppedError as stop:
+        print(f"{prog}: {stop}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(stop.exit_code)  # at once: while the interpreter ends, a second signal would change the code
+    except AlexNetError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `--help | head`
