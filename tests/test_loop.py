@@ -85,7 +85,7 @@ def test_metrics_lines(finished, tiny):
     assert validation[-1]["accuracy"] == np.mean(run.predict_class(split.images) == split.labels)
 
 
-@pytest.mark.parametrize("steps_per_call", [2, 3, 50])
+@pytest.mark.parametrize("steps_per_call", [2, 50])
 def test_many_steps_in_a_call_change_nothing_that_is_logged(finished, tiny, tmp_path, monkeypatch, steps_per_call):
     """Lines of the log stand at steps 3, 6, 7, ..; a call never goes beyond the next."""
     calls = []
@@ -98,7 +98,7 @@ def test_many_steps_in_a_call_change_nothing_that_is_logged(finished, tiny, tmp_
     monkeypatch.setattr(loop.Trainer, "_take_steps", counting)
     loop.train_and_evaluate(make_config(tmp_path, steps_per_call=steps_per_call), tiny)
     # Step 7 ends the epoch; then the log is due at 9.
-    first_epoch = {2: [2, 1, 2, 1, 1], 3: [3, 3, 1], 50: [3, 3, 1]}[steps_per_call]
+    first_epoch = {2: [2, 1, 2, 1, 1], 50: [3, 3, 1]}[steps_per_call]
     assert calls[: len(first_epoch)] == first_epoch
     assert sum(calls) == 21
     assert len(comparable(tmp_path)) == len(comparable(finished))
@@ -135,7 +135,7 @@ def whole(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "stop", [stop if stop in (1, 7, 10, 14) else pytest.param(stop, marks=pytest.mark.stress) for stop in range(1, 15)]
+    "stop", [stop if stop in (7, 10) else pytest.param(stop, marks=pytest.mark.stress) for stop in range(1, 15)]
 )
 def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(whole, tiny, tmp_path, monkeypatch, stop):
     number = signal.SIGTERM if stop % 2 else signal.SIGINT
@@ -264,21 +264,19 @@ def test_a_full_disk_under_the_metrics(tiny, tmp_path, monkeypatch):
         writer.write({"step": 8})
 
 
-@pytest.mark.parametrize("num_devices", [2, 8])
-def test_deterministic_runs_leave_the_same_bits(tiny, tmp_path, monkeypatch, num_devices):
-    """Stopped on 8 devices and gone on with on 2, too."""
-    configs = [
-        make_config(tmp_path / str(count), 3, deterministic=True, num_devices=count) for count in (1, num_devices)
-    ]
-    loop.train_and_evaluate(configs[0], tiny)
-    if num_devices == 8:
-        stop_after(monkeypatch, 11, signal.SIGTERM)
-        with pytest.raises(StoppedError):
-            loop.train_and_evaluate(configs[1], tiny)
-        monkeypatch.undo()
-        configs[1] = make_config(tmp_path / "8", 3, deterministic=True, num_devices=2)
-    loop.train_and_evaluate(configs[1], tiny)
-    states = [Checkpoints(config.workdir / "checkpoints").restore_tree(21)[0] for config in configs]
+def test_deterministic_runs_leave_the_same_bits(tiny, tmp_path, monkeypatch):
+    """One on a single device, the other stopped on 8 and gone on with on 2."""
+    one, many, two = (
+        make_config(tmp_path / name, 3, deterministic=True, num_devices=count)
+        for name, count in (("one", 1), ("many", 8), ("many", 2))
+    )
+    loop.train_and_evaluate(one, tiny)
+    stop_after(monkeypatch, 11, signal.SIGTERM)
+    with pytest.raises(StoppedError):
+        loop.train_and_evaluate(many, tiny)
+    monkeypatch.undo()
+    loop.train_and_evaluate(two, tiny)
+    states = [Checkpoints(config.workdir / "checkpoints").restore_tree(21)[0] for config in (one, two)]
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
