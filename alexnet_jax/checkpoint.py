@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import time
 from typing import Any
@@ -252,9 +253,11 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error's message."""
+    """What the system says is wrong, else the first line of an error's message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's notation
+        return os.strerror(int(number[1]))
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 

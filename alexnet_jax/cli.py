@@ -24,7 +24,7 @@ from alexnet_jax.config import (
 )
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.runtime import keep_freed_memory
-from alexnet_jax.signals import HANDLED, stop_at_once
+from alexnet_jax.signals import HANDLED, leave_at_once
 
 T = TypeVar("T")
 
@@ -94,17 +94,15 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     prog = sys.argv[0].rsplit("/", 1)[-1]
     keep_freed_memory()
     for number in HANDLED:
-        signal.signal(number, stop_at_once)
+        signal.signal(number, leave_at_once(prog))
     try:
-        try:
-            main(sys.argv[1:])
-        finally:  # all is saved: a signal while the interpreter ends makes no traceback
-            for number in HANDLED:
-                signal.signal(number, lambda number, frame: os._exit(128 + number))
+        main(sys.argv[1:])
     except StoppedError as stop:
+        for number in HANDLED:
+            signal.signal(number, signal.SIG_IGN)  # a second one would change the code
         print(f"{prog}: {stop}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(stop.exit_code)  # at once: while the interpreter ends, a second signal would change the code
+        os._exit(stop.exit_code)
     except AlexNetError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import NoReturn
 
@@ -12,9 +13,18 @@ from alexnet_jax.errors import StoppedError
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
-def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """Handler for a time when there is nothing to save."""
-    raise StoppedError(number, "stopped; the same command goes on from the last checkpoint")
+def leave_at_once(prog: str) -> Callable[[int, FrameType | None], NoReturn]:
+    """A handler for a time when there is nothing to save.
+
+    It raises nothing: where Python is called back from C, as by the garbage collector, an exception would be swallowed.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        stop = StoppedError(number, "stopped; the same command goes on from the last checkpoint")
+        os.write(2, f"{prog}: {stop}\n".encode())
+        os._exit(stop.exit_code)
+
+    return leave
 
 
 class StopSignals:
