@@ -31,7 +31,7 @@ def stop(workdir: pathlib.Path, after: float, numbers: list[int]) -> tuple[int, 
 def main() -> None:
     """Stops runs, checks code, time and words, writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draws = random.Random(arguments.seed)
