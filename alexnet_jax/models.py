@@ -1,7 +1,11 @@
 """The networks, as Flax Linen modules."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,7 +15,8 @@ from jax.typing import DTypeLike
 
 from alexnet_jax.config import NetworkConfig
 from alexnet_jax.convolution import fast_convolution
-from alexnet_jax.layers import dropout, local_response_norm, max_pool
+from alexnet_jax.errors import AlexNetError
+from alexnet_jax.layers import dropout, local_response_norm, local_response_norm_within_channel, max_pool
 
 
 class AlexNetSmall(nn.Module):
@@ -78,13 +83,329 @@ class AlexNetSmall(nn.Module):
         return logits.astype(jnp.float32)
 
 
-def from_config(config: NetworkConfig, num_classes: int) -> AlexNetSmall:
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
+KERNEL_SIDES = (11, 5, 3, 3, 3)
+SMALLEST_INPUT = 67  # below it, some variant's third pooling has no window
+
+Operation = Literal["ReLU", "LRN", "LRN within", "pool"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What tells one AlexNet from another. Tuples go by layer, in the order of `LAYERS`.
+
+    Attributes:
+      source: where the numbers come from.
+      input_size: height and width of the images in pixels; other sizes change the shape of fc1's kernel.
+      conv1_padding: rows and columns of zeros before and after the image. The other convolutions keep the map's size.
+      features: channels that each convolution makes.
+      groups: groups of channels in each convolution that see each other; the towers where it is 2.
+      operations: what follows each convolution, in order.
+      lrn_k: k of the normalization across channels. Its size 5, alpha 1e-4 and beta 0.75 are the same in all variants.
+      lrn_divide_by_size: whether that alpha is divided by 5.
+      lrn_groups: groups of channels over whose borders that normalization does not look.
+      deviations: standard deviation of each layer's first weights, N(0, deviation). None: PyTorch's default, weights
+        and biases uniform within +- 1 / sqrt(weights of one output).
+      biases: start value of each layer's biases; unused where `deviations` is None.
+      dropped: the two dense layers whose inputs are dropped out.
+    """
+
+    source: str
+    input_size: int
+    conv1_padding: tuple[int, int]
+    features: tuple[int, ...]
+    groups: tuple[int, ...]
+    operations: tuple[tuple[Operation, ...], ...]
+    lrn_k: float = 2.0
+    lrn_divide_by_size: bool = False
+    lrn_groups: int = 1
+    deviations: tuple[float, ...] | None = (0.01,) * 8
+    biases: tuple[float, ...] = (0, 1, 0, 1, 1, 1, 1, 0)
+    dropped: tuple[str, str] = ("fc2", "logits")
+
+
+_PAPER = Architecture(
+    source="paper, sections 3 and 5",
+    input_size=227,
+    conv1_padding=(0, 0),
+    features=(96, 256, 384, 384, 256),
+    groups=(1, 2, 1, 2, 2),
+    operations=(("ReLU", "LRN", "pool"), ("ReLU", "LRN", "pool"), ("ReLU",), ("ReLU",), ("ReLU", "pool")),
+)
+_PROGRAM = dataclasses.replace(
+    _PAPER,
+    source="authors' 2012 program, run 145",
+    input_size=224,
+    conv1_padding=(0, 3),
+    operations=(("LRN", "pool", "ReLU"), ("ReLU", "LRN", "LRN within", "pool"), *_PAPER.operations[2:]),
+    lrn_divide_by_size=True,
+    lrn_groups=2,
+    deviations=(0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01),
+)
+
+VARIANTS: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "paper": _PAPER,
+        "2012": _PROGRAM,
+        "one-column": dataclasses.replace(
+            _PROGRAM,
+            source="cuda-convnet2, layers-imagenet-1gpu.cfg",
+            features=(64, 192, 384, 256, 256),
+            groups=(1, 1, 1, 1, 1),
+            operations=(_PROGRAM.operations[0], *_PAPER.operations[1:]),
+            lrn_groups=1,
+            biases=(0, 1, 0, 1, 1, 1, 1, -7),
+        ),
+        "torchvision": dataclasses.replace(
+            _PAPER,
+            source="torchvision, alexnet",
+            input_size=224,
+            conv1_padding=(2, 2),
+            features=(64, 192, 384, 256, 256),
+            groups=(1, 1, 1, 1, 1),
+            operations=(("ReLU", "pool"), ("ReLU", "pool"), *_PAPER.operations[2:]),
+            deviations=None,
+            dropped=("fc1", "fc2"),
+        ),
+        "caffe": dataclasses.replace(
+            _PAPER,
+            source="Caffe, bvlc_alexnet",
+            lrn_k=1.0,
+            lrn_divide_by_size=True,
+            deviations=(0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01),
+            biases=(0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),
+        ),
+    }
+)
+
+
+class AlexNet(nn.Module):
+    """AlexNet for ImageNet, in five variants that differ in what `VARIANTS` says; docs/networks.md compares them.
+
+    All have five convolutions, 11x11 / 4, 5x5 and three of 3x3, 3x3 / 2 max pooling after the first, the second and the
+    fifth, two hidden dense layers of 4096, and make a 6 x 6 x 256 map before these from images of their `input_size`.
+
+    - `"paper"`: the paper's text to the letter, 60,965,224 parameters. The text's 224x224 images are 227x227 here: with
+      an 11x11 kernel, stride 4 and no padding only these give the 55x55 map that its neuron counts ask for.
+    - `"2012"`: what the authors ran, and got 40.7% / 18.2% with. The program counts 1 + ceil((size - 11) / 4) outputs,
+      so its 224x224 images give 55x55 too: the last row and column of windows hang 3 pixels over the edge, into
+      zeros. The same rule for pooling needs no padding at 55, 27 and 13. Each tower normalizes its own channels.
+    - `"one-column"`: the same author's network for one GPU (2014), 64-192-384-256-256 channels, 61,100,840 parameters.
+    - `"torchvision"`: that with no normalization.
+    - `"caffe"`: the paper's shape with Caffe's normalization and first values.
+
+    Kernels are [height, width, input channels / groups, output channels]; the map is flattened in the order H, W, C.
+    The programs of 2012, Caffe and torchvision flatten C, H, W: reorder fc1's rows to take over their weights.
+
+    Attributes:
+      variant: a key of `VARIANTS`.
+      num_classes: number of logits.
+      dropout_rate: probability that an input of a `dropped` layer is dropped; the paper has 0.5.
+      dtype: dtype of the computation, float32 or bfloat16; parameters and logits stay float32.
+      convolution: how convolutions are computed, `lax.conv_general_dilated` or a function with its signature.
+    """
+
+    variant: str = "paper"
+    num_classes: int = 1000
+    dropout_rate: float = 0.5
+    dtype: DTypeLike = jnp.float32
+    convolution: Callable[..., jax.Array] = lax.conv_general_dilated
+
+    @nn.compact
+    def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """Computes logits.
+
+        Args:
+          images: float [B, H, W, 3] in grey levels (0 to 255) less the training mean: the first weights and alpha are
+            made for this scale. H and W are the variant's `input_size`.
+          dropout_keys: [B] PRNG keys, one an example: training. None: evaluation, no dropout.
+
+        Returns:
+          float32 [B, num_classes], not normalized.
+
+        Raises:
+          AlexNetError: for a variant that does not exist, or images of less than 67x67 pixels.
+          flax.errors.ScopeParamShapeError: for images of another size than the one the parameters were made for.
+        """
+        network = architecture(self.variant)
+        if min(images.shape[1:3]) < SMALLEST_INPUT:
+            raise AlexNetError(
+                f"AlexNet needs images of at least {SMALLEST_INPUT}x{SMALLEST_INPUT} pixels "
+                f"(made for {network.input_size}x{network.input_size}), not {images.shape[1]}x{images.shape[2]}"
+            )
+        x = images.astype(self.dtype)
+        for i, operations in enumerate(network.operations):
+            x = self._convolve(network, i, x)
+            for operation in operations:
+                x = _operate(network, operation, x)
+        x = x.reshape(x.shape[0], -1)
+        layer_keys = None if dropout_keys is None else jax.vmap(jax.random.split)(dropout_keys)
+        for name, features in zip(LAYERS[5:], (4096, 4096, self.num_classes), strict=True):
+            if layer_keys is not None and name in network.dropped:
+                x = dropout(x, self.dropout_rate, layer_keys[:, network.dropped.index(name)])
+            kernel_init, bias_init = _initializers(network, name, x.shape[1])
+            x = nn.Dense(features, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)(x)
+            x = nn.relu(x) if name != "logits" else x
+        return x.astype(jnp.float32)
+
+    def _convolve(self, network: Architecture, i: int, x: jax.Array) -> jax.Array:
+        side, groups = KERNEL_SIDES[i], network.groups[i]
+        kernel_init, bias_init = _initializers(network, LAYERS[i], side**2 * x.shape[-1] // groups)
+        return nn.Conv(
+            network.features[i],
+            (side, side),
+            strides=4 if i == 0 else 1,
+            padding=[network.conv1_padding] * 2 if i == 0 else "SAME",
+            feature_group_count=groups,
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            conv_general_dilated=self.convolution,
+            name=LAYERS[i],
+        )(x)
+
+
+def architecture(variant: str) -> Architecture:
+    """The variant of that name; raises AlexNetError where there is none."""
+    if variant not in VARIANTS:
+        raise AlexNetError(f"there is no AlexNet variant {variant!r}; choose from {', '.join(VARIANTS)}")
+    return VARIANTS[variant]
+
+
+def _operate(network: Architecture, operation: Operation, x: jax.Array) -> jax.Array:
+    """Applies one of the operations after a convolution to a map [B, H, W, C]."""
+    match operation:
+        case "ReLU":
+            return nn.relu(x)
+        case "pool":
+            return max_pool(x, padding="VALID")
+        case "LRN within":
+            return local_response_norm_within_channel(x)
+        case "LRN":
+            towers = x.reshape(*x.shape[:-1], network.lrn_groups, -1)
+            towers = local_response_norm(towers, k=network.lrn_k, divide_by_size=network.lrn_divide_by_size)
+            return towers.reshape(x.shape)
+
+
+def _initializers(
+    network: Architecture, layer: str, fan_in: int
+) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
+    """How the kernel and the bias of a layer begin."""
+    if network.deviations is None:
+        bound = 1 / math.sqrt(fan_in)
+
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        return uniform, uniform
+    i = LAYERS.index(layer)
+    return nn.initializers.normal(network.deviations[i]), nn.initializers.constant(network.biases[i])
+
+
+class LayerCount(NamedTuple):
+    """The size of one layer for one image.
+
+    Attributes:
+      output: shape of what the convolution or the product gives, before pooling, without the batch.
+      kernel: shape of the weights.
+      parameters: weights and biases.
+      multiply_accumulates: multiplications of an activation by a weight: the kernel's size times the places where it
+        is applied. Biases, normalization and pooling do not count; what hangs into the padding does.
+    """
+
+    output: tuple[int, ...]
+    kernel: tuple[int, ...]
+    parameters: int
+    multiply_accumulates: int
+
+
+def count_layers(variant: str = "paper", num_classes: int = 1000) -> dict[str, LayerCount]:
+    """Counts parameters and multiply-accumulates of each layer, from shapes alone: nothing is computed.
+
+    >>> sum(layer.parameters for layer in count_layers("paper").values())
+    60965224
+    """
+    network = AlexNet(variant, num_classes)
+    size = architecture(variant).input_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    parameters = jax.eval_shape(network.init, jax.random.key(0), images)
+    _, state = jax.eval_shape(functools.partial(network.apply, capture_intermediates=True), parameters, images)
+    counts = {}
+    for name in LAYERS:
+        kernel, bias = parameters["params"][name]["kernel"], parameters["params"][name]["bias"]
+        output = state["intermediates"][name]["__call__"][0].shape[1:]
+        counts[name] = LayerCount(output, kernel.shape, kernel.size + bias.size, kernel.size * math.prod(output[:-1]))
+    return counts
+
+
+def tables() -> str:
+    """The variants side by side and layer by layer, in Markdown: the end of docs/networks.md."""
+    features = [_describe(name) for name in VARIANTS]
+    side_by_side = [[row, *(column[row] for column in features)] for row in features[0]]
+    parts = ["## The variants side by side", _markdown(["", *VARIANTS], side_by_side), "## Layer by layer"]
+    for name in VARIANTS:
+        counts = count_layers(name)
+        rows = [
+            [layer, _by(c.kernel), _by(c.output), f"{c.parameters:,}", f"{c.multiply_accumulates:,}"]
+            for layer, c in counts.items()
+        ]
+        heading = ["layer", "kernel", "output", "parameters", "multiply-accumulates"]
+        parts += [f"### {name}", _markdown(heading, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _describe(variant: str) -> dict[str, str]:
+    """The rows of one variant in the table of all."""
+    network, counts = VARIANTS[variant], count_layers(variant).values()
+    operations = [", ".join(names) for names in network.operations]
+    normalizes = "LRN" in operations[0]
+    gaussian = network.deviations is not None
+    return {
+        "source": network.source,
+        "input": _by((network.input_size, network.input_size)),
+        "zeros around it, before / after": " / ".join(map(str, network.conv1_padding)),
+        "channels": "-".join(map(str, network.features)),
+        "groups": "-".join(map(str, network.groups)),
+        **{f"after {layer}": names for layer, names in zip(LAYERS, operations, strict=False)},
+        "LRN: a": ("2e-5 = alpha / 5" if network.lrn_divide_by_size else "1e-4 = alpha") if normalizes else "none",
+        "LRN: k": f"{network.lrn_k:g}" if normalizes else "none",
+        "LRN: groups of channels": str(network.lrn_groups) if normalizes else "none",
+        "first weights": ", ".join(f"{d:g}" for d in network.deviations or ()) or "uniform, 1 / sqrt(fan-in)",
+        "first biases": ", ".join(f"{b:g}" for b in network.biases) if gaussian else "uniform, 1 / sqrt(fan-in)",
+        "dropout on the inputs of": ", ".join(network.dropped),
+        "parameters": f"{sum(c.parameters for c in counts):,}",
+        "multiply-accumulates": f"{sum(c.multiply_accumulates for c in counts):,}",
+    }
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _markdown(heading: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heading, ["---"] * len(heading), *rows])
+
+
+def from_config(config: NetworkConfig, num_classes: int) -> AlexNetSmall | AlexNet:
     """The network that a configuration describes."""
     fast = config.convolution == "products" or (config.convolution == "auto" and jax.default_backend() == "cpu")
-    return AlexNetSmall(
-        num_classes,
-        config.dropout_rate,
-        config.initial_bias,
-        jnp.dtype(config.dtype),
-        fast_convolution if fast else lax.conv_general_dilated,
+    network: Callable[..., AlexNetSmall | AlexNet] = functools.partial(AlexNet, config.network)
+    if config.network == "small":
+        network = functools.partial(
+            AlexNetSmall, initial_bias=1.0 if config.initial_bias is None else config.initial_bias
+        )
+    return network(
+        num_classes=num_classes,
+        dropout_rate=config.dropout_rate,
+        dtype=jnp.dtype(config.dtype),
+        convolution=fast_convolution if fast else lax.conv_general_dilated,
     )
+
+
+def input_size(config: NetworkConfig) -> int | None:
+    """Side of the images that a network takes; None: it adapts to any."""
+    return None if config.network == "small" else architecture(config.network).input_size
+
+
+if __name__ == "__main__":
+    print(tables(), end="")

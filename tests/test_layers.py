@@ -3,8 +3,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.signal import convolve2d
 
-from alexnet_jax.layers import dropout, local_response_norm, max_pool
+from alexnet_jax.layers import dropout, local_response_norm, local_response_norm_within_channel, max_pool
 
 # size, alpha, beta, k, divide_by_size: the paper, the 2012 program, odd and even windows, windows wider than the map
 CONVENTIONS = [
@@ -116,6 +117,68 @@ def test_lrn_equals_tensorflow(radius):
     np.testing.assert_allclose(ours, y.numpy(), rtol=1e-4)
     expected = tape.gradient(y, leaf).numpy()
     np.testing.assert_allclose(vjp(jnp.ones_like(ours))[0], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+
+
+# size, alpha, beta, k: run 145 of the 2012 program, even windows, windows wider than the map
+WITHIN_CONVENTIONS = [(5, 1e-3, 0.75, 1.0), (4, 1e-2, 0.5, 2.0), (1, 0.1, 1.0, 0.5), (15, 1e-2, 0.75, 1.0)]
+
+
+def reference_within(x: np.ndarray, size: int, alpha: float, beta: float, k: float) -> np.ndarray:
+    """The formula, map by map, in float64, for one image [H, W, C]."""
+    x = x.astype(np.float64)
+    height, width, channels = x.shape
+    y = np.empty_like(x)
+    first = (size - 1) // 2  # the full convolution's place whose window begins at -size // 2
+    for c in range(channels):
+        sums = convolve2d(x[..., c] ** 2, np.ones((size, size)))[first : first + height, first : first + width]
+        y[..., c] = x[..., c] / (k + alpha / size**2 * sums) ** beta
+    return y
+
+
+@pytest.mark.parametrize("convention", WITHIN_CONVENTIONS, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_lrn_within_channel_equals_the_convolution(convention, scale):
+    x = inputs(scale, (2, 6, 9, 3))
+    expected = np.stack([reference_within(image, *convention) for image in x])
+    np.testing.assert_allclose(local_response_norm_within_channel(jnp.asarray(x), *convention), expected, 2e-5)
+
+
+@pytest.mark.parametrize("convention", WITHIN_CONVENTIONS, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_lrn_within_channel_gradient_equals_finite_differences(convention, scale):
+    shape = (3, 4, 2)
+    x, cotangent = inputs(scale, shape), inputs(1.0, shape)[::-1]
+    _, vjp = jax.vjp(lambda a: local_response_norm_within_channel(a, *convention), jnp.asarray(x))
+    (gradient,) = vjp(jnp.asarray(cotangent))
+    h = scale * 1e-6
+    wide = x.astype(np.float64)
+    steps = h * np.eye(x.size).reshape(-1, *shape)
+    expected = [
+        ((reference_within(wide + e, *convention) - reference_within(wide - e, *convention)) * cotangent).sum() / 2 / h
+        for e in steps
+    ]
+    np.testing.assert_allclose(gradient.ravel(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_lrn_within_channel_in_bfloat16_is_accumulated_in_float32():
+    x = jnp.asarray(inputs(1000.0, (6, 9, 3))).astype(jnp.bfloat16)
+    y = local_response_norm_within_channel(x)
+    assert y.dtype == jnp.bfloat16
+    expected = reference_within(np.asarray(x, np.float32), 5, 1e-3, 0.75, 1.0)
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2**-8)
+
+
+@pytest.mark.parametrize("arguments", [{"size": 0}, {"alpha": -1.0}, {"k": 0.0}])
+def test_lrn_within_channel_refuses_what_has_no_meaning(arguments):
+    with pytest.raises(ValueError, match="local_response_norm_within_channel needs size"):
+        local_response_norm_within_channel(jnp.ones((4, 4, 1)), **arguments)
+
+
+def test_lrn_within_channel_needs_a_map_of_floats():
+    with pytest.raises(ValueError, match=r"needs \[..., H, W, C\], not the shape \(4, 4\)"):
+        local_response_norm_within_channel(jnp.ones((4, 4)))
+    with pytest.raises(TypeError, match="floating dtype, not int32"):
+        local_response_norm_within_channel(jnp.ones((4, 4, 1), jnp.int32))
 
 
 POOLINGS = [(3, 2, "SAME"), (3, 2, "VALID"), (2, 2, "SAME"), (3, 1, "SAME"), (5, 3, "VALID"), (2, 3, "SAME")]

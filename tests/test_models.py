@@ -1,10 +1,17 @@
+import pathlib
+
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.signal import convolve2d
 
 from alexnet_jax.config import NetworkConfig
-from alexnet_jax.models import AlexNetSmall, from_config
+from alexnet_jax.errors import AlexNetError
+from alexnet_jax.models import LAYERS, VARIANTS, AlexNet, AlexNetSmall, count_layers, from_config, tables
 
 
 @jax.jit
@@ -106,3 +113,229 @@ def test_both_ways_to_convolve_agree(params):
     np.testing.assert_allclose(products, direct, rtol=1e-4)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert np.abs(a - b).max() < 1e-4 * np.abs(b).max()
+
+
+PAPER_PARAMETERS = [34_944, 307_456, 885_120, 663_936, 442_624, 37_752_832, 16_781_312, 4_097_000]
+ONE_COLUMN_PARAMETERS = [23_296, 307_392, 663_936, 884_992, 590_080, 37_752_832, 16_781_312, 4_097_000]
+# By hand: places x kernel x input channels (of a group) x output channels.
+PAPER_PRODUCTS = [
+    55**2 * 11**2 * 3 * 96,
+    27**2 * 5**2 * 48 * 256,
+    13**2 * 3**2 * 256 * 384,
+    13**2 * 3**2 * 192 * 384,
+    13**2 * 3**2 * 192 * 256,
+    9216 * 4096,
+    4096 * 4096,
+    4096 * 1000,
+]
+
+
+@pytest.mark.parametrize("variant", ["paper", "2012", "caffe"])
+def test_two_towers_have_the_papers_size(variant):
+    counts = count_layers(variant)
+    assert list(counts) == list(LAYERS)
+    assert [layer.parameters for layer in counts.values()] == PAPER_PARAMETERS
+    assert sum(PAPER_PARAMETERS) == 60_965_224
+    assert [layer.multiply_accumulates for layer in counts.values()] == PAPER_PRODUCTS
+    assert counts["conv4"].kernel == (3, 3, 192, 384)
+    assert counts["fc1"].kernel == (6 * 6 * 256, 4096)
+
+
+@pytest.mark.parametrize("variant", ["one-column", "torchvision"])
+def test_one_column_has_torchvisions_size(variant):
+    counts = count_layers(variant)
+    assert [layer.parameters for layer in counts.values()] == ONE_COLUMN_PARAMETERS
+    assert sum(ONE_COLUMN_PARAMETERS) == 61_100_840
+    assert [layer.output[:2] for layer in counts.values()][:5] == [(55, 55), (27, 27), (13, 13), (13, 13), (13, 13)]
+    assert counts["fc1"].kernel == (6 * 6 * 256, 4096)
+
+
+@pytest.mark.parametrize("variant", ["paper", "torchvision"])
+def test_flaxs_table_has_the_same_counts(variant):
+    side, counts = VARIANTS[variant].input_size, count_layers(variant)
+    table = nn.tabulate(AlexNet(variant), jax.random.key(0), console_kwargs={"width": 250, "force_terminal": False})
+    text = table(np.zeros((1, side, side, 3), np.float32))
+    rows = [line for line in text.splitlines() if any(f" {name} " in line for name in counts)]
+    assert len(rows) == len(counts)
+    for row, (name, count) in zip(rows, counts.items(), strict=True):
+        assert f" {name} " in row
+        assert f"[1,{','.join(map(str, count.output))}]" in row
+    total = sum(count.parameters for count in counts.values())
+    assert f"{total:,}" in text
+
+
+def test_the_document_shows_the_networks_as_they_are():
+    document = pathlib.Path(__file__).parent.parent / "docs" / "networks.md"
+    assert document.read_text(encoding="utf-8").endswith(tables()), (
+        "put the output of python -m alexnet_jax.models at its end"
+    )
+
+
+SIDE_LESS = 156  # the input size less this gives a 16 x 16 map after conv1, and 1 x 1 before fc1
+
+
+def small_images(variant: str) -> np.ndarray:
+    side = VARIANTS[variant].input_size - SIDE_LESS
+    return np.random.default_rng(0).uniform(-128, 128, (1, side, side, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Parameters with which conv1 answers in the hundreds, so that normalization is strong."""
+    rng = np.random.default_rng(1)
+
+    def draw(leaf):
+        scale = 0.1 if leaf.shape[0] == 11 else 3 / np.sqrt(np.prod(leaf.shape[:-1]))
+        return scale * rng.standard_normal(leaf.shape, np.float32)
+
+    def parameters(variant):
+        shapes = jax.eval_shape(AlexNet(variant).init, jax.random.key(0), small_images(variant))
+        return jax.tree.map(draw, shapes["params"])
+
+    towers, column = parameters("paper"), parameters("one-column")
+    return {"paper": towers, "2012": towers, "caffe": towers, "one-column": column, "torchvision": column}
+
+
+def convolve(x, layer, stride=1, pads=(0, 0), groups=1):
+    """Convolution of one image [H, W, C] in float64, group by group."""
+    x = np.pad(x, (pads, pads, (0, 0)))
+    kernel = layer["kernel"].astype(np.float64)
+    windows = sliding_window_view(x, kernel.shape[:2], (0, 1))[::stride, ::stride]
+    pairs = zip(np.split(windows, groups, 2), np.split(kernel, groups, 3), strict=True)
+    return np.concatenate([np.einsum("hwcrs,rscf->hwf", w, k, optimize=True) for w, k in pairs], -1) + layer["bias"]
+
+
+def across(x, a, k):
+    square = np.pad(x**2, ((0, 0), (0, 0), (2, 2)))
+    return x / (k + a * sum(square[..., i : i + x.shape[-1]] for i in range(5))) ** 0.75
+
+
+def across_in_towers(x, a, k):
+    return np.concatenate([across(tower, a, k) for tower in np.split(x, 2, -1)], -1)
+
+
+def within(x):
+    sums = np.stack([convolve2d(m**2, np.ones((5, 5)), mode="same") for m in np.moveaxis(x, -1, 0)], -1)
+    return x / (1 + 1e-3 / 25 * sums) ** 0.75
+
+
+def pool(x):
+    return sliding_window_view(x, (3, 3), (0, 1))[::2, ::2].max((-2, -1))
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+# What stands between conv1 and conv2, between conv2 and conv3, and the zeros around the image: not taken from VARIANTS.
+REFERENCES = {
+    "paper": (lambda x: pool(across(relu(x), 1e-4, 2)), lambda x: pool(across(relu(x), 1e-4, 2)), (0, 0)),
+    "2012": (
+        lambda x: relu(pool(across_in_towers(x, 2e-5, 2))),
+        lambda x: pool(within(across_in_towers(relu(x), 2e-5, 2))),
+        (0, 3),
+    ),
+    "one-column": (lambda x: relu(pool(across(x, 2e-5, 2))), lambda x: pool(across(relu(x), 2e-5, 2)), (0, 3)),
+    "torchvision": (lambda x: pool(relu(x)), lambda x: pool(relu(x)), (2, 2)),
+    "caffe": (lambda x: pool(across(relu(x), 2e-5, 1)), lambda x: pool(across(relu(x), 2e-5, 1)), (0, 0)),
+}
+
+
+def reference(variant, params, image):
+    """The whole network for one image, in float64."""
+    first, second, pads = REFERENCES[variant]
+    towers = 1 if variant in ("one-column", "torchvision") else 2
+    x = first(convolve(image.astype(np.float64), params["conv1"], 4, pads))
+    x = second(convolve(x, params["conv2"], 1, (2, 2), towers))
+    x = relu(convolve(x, params["conv3"], 1, (1, 1)))
+    x = relu(convolve(x, params["conv4"], 1, (1, 1), towers))
+    x = pool(relu(convolve(x, params["conv5"], 1, (1, 1), towers))).ravel()
+    for name in ("fc1", "fc2"):
+        x = relu(x @ params[name]["kernel"] + params[name]["bias"])
+    return x @ params["logits"]["kernel"] + params["logits"]["bias"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_network_equals_the_reference(variant, large):
+    images = small_images(variant)
+    logits = jax.jit(AlexNet(variant).apply)({"params": large[variant]}, images)
+    expected = reference(variant, large[variant], images[0])
+    assert np.linalg.norm(logits[0] - expected) < 3e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("variant", "dropped"),
+    [pytest.param("paper", {"fc2", "logits"}, marks=pytest.mark.stress), ("torchvision", {"fc1", "fc2"})],
+)
+def test_dropout_falls_where_each_variant_has_it(variant, dropped, large):
+    @jax.jit
+    def active(keys):
+        """Share of each dense layer's inputs that are not 0."""
+        shares = {}
+
+        def record(layer, arguments, keywords, context):
+            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+                shares[context.module.name] = (arguments[0] != 0).mean()
+            return layer(*arguments, **keywords)
+
+        with nn.intercept_methods(record):
+            AlexNet(variant).apply({"params": large[variant]}, small_images(variant), keys)
+        return shares
+
+    off, on = active(None), active(jax.random.split(jax.random.key(3), 1))
+    for name in off:
+        kept = on[name] / off[name]
+        assert 0.4 < kept < 0.6 if name in dropped else kept > 0.9
+
+
+# Standard deviations in the order of LAYERS, and biases: as the paper and the programs' files have them.
+FIRST_VALUES = {
+    "paper": ([0.01] * 8, [0, 1, 0, 1, 1, 1, 1, 0]),
+    "2012": ([0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01], [0, 1, 0, 1, 1, 1, 1, 0]),
+    "one-column": ([0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01], [0, 1, 0, 1, 1, 1, 1, -7]),
+    "caffe": ([0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01], [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]),
+}
+
+
+def first_parameters(variant: str) -> dict:
+    """The parameters; of kernels with more than 100 rows the first 100, so that XLA need not draw the others."""
+
+    @jax.jit
+    def draw(key):
+        return jax.tree.map(lambda leaf: leaf[:100], AlexNet(variant, 100).init(key, small_images(variant))["params"])
+
+    return draw(jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "variant", ["2012", "caffe", *(pytest.param(v, marks=pytest.mark.stress) for v in ("paper", "one-column"))]
+)
+def test_first_values(variant):
+    params = first_parameters(variant)
+    for name, deviation, bias in zip(LAYERS, *FIRST_VALUES[variant], strict=True):
+        # At least 10,000 weights: the spread of their standard deviation is 0.7%.
+        np.testing.assert_allclose(params[name]["kernel"].std(), deviation, rtol=0.03)
+        np.testing.assert_array_equal(params[name]["bias"], np.float32(bias))
+
+
+def test_first_values_of_torchvision_are_uniform():
+    params = first_parameters("torchvision")
+    for name, fan_in in zip(LAYERS, (363, 1600, 1728, 3456, 2304, 256, 4096, 4096), strict=True):
+        layer = params[name]
+        bound = 1 / np.sqrt(fan_in)
+        np.testing.assert_allclose([layer["kernel"].min(), layer["kernel"].max()], [-bound, bound], rtol=0.01)
+        np.testing.assert_allclose(layer["kernel"].std(), bound / np.sqrt(3), rtol=0.02)
+        assert 0.5 * bound < np.abs(layer["bias"]).max() <= bound
+
+
+def test_a_variant_that_does_not_exist():
+    with pytest.raises(AlexNetError, match="there is no AlexNet variant 'vgg'; choose from paper, 2012, one-column"):
+        AlexNet("vgg").init(jax.random.key(0), jnp.zeros((1, 227, 227, 3)))
+
+
+def test_images_of_the_wrong_size():
+    with pytest.raises(AlexNetError, match=r"at least 67x67 pixels \(made for 227x227\), not 32x32"):
+        jax.eval_shape(AlexNet().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params = jax.eval_shape(AlexNet().init, jax.random.key(0), jnp.zeros((1, 227, 227, 3)))
+    with pytest.raises(flax.errors.ScopeParamShapeError, match="fc1"):
+        jax.eval_shape(AlexNet().apply, params, jnp.zeros((1, 260, 260, 3)))
