@@ -5,6 +5,9 @@ many devices it is worked on. Images are float32 [B, H, W, 3] in GREY LEVELS, 0.
 """
 
 import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +45,11 @@ def pca_basis(images: np.ndarray) -> PcaBasis:
         count += len(pixels)
         total += pixels.sum(axis=0).astype(np.int64)
         products += (pixels.T @ pixels).astype(np.int64)
+    return basis_from_sums(count, total, products)
+
+
+def basis_from_sums(count: int, total: np.ndarray, products: np.ndarray) -> PcaBasis:
+    """The PCA basis from sums over `count` pixels x: int64 [3], of x, and int64 [3, 3], of x x^T."""
     mean = total / count
     covariance = (products - count * np.outer(mean, mean)) / max(count - 1, 1)
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
@@ -140,14 +148,43 @@ def random_crop(keys: jax.Array, images: jax.Array, padding: int, mode: str) -> 
       [B, H, W, C].
     """
     height, width, channels = images.shape[1:]
-    pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
-    padded = jnp.pad(images, pads, mode="reflect" if mode == "reflect" else "constant")
+    padded = _pad(images, padding, mode)
 
     def crop(key: jax.Array, image: jax.Array) -> jax.Array:
         row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
         return jax.lax.dynamic_slice(image, (row, column, 0), (height, width, channels))
 
     return jax.vmap(crop)(keys, padded)
+
+
+def _pad(images: jax.Array, padding: int, mode: str) -> jax.Array:
+    pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    return jnp.pad(images, pads, mode="reflect" if mode == "reflect" else "constant")
+
+
+def random_window(keys: jax.Array, images: Images, mean_image: np.ndarray | None, size: int) -> jax.Array:
+    """Cuts a window of `size` x `size` out of each image at a uniformly random place (paper, section 4.1).
+
+    Args:
+      keys: [B] PRNG keys.
+      images: uint8 or float [B, H, W, 3], grey levels; H and W at least `size`.
+      mean_image: float32 [H, W, 3]; the window's own part of it is subtracted. None: nothing is.
+      size: side of the window, 224 of 256 in the paper.
+
+    Returns:
+      float32 [B, size, size, 3], grey levels.
+    """
+    height, width, channels = images.shape[1:]
+
+    def window(key: jax.Array, image: jax.Array) -> jax.Array:
+        row, column = jax.random.randint(key, (2,), 0, np.array([height - size, width - size]) + 1)
+
+        def cut(x: Images) -> jax.Array:
+            return jax.lax.dynamic_slice(x, (row, column, 0), (size, size, channels)).astype(jnp.float32)
+
+        return cut(image) if mean_image is None else cut(image) - cut(mean_image)
+
+    return jax.vmap(window)(keys, jnp.asarray(images))
 
 
 def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
@@ -164,12 +201,36 @@ def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
+class View(NamedTuple):
+    """A way to look at an image when testing.
+
+    Attributes:
+      row, column: where the window lies, from 0 (top, left) to 1 (bottom, right).
+      flip: whether it is mirrored left to right.
+    """
+
+    row: float
+    column: float
+    flip: bool
+
+
+CENTRE = View(0.5, 0.5, False)
+_PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
+VIEWS: Mapping[int, tuple[View, ...]] = types.MappingProxyType(
+    {
+        1: (CENTRE,),
+        2: (CENTRE, View(0.5, 0.5, True)),
+        10: tuple(View(*place, flip) for place in _PLACES for flip in (False, True)),  # paper, section 4.1
+    }
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """From stored uint8 images to the network's input: what training and evaluation do to pixels.
 
-    Training: subtract the mean image -> random crop -> random flip -> PCA colour noise -> divide by 255.
-    Evaluation: subtract the mean image -> divide by 255.
+    Training: subtract the mean image -> random crop -> random flip -> PCA colour noise -> scale -> enlarge.
+    Evaluation: subtract the mean image -> the view's crop and flip -> scale -> enlarge.
 
     The colour noise is not clipped to 0..255 (the 2012 program does not clip either; the seed clips for display).
 
@@ -182,6 +243,9 @@ class Preprocessing:
       pca: "none", "per-image", "dataset-std" or "dataset-eigenvalue".
       pca_std: standard deviation of the noise's coefficients.
       pca_off_step: step from which on no noise is added; None for never.
+      crop_size: side of the window that is cut out of larger images, at random in training; None: all of the image.
+      enlarge_to: side to which the result is enlarged (bilinear); None: it is left.
+      input_range: 1 or 255: what the grey levels 0..255 are scaled to.
     """
 
     basis: PcaBasis
@@ -192,10 +256,32 @@ class Preprocessing:
     pca: str = "none"
     pca_std: float = 0.1
     pca_off_step: int | None = None
+    crop_size: int | None = None
+    enlarge_to: int | None = None
+    input_range: int = 1
 
-    def evaluation(self, images: Images) -> jax.Array:
-        """uint8 (or float grey levels) [B, H, W, 3] -> float32 network input."""
-        return self._centre(images) / 255
+    def input_shape(self, image_shape: Sequence[int]) -> tuple[int, int, int]:
+        """Shape (H, W, C) of the network's input from stored images of `image_shape`."""
+        height, width, channels = image_shape
+        side = self.enlarge_to or self.crop_size
+        return (side, side, channels) if side else (height, width, channels)
+
+    def evaluation(self, images: Images, view: View = CENTRE) -> jax.Array:
+        """uint8 (or float grey levels) [B, H, W, 3] -> float32 network input.
+
+        Views other than the centre shift the image as training's crops do at most: within the stored image by
+        `crop_size`, or within the padded one by `crop_padding`. Without either they can only mirror.
+        """
+        x = self._centre(images)
+        height, width = size = x.shape[1:3]
+        if self.crop_size:
+            size = (self.crop_size, self.crop_size)
+        elif self.crop_padding and view[:2] != CENTRE[:2]:
+            x = _pad(x, self.crop_padding, self.crop_mode)
+            height, width = x.shape[1:3]
+        row, column = round(view.row * (height - size[0])), round(view.column * (width - size[1]))
+        x = x[:, row : row + size[0], column : column + size[1]]
+        return self._scale(x[:, :, ::-1] if view.flip else x)
 
     def training(self, keys: jax.Array, images: Images, step: jax.Array) -> jax.Array:
         """uint8 [B, H, W, 3] -> float32 network input, augmented.
@@ -206,14 +292,17 @@ class Preprocessing:
           step: int32 scalar, number of updates made so far.
         """
         crop_keys, flip_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
-        x = self._centre(images)
-        if self.crop_padding:
-            x = random_crop(crop_keys, x, self.crop_padding, self.crop_mode)
+        if self.crop_size:
+            x = random_window(crop_keys, images, self.mean_image, self.crop_size)
+        else:
+            x = self._centre(images)
+            if self.crop_padding:
+                x = random_crop(crop_keys, x, self.crop_padding, self.crop_mode)
         if self.flip:
             x = random_flip(flip_keys, x)
         if self.pca != "none":
             x = self._add_noise(x, images, noise_keys, step)
-        return x / 255
+        return self._scale(x)
 
     def noise(self, keys: jax.Array, images: Images, std: jax.Array | float) -> jax.Array:
         """The PCA colour noise of this configuration, float32 [B, 3], grey levels, before any division."""
@@ -221,6 +310,12 @@ class Preprocessing:
             return per_image_noise(keys, jnp.asarray(images, jnp.float32), std)
         scales = deviation_scales(self.basis) if self.pca == "dataset-std" else eigenvalue_scales(self.basis)
         return dataset_noise(keys, scales, self.basis.eigenvectors, std)
+
+    def _scale(self, x: jax.Array) -> jax.Array:
+        x = x / 255 if self.input_range == 1 else x
+        if self.enlarge_to:
+            x = jax.image.resize(x, (len(x), self.enlarge_to, self.enlarge_to, x.shape[-1]), "bilinear")
+        return x
 
     def _centre(self, images: Images) -> jax.Array:
         x = jnp.asarray(images, jnp.float32)
@@ -268,4 +363,7 @@ def from_config(config: AugmentationConfig, statistics: Statistics, steps_per_ep
         pca=config.pca,
         pca_std=config.pca_std,
         pca_off_step=None if config.pca_off_epoch is None else config.pca_off_epoch * steps_per_epoch,
+        crop_size=config.crop_size,
+        enlarge_to=config.enlarge_to,
+        input_range=config.input_range,
     )

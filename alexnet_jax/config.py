@@ -44,12 +44,15 @@ Path = Annotated[pathlib.Path, pydantic.AfterValidator(_one_line)]
 class DataConfig:
     """Where the images come from."""
 
-    dataset: Literal["cifar10", "shapes"] = "cifar10"
-    """`cifar10`: from --data-dir, else downloaded. `shapes`: drawn on the spot, needs nothing."""
+    dataset: Literal["cifar10", "shapes", "imagenet"] = "cifar10"
+    """`cifar10`: from --data-dir, else downloaded. `shapes`: drawn on the spot, needs nothing. `imagenet`: streamed
+    from --data-dir, which `python -m alexnet_jax.prepare imagenet` has made."""
     data_dir: Path | None = None
     """Folder with cifar-10-batches-py, cifar-10-batches-bin or a TFDS cifar10/3.0.2. Unset: ./data, then TFDS's own."""
     train_on: Literal["train", "all"] = "train"
-    """`train`: 40,000 images (batches 1-4), batch 5 validates. `all`: 50,000, and nothing validates."""
+    """CIFAR-10: `train`: 40,000 images (batches 1-4), batch 5 validates; `all`: 50,000, and nothing validates."""
+    loader_workers: NonNegativeInt = 0
+    """Processes that decode the images of `imagenet`; 0: threads of this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +63,16 @@ class AugmentationConfig:
     """Pixels to pad on each side before a random crop back to the image's size; 0: no crops."""
     crop_mode: Literal["reflect", "zero"] = "reflect"
     """What the padding holds: the mirrored image, or 0 (after --subtract-mean: the mean)."""
+    crop_size: PositiveInt | None = None
+    """Side of the window cut out of larger images: at random in training, the centre in testing (224 in the paper)."""
     flip: Bool = False
     """Mirror images left to right at random."""
     subtract_mean: Bool = False
     """Subtract the training set's mean image (the paper); else the network's input is in [0, 1] (the seed)."""
+    input_range: Literal[1, 255] = 1
+    """What grey levels are scaled to: 0..1 (the seed) or 0..255 (the paper and the 2012 program)."""
+    enlarge_to: PositiveInt | None = None
+    """Side to which images are enlarged on the device, last of all, for networks that need larger ones."""
     pca: Literal["none", "per-image", "dataset-std", "dataset-eigenvalue"] = "none"
     """PCA colour noise: an image's own (the seed), the training set's by standard deviations (2012) or eigenvalues."""
     pca_std: NonNegativeFloat = 0.1
@@ -76,10 +85,12 @@ class AugmentationConfig:
 class NetworkConfig:
     """The network."""
 
+    network: Literal["small", "paper", "2012", "caffe", "one-column", "torchvision"] = "small"
+    """`small`: the seed's, for 32x32 images. The others are variants of the ImageNet network (docs/networks.md)."""
     dropout_rate: Fraction = 0.5
     """Probability that an output of the two hidden dense layers is dropped in training."""
-    initial_bias: FiniteFloat = 1.0
-    """Start value of every bias."""
+    initial_bias: FiniteFloat | None = None
+    """Start value of every bias, for `small`. Unset: 1 (the seed). The others have their own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters and loss are float32."""
     convolution: Literal["auto", "direct", "products"] = "auto"
@@ -97,11 +108,21 @@ class OptimizerConfig:
     drop_epochs: tuple[PositiveInt, ...] = ()
     """Epochs after which the rate is multiplied by --drop-factor."""
     drop_factor: PositiveFloat = 0.1
-    """Factor on the rate at each of --drop-epochs."""
+    """Factor on the rate at each of --drop-epochs, or by --plateau-patience."""
+    plateau_patience: PositiveInt | None = None
+    """Epochs without a better validation accuracy after which the rate is multiplied by --drop-factor."""
     momentum: Fraction = 0.0
     """For sgd."""
     weight_decay: NonNegativeFloat = 0.0
     """For sgd."""
+    decay_biases: Bool = True
+    """Whether the weight decay applies to biases, too (the paper's text); the 2012 program spares them."""
+    bias_rate: PositiveFloat = 1.0
+    """Factor on the learning rate of biases; 2 in the 2012 program."""
+    conv1_slow_epoch: NonNegativeInt | None = None
+    """First epoch (from 0) in which conv1 learns at a tenth of the rate."""
+    conv1_stop_epoch: NonNegativeInt | None = None
+    """First epoch (from 0) in which conv1's rate is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +133,8 @@ class ScheduleConfig:
     """Passes over the training images. May grow when a run is resumed."""
     batch_size: PositiveInt = 128
     """Images an update, over all devices together."""
+    accumulate: PositiveInt = 1
+    """Parts in which each device works off its share of a batch, one after another: less memory, the same update."""
     seed: Seed = 0
     """Decides the initial weights, the order of the images and every random draw."""
 
@@ -126,7 +149,7 @@ class RunConfig:
     """Devices to spread each batch over. Unset: all; on a CPU any number can be had, one is the default."""
     steps_per_call: PositiveInt | None = None
     """Steps that the devices take before the host hears of them. Unset: 25, on a CPU 1 (more is slower there).
-    Never more than --log-every or --eval-every."""
+    Never more than --log-every or --eval-every; 1 where images are streamed."""
     eval_batch_size: PositiveInt = 500
     """Images a step of evaluation."""
     log_every: PositiveInt = 100
@@ -169,14 +192,16 @@ class EvalConfig:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run, train.py's --workdir."""
-    split: Literal["test", "validation", "train"] = "test"
-    """Images to evaluate on."""
+    split: Literal["test", "validation", "train"] | None = None
+    """Images to evaluate on. Unset: test, or validation where the data set has no test images."""
     checkpoint: str = "last"
     """`last`, `best` (highest validation accuracy) or a step."""
     data_dir: Path | None = None
     """Where the data lies, if no longer where the run found it."""
     batch_size: PositiveInt = 500
     """Images a step; does not change the results."""
+    views: Literal[1, 2, 10] = 1
+    """Views of each image whose probabilities are averaged: centre; and mirrored; corners and centre, each mirrored."""
     num_devices: PositiveInt | None = None
     """Devices to use; does not change the results."""
     compilation_cache: Bool = True
@@ -189,7 +214,7 @@ RESUMABLE = frozenset(
     {
         "preset", "data_dir", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size",
         "log_every", "eval_every", "checkpoint_every", "tensorboard", "compilation_cache",
-        "stall_steps",
+        "stall_steps", "loader_workers",
     }
 )  # fmt: skip
 
@@ -289,6 +314,18 @@ def _check_together(config: TrainConfig) -> None:
         raise UsageError("--momentum and --weight-decay are for --optimizer sgd; set both to 0 for adam")
     if list(optimizer.drop_epochs) != sorted(set(optimizer.drop_epochs)):
         raise UsageError(f"--drop-epochs must rise: {shown(' '.join(map(str, optimizer.drop_epochs)))}")
+    if config.network.network != "small" and config.network.initial_bias is not None:
+        raise UsageError("--initial-bias is for --network small")
+    if optimizer.plateau_patience and optimizer.drop_epochs:
+        raise UsageError("--plateau-patience and --drop-epochs: choose one")
+    if optimizer.plateau_patience and config.data.train_on == "all":
+        raise UsageError("--plateau-patience needs validation images: --train-on train")
+    if config.data.dataset == "imagenet" and config.data.train_on == "all":
+        raise UsageError("--train-on all is for cifar10 and shapes")
+    if config.augmentation.crop_size and config.augmentation.crop_padding:
+        raise UsageError("--crop-size and --crop-padding: choose one")
+    if config.schedule.accumulate > 1 and config.run.deterministic:
+        raise UsageError("--accumulate: --deterministic works in parts of its own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +343,7 @@ class Preset:
 
 
 _COPY = "CIFAR-10 (JPEG-coded copy)"
+_NOT_TO_THE_END = "not trained to the end: that takes a GPU"
 _EPOCH = "22 s of training an epoch on 2 cores"
 
 PRESETS: Mapping[str, Preset] = types.MappingProxyType(
@@ -329,6 +367,63 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
                     optimizer="sgd", learning_rate=0.01, drop_epochs=(20, 26), momentum=0.9, weight_decay=5e-4
                 ),
                 schedule=ScheduleConfig(epochs=30),
+            ),
+        ),
+        "cifar10-full": Preset(
+            "the paper's ImageNet network on CIFAR-10, images enlarged to 227x227 on the device",
+            _NOT_TO_THE_END,
+            TrainConfig(
+                preset="cifar10-full",
+                augmentation=AugmentationConfig(
+                    crop_padding=4, flip=True, subtract_mean=True, input_range=255, enlarge_to=227, pca="dataset-std"
+                ),
+                network=NetworkConfig(network="paper"),
+                optimizer=OptimizerConfig(
+                    optimizer="sgd", learning_rate=0.01, drop_epochs=(20, 26), momentum=0.9, weight_decay=5e-4
+                ),
+                schedule=ScheduleConfig(epochs=30),
+            ),
+        ),
+        "imagenet-paper": Preset(
+            "the paper's network and recipe on ImageNet; the rate falls when validation stalls",
+            _NOT_TO_THE_END,
+            TrainConfig(
+                preset="imagenet-paper",
+                data=DataConfig(dataset="imagenet"),
+                augmentation=AugmentationConfig(
+                    crop_size=227, flip=True, subtract_mean=True, input_range=255, pca="dataset-std"
+                ),
+                network=NetworkConfig(network="paper"),
+                optimizer=OptimizerConfig(
+                    optimizer="sgd", learning_rate=0.01, plateau_patience=5, momentum=0.9, weight_decay=5e-4
+                ),
+                schedule=ScheduleConfig(epochs=90),
+                run=RunConfig(checkpoint_every=1),
+            ),
+        ),
+        "imagenet-2012": Preset(
+            "the program that was run in 2012 (run 145) on ImageNet: its network, rates and epochs",
+            _NOT_TO_THE_END,
+            TrainConfig(
+                preset="imagenet-2012",
+                data=DataConfig(dataset="imagenet"),
+                augmentation=AugmentationConfig(
+                    crop_size=224, flip=True, subtract_mean=True, input_range=255, pca="dataset-std", pca_off_epoch=67
+                ),
+                network=NetworkConfig(network="2012"),
+                optimizer=OptimizerConfig(
+                    optimizer="sgd",
+                    learning_rate=0.01,
+                    drop_epochs=(25, 51, 79),
+                    momentum=0.9,
+                    weight_decay=5e-4,
+                    decay_biases=False,
+                    bias_rate=2.0,
+                    conv1_slow_epoch=67,
+                    conv1_stop_epoch=72,
+                ),
+                schedule=ScheduleConfig(epochs=91),
+                run=RunConfig(checkpoint_every=1),
             ),
         ),
         "quickstart": Preset(

@@ -51,6 +51,18 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return (e / e.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def top_k_correct(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
+    """How many examples have fewer than `k` classes with a larger logit than their label's.
+
+    Args:
+      logits: float [N, classes].
+      labels: int [N].
+      k: 1 or more; from the number of classes on, all are right.
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    return int(((logits > own).sum(axis=1) < k).sum())
+
+
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts, int64 [num_classes, num_classes]: row = true class, column = predicted class."""
     return np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)

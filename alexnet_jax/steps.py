@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alexnet_jax.augment import Preprocessing
+from alexnet_jax.augment import CENTRE, VIEWS, Preprocessing, View
 from alexnet_jax.batches import Batches, batches
 from alexnet_jax.errors import UsageError
 
@@ -42,7 +42,10 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Examples(NamedTuple):
-    """A split of the data, whole, on every device: a step picks its batch there, and nothing waits for the host.
+    """What a step picks its batch from.
+
+    A split of the data, whole, on every device, where it has room: then nothing waits for the host. Else each device's
+    share of the next batches, with an axis of devices in front.
 
     Attributes:
       images: uint8 [N, H, W, C].
@@ -118,6 +121,8 @@ def make_train_step(
     preprocessing: Preprocessing,
     devices: Sequence[jax.Device],
     deterministic: bool = False,
+    accumulate: int = 1,
+    streams: bool = False,
 ) -> Callable[[TrainState, Examples, Batches, jax.Array], tuple[TrainState, StepMetrics]]:
     """Builds the data-parallel training step.
 
@@ -133,6 +138,15 @@ def make_train_step(
     Sums over a batch depend in their last bits on how it is divided. With `deterministic` it is always divided into the
     same 8 micro-batches, whose gradients are gathered and added in the same order on 1, 2, 4 or 8 devices: then these
     compute the same bits. That takes memory for 8 gradients on each device.
+
+    Args:
+      model: applied to (images, dropout keys).
+      optimizer: makes updates of the mean gradient.
+      preprocessing: from stored images to the network's input.
+      devices: that the batch is spread over.
+      deterministic: see above.
+      accumulate: parts in which a device works off its share, one after another, adding up gradients.
+      streams: whether `examples` are each device's share of these batches, not the whole split.
     """
     if deterministic and MICRO_BATCHES % len(devices):
         raise UsageError(f"--deterministic runs on 1, 2, 4 or 8 devices, not on {len(devices)}")
@@ -169,6 +183,26 @@ def make_train_step(
         total = jax.tree.map(lambda x: functools.reduce(jnp.add, list(x)), lax.optimization_barrier(gathered))
         return lax.optimization_barrier(total)
 
+    def accumulated(
+        state: TrainState, examples: Examples, batch: Batches, place: jax.Array, count: jax.Array, key: jax.Array
+    ) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
+        """The same of this device's share, part by part."""
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1), (batch, place))
+
+        def add(total: PyTree, part: tuple[Batches, jax.Array]) -> tuple[PyTree, None]:
+            # The barriers keep a part from beginning before the one before is added.
+            total, part = lax.optimization_barrier((total, part))
+            sums = loss_and_gradient(state, examples, *part, count, key)
+            return lax.optimization_barrier(jax.tree.map(jnp.add, total, sums)), None
+
+        shapes = jax.eval_shape(loss_and_gradient, state, examples, batch, place, count, key)
+        total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        if devices[0].platform != "cpu":
+            return lax.scan(add, total, parts)[0]
+        for index in range(accumulate):  # a CPU is slow in loops, as below
+            total, _ = add(total, jax.tree.map(lambda x, index=index: x[index], parts))
+        return total
+
     def train_step(
         state: TrainState, examples: Examples, batch: Batches, key: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
@@ -178,8 +212,8 @@ def make_train_step(
         if deterministic:
             gradients, (loss, correct) = in_micro_batches(state, examples, batch, place, count, key)
         else:
-            part = loss_and_gradient(state, examples, batch, place, count, key)
-            gradients, (loss, correct) = lax.psum(part, AXIS)
+            share = accumulated if accumulate > 1 else loss_and_gradient
+            gradients, (loss, correct) = lax.psum(share(state, examples, batch, place, count, key), AXIS)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = state.finite
@@ -200,17 +234,32 @@ def make_train_step(
 
     # out_axes=None returns the first device's value: everything returned is equal on all devices, by pmean and psum.
     return jax.pmap(
-        train_steps, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=0, devices=devices
+        train_steps,
+        axis_name=AXIS,
+        in_axes=(None, 0 if streams else None, 0, None),
+        out_axes=None,
+        donate_argnums=0,
+        devices=devices,
     )
 
 
 def make_predict_step(
-    model: nn.Module, preprocessing: Preprocessing, devices: Sequence[jax.Device]
+    model: nn.Module, preprocessing: Preprocessing, devices: Sequence[jax.Device], views: int = 1
 ) -> Callable[[PyTree, np.ndarray], jax.Array]:
-    """Builds `step(params, images) -> logits`: [D, B / D, H, W, 3] in grey levels -> float32 [D, B / D, classes]."""
+    """Builds `step(params, images) -> logits`: [D, B / D, H, W, 3] in grey levels -> float32 [D, B / D, classes].
+
+    With several `views` of each image (paper, section 4.1) these are logarithms of the views' mean probabilities, whose
+    softmax is that mean.
+    """
+
+    def of_view(params: PyTree, images: jax.Array, view: View) -> jax.Array:
+        return model.apply({"params": params}, preprocessing.evaluation(images, view))  # type: ignore[return-value]
 
     def predict_step(params: PyTree, images: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, preprocessing.evaluation(images))  # type: ignore[return-value]
+        if views == 1:
+            return of_view(params, images, CENTRE)
+        logits = jnp.stack([jax.nn.log_softmax(of_view(params, images, view)) for view in VIEWS[views]])
+        return jax.nn.logsumexp(logits, axis=0) - jnp.log(views)
 
     return jax.pmap(predict_step, axis_name=AXIS, in_axes=(None, 0), devices=devices)
 

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
@@ -163,3 +164,49 @@ def test_evaluation_only_scales(images, basis):
     mean = augment.Statistics.of(images).mean_image
     centred = augment.Preprocessing(basis, mean).evaluation(images)
     np.testing.assert_allclose(np.asarray(centred).mean(axis=0), 0, atol=1e-5)
+
+
+def test_windows_of_larger_images(images):
+    """Every place comes up, and the mean image's own window is subtracted."""
+    mean = np.arange(32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
+    image = images[0]
+    windows = np.asarray(augment.random_window(keys(400), np.stack([image] * 400), mean, 29))
+    whole = image.astype(np.float32) - mean
+    places = {whole[r : r + 29, c : c + 29].tobytes(): (r, c) for r in range(4) for c in range(4)}
+    found = [places[window.tobytes()] for window in windows]
+    _, counts = np.unique(found, axis=0, return_counts=True)
+    assert len(counts) == 16
+    # Chi-square with 15 degrees of freedom stays under 45 in all but 1 of 10,000 cases.
+    assert ((counts - 25) ** 2 / 25).sum() < 45
+
+
+def test_training_windows_lie_within_the_views(images, basis):
+    """Without noise, training by windows sees what evaluation's centre view shows, shifted."""
+    preprocessing = augment.Preprocessing(basis, crop_size=30, flip=True, input_range=255)
+    assert preprocessing.input_shape((32, 32, 3)) == (30, 30, 3)
+    trained = np.asarray(preprocessing.training(keys(64), np.stack([images[0]] * 64), jnp.int32(0)))
+    mirrored = images[0][:, ::-1]
+    places = {x[r : r + 30, c : c + 30].astype(np.float32).tobytes() for x in (images[0], mirrored) for r in range(3)
+              for c in range(3)}  # fmt: skip
+    assert {window.tobytes() for window in trained} <= places
+    np.testing.assert_array_equal(preprocessing.evaluation(images[:2]), images[:2, 1:31, 1:31].astype(np.float32))
+
+
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+def test_views_of_a_padded_image(images, basis, mode):
+    preprocessing = augment.Preprocessing(basis, crop_padding=4, crop_mode=mode, input_range=255)
+    padded = np.pad(images[:2], [(0, 0), (4, 4), (4, 4), (0, 0)], "reflect" if mode == "reflect" else "constant")
+    for view in augment.VIEWS[10]:
+        row, column = int(8 * view.row), int(8 * view.column)
+        window = padded[:, row : row + 32, column : column + 32]
+        expected = window[:, :, ::-1] if view.flip else window
+        np.testing.assert_array_equal(preprocessing.evaluation(images[:2], view), expected)
+    assert len(set(augment.VIEWS[10])) == 10
+
+
+def test_enlarging(images, basis):
+    preprocessing = augment.Preprocessing(basis, enlarge_to=64, input_range=255)
+    assert preprocessing.input_shape((32, 32, 3)) == (64, 64, 3)
+    enlarged = np.asarray(preprocessing.evaluation(images[:1]))[0]
+    expected = np.asarray(PIL.Image.fromarray(images[0]).resize((64, 64), PIL.Image.Resampling.BILINEAR), np.float32)
+    assert np.abs(enlarged - expected).max() <= 1  # Pillow rounds to whole levels, twice

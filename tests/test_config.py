@@ -33,7 +33,7 @@ def test_presets_are_valid_and_survive_json(name):
 def test_every_value_survives_json():
     changed = TrainConfig(
         augmentation=AugmentationConfig(pca_off_epoch=3, crop_padding=2),
-        optimizer=OptimizerConfig("sgd", 0.02, (3, 5), 0.2, 0.8, 1e-4),
+        optimizer=OptimizerConfig("sgd", 0.02, (3, 5), 0.2, momentum=0.8, weight_decay=1e-4),
         run=config.RunConfig(workdir=pathlib.Path("a/b"), num_devices=2),
     )
     assert config.from_json(json.loads(json.dumps(config.to_json(changed)))) == changed
@@ -50,6 +50,11 @@ def test_every_value_survives_json():
         ({"drop_epochs": [1, -2]}, "--drop-epochs -2"),
         ({"drop_epochs": [20, 10]}, "--drop-epochs must rise: 20 10"),
         ({"momentum": 0.9}, "--momentum and --weight-decay are for --optimizer sgd"),
+        ({"plateau_patience": 3, "drop_epochs": [5]}, "--plateau-patience and --drop-epochs: choose one"),
+        ({"plateau_patience": 3, "train_on": "all"}, "--plateau-patience needs validation images"),
+        ({"crop_size": 24, "crop_padding": 4}, "--crop-size and --crop-padding: choose one"),
+        ({"accumulate": 2, "deterministic": True}, "--accumulate: --deterministic works in parts of its own"),
+        ({"dataset": "imagenet", "train_on": "all"}, "--train-on all is for cifar10 and shapes"),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"a\nb" * 100: 1}, "unknown setting 'a\\nba\\nb"),
         ({"epochs": "3"}, "--epochs 3: input should be a valid integer"),

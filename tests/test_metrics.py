@@ -3,9 +3,17 @@ import json
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from alexnet_jax.metrics import JsonlWriter, TensorBoardWriter, confusion_matrix, cross_entropies, read_jsonl, softmax
+from alexnet_jax.metrics import (
+    JsonlWriter,
+    TensorBoardWriter,
+    confusion_matrix,
+    cross_entropies,
+    read_jsonl,
+    softmax,
+    top_k_correct,
+)
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 5, (200, 10)).astype(np.float32)
@@ -29,6 +37,12 @@ def test_large_logits_do_not_overflow():
 def test_confusion_matrix_equals_sklearn():
     predicted = LOGITS.argmax(axis=1)
     np.testing.assert_array_equal(confusion_matrix(LABELS, predicted, 10), sklearn_confusion_matrix(LABELS, predicted))
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 20])
+def test_top_k_equals_sklearn(k):
+    expected = top_k_accuracy_score(LABELS, LOGITS, k=k, normalize=False) if k < 10 else 200
+    assert top_k_correct(LOGITS, LABELS, k) == expected
 
 
 def test_jsonl_drops_what_comes_again_and_a_torn_line(tmp_path):

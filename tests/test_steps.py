@@ -6,14 +6,14 @@ import optax
 import pytest
 
 from alexnet_jax import augment, optimizer, steps
-from alexnet_jax.batches import batches, epoch_order
+from alexnet_jax.batches import Batches, batches, epoch_order
 from alexnet_jax.errors import UsageError
 from alexnet_jax.layers import dropout, local_response_norm, max_pool
 from alexnet_jax.models import AlexNetSmall
 
 # At ten times this rate rounding can grow a thousandfold in a step: which of two equal elements is a window's maximum
 # hangs on the last bit, and shapes have plenty of equal pixels.
-UPDATE = optimizer.paper_sgd(optimizer.step_schedule(0.0001, [15], 0.1), 0.9, 5e-4)
+UPDATE = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.0001, [15], 0.1)), 0.9, 5e-4)
 
 
 def everything_on(images: np.ndarray) -> augment.Preprocessing:
@@ -63,6 +63,7 @@ def test_more_devices_compute_the_same(tiny, one_device):
     np.testing.assert_allclose([m.loss for m in metrics], [m.loss for m in expected_metrics], rtol=1e-3)
 
 
+@pytest.mark.stress  # the short form is in test_loop.py
 def test_many_steps_in_one_call_compute_the_same(tiny, one_device):
     """Calls of 3, 3 and 1 steps in each pass of 7."""
     _, expected, expected_metrics, _ = one_device
@@ -189,10 +190,56 @@ class Tiny(nn.Module):
         return nn.Dense(10)(x)
 
 
+def tiny_update(split, num_devices: int, streams: bool = False, **options):
+    """The state after a padded batch of 12 images, and the step's metrics."""
+    devices = jax.devices()[:num_devices]
+    model, update = Tiny(), optax.sgd(1.0)
+    step = steps.make_train_step(model, update, everything_on(split.images), devices, streams=streams, **options)
+    state = steps.replicate(steps.create_state(model, update, (32, 32, 3), jax.random.key(0)), devices)
+    layout = batches(np.arange(20, 32), 16, num_devices)
+    examples = steps.Examples(split.images, split.labels)
+    if streams:  # each device's share, and places in it
+        examples = steps.Examples(*(x[layout.indices[:, 0]] for x in examples))
+        places = np.broadcast_to(np.arange(16 // num_devices, dtype=np.int32), layout.mask[:, 0].shape)
+        layout = Batches(places[:, None], layout.mask)
+    return jax.device_get(step(state, examples, layout, steps.replicate(jax.random.key(1), devices)))
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "options"),
+    [(2, {"accumulate": 2}), (4, {"streams": True})],
+)
+def test_parts_and_streams_give_the_same_update(tiny, num_devices, options):
+    state, metrics = tiny_update(tiny["train"], 1)
+    other_state, other_metrics = tiny_update(tiny["train"], num_devices, **options)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, other_state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, other_metrics)
+    assert int(metrics.count[0]) == 12
+
+
+def test_views_are_averaged_as_probabilities(tiny):
+    images, devices = tiny["test"].images[:6], jax.devices()[:2]
+    preprocessing = augment.Preprocessing(augment.pca_basis(images), crop_size=24)
+    model = Tiny()
+    params = model.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))["params"]
+    params = jax.tree.map(lambda x: 20 * x, params)  # far from the linear part of the softmax
+    step = steps.make_predict_step(model, preprocessing, devices, views=10)
+    logits = steps.predict_logits(step, params, images, 6, 2)
+    expected = np.zeros((6, 10))
+    for row, column in ((4, 4), (0, 0), (0, 8), (8, 0), (8, 8)):
+        for mirrored in (images, images[:, :, ::-1]):
+            flipped = mirrored is not images
+            left = 8 - column if flipped else column  # the same window, then mirrored
+            window = mirrored[:, row : row + 24, left : left + 24] / 255
+            expected += np.asarray(jax.nn.softmax(model.apply({"params": params}, window))) / 10
+    np.testing.assert_allclose(np.asarray(jax.nn.softmax(logits)), expected, atol=1e-6)
+    assert np.ptp(expected) > 0.1
+
+
 def deterministic_state(split, devices_at, deterministic=True):
     """The state after 20 steps on `devices_at(step)` devices, the last batch of each pass padded."""
     programs, model = {}, Tiny()
-    update = optimizer.paper_sgd(optimizer.step_schedule(0.01, [15], 0.1), 0.9, 5e-4)
+    update = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.01, [15], 0.1)), 0.9, 5e-4)
     state = jax.device_get(steps.create_state(model, update, (32, 32, 3), jax.random.key(0)))
     for number in range(20):
         count = devices_at(number)
