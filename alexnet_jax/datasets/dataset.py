@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from alexnet_jax.augment import Statistics
 from alexnet_jax.errors import AlexNetError
 
 SPLITS = ("train", "validation", "test")
@@ -53,6 +54,20 @@ class Dataset:
         if split not in self.splits:
             raise AlexNetError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
         return self.splits[split]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of every image."""
+        return self["train"].images.shape[1:]
+
+    def sample(self, count: int) -> Split:
+        """The first training images, at most `count`: to draw and to measure on."""
+        train = self["train"]
+        return Split(train.images[:count], train.labels[:count])
+
+    def statistics(self) -> Statistics:
+        """Mean image and PCA basis of the training images."""
+        return Statistics.of(self["train"].images)
 
     def train_on_all(self) -> "Dataset":
         """Merges the validation images into the training images in that order; no validation is left."""

@@ -1,0 +1,105 @@
+"""From the bytes of any picture to the square that is stored: what `prepare` does to each image of ImageNet.
+
+Imports no JAX: many processes run this, and each would pay for it.
+"""
+
+import io
+import warnings
+
+import msgpack
+import numpy as np
+import PIL.Image
+
+# Beyond this a file is taken for an attack or a mistake; ImageNet's largest has some 30 million pixels.
+MAX_PIXELS = 250_000_000
+JPEG_QUALITY = 95
+
+
+class PictureError(Exception):
+    """A file is no picture that can be used; the message says why, in one line."""
+
+
+def decode(data: bytes) -> PIL.Image.Image:
+    """A picture in RGB, 8 bits a channel, whatever the file's name says that it is.
+
+    Greyscale is repeated, CMYK converted, an alpha channel dropped, 16 bits cut to the upper 8. A note of the camera
+    (EXIF) that the picture should be turned is ignored, as other programs that prepare ImageNet do.
+
+    Raises:
+      PictureError: no picture, a truncated one, or one of more than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damaged EXIF blocks and large pictures
+            image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(f"{image.width}x{image.height} is larger than {MAX_PIXELS:,} pixels")
+            image.load()
+            if image.mode.startswith("I") or image.mode == "F":  # 16 bits; Pillow would cut off what is above 255
+                levels: np.ndarray = np.asarray(image).astype(np.int64)
+                image = PIL.Image.fromarray((levels >> (8 if levels.max() > 255 else 0)).astype(np.uint8))
+            if image.mode == "P":
+                image = image.convert("RGBA")
+            return image.convert("RGB")
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow's readers raise errors of many kinds
+        reason = " ".join(str(error).replace(repr(data), "").split())
+        if "cannot identify image file" in reason:
+            reason = "not a picture"
+        raise PictureError(reason[:200] or type(error).__name__) from error
+
+
+def central_square(image: PIL.Image.Image, size: int) -> np.ndarray:
+    """Scales the shorter side to `size` and takes the central square (paper, section 2).
+
+    Both in one: the central square of the picture is scaled, bicubic with a filter as wide as the scale asks for.
+
+    Args:
+      image: RGB.
+      size: side of the square.
+
+    Returns:
+      uint8 [size, size, 3], grey levels.
+    """
+    short = min(image.size)
+    left, top = (image.width - short) / 2, (image.height - short) / 2
+    box = (left, top, left + short, top + short)
+    return np.asarray(image.resize((size, size), PIL.Image.Resampling.BICUBIC, box))
+
+
+def encode(pixels: np.ndarray, label: int, name: str, store: str) -> bytes:
+    """A record of a shard.
+
+    Args:
+      pixels: uint8 [S, S, 3].
+      label: class index.
+      name: of the file, for a person.
+      store: "jpeg" (quality 95, colours at full resolution) or "raw".
+    """
+    image = pixels.tobytes()
+    if store == "jpeg":
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        image = buffer.getvalue()
+    return msgpack.packb({"image": image, "label": label, "name": name})
+
+
+def read(record: bytes, size: int) -> tuple[np.ndarray, int]:
+    """Pixels, uint8 [size, size, 3], and label of a record.
+
+    Raises:
+      PictureError: it is damaged.
+    """
+    try:
+        fields = msgpack.unpackb(record)
+        image, label = fields["image"], fields["label"]
+        if len(image) == size * size * 3:  # raw; no JPEG of this size comes near
+            pixels = np.frombuffer(image, np.uint8).reshape(size, size, 3)
+        else:
+            pixels = np.asarray(PIL.Image.open(io.BytesIO(image)))
+        if pixels.shape != (size, size, 3) or not isinstance(label, int):
+            raise ValueError(f"it holds {pixels.shape}, label {label!r}")
+    except Exception as error:
+        raise PictureError("a record is damaged") from error
+    return pixels, label
