@@ -55,6 +55,8 @@ def parse(config_type: type[T], args: Sequence[str], prog: str, description: str
         if not stop.code:
             raise
         raise UsageError(_one_line(complaint.getvalue())) from None
+    except BrokenPipeError:  # `--help | head`
+        raise
     except (AssertionError, OSError) as error:  # of --tyro-write-completion, tyro's own flag
         raise UsageError(f"{shown(args[0])}: {shown(str(error), 300)}") from None
     if unknown:
@@ -84,9 +86,14 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
 def parse_eval(args: Sequence[str]) -> EvalConfig:
     """Parses `RUN [flags]`."""
     config = validate(parse(EvalConfig, args, "eval.py", EvalConfig.__doc__ or ""))
-    if not re.fullmatch("last|best|[0-9]{1,18}", config.checkpoint):
-        raise UsageError(f"--checkpoint {shown(config.checkpoint)}: last, best or a step is needed")
+    check_checkpoint(config.checkpoint)
     return config
+
+
+def check_checkpoint(name: str) -> None:
+    """Raises UsageError unless this can name a checkpoint."""
+    if not re.fullmatch("last|best|[0-9]{1,18}", name):
+        raise UsageError(f"--checkpoint {shown(name)}: last, best or a step is needed")
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -106,7 +113,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except AlexNetError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # `--help | head`
+    except BrokenPipeError:
         sys.exit(1)
     except OSError as error:  # a disk that fills up or goes away
         print(f"{prog}: {error}", file=sys.stderr)

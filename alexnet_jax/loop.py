@@ -7,7 +7,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from alexnet_jax import augment, health, models, optimizer, plots, runtime, step
 from alexnet_jax.batches import Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import EvalConfig, TrainConfig
-from alexnet_jax.datasets import Dataset, load
+from alexnet_jax.datasets import Dataset, ImageNet, load
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, warn
 from alexnet_jax.files import to_bytes, write_atomically
 from alexnet_jax.metrics import (
@@ -33,9 +33,13 @@ from alexnet_jax.metrics import (
     cross_entropies,
     read_jsonl,
     softmax,
+    top_k_correct,
 )
 from alexnet_jax.run import DatasetInfo, RunFolder, open_run, versions
 from alexnet_jax.signals import StopSignals
+
+MOST_CLASSES_PRINTED = 30
+SAMPLE = 512  # training images to draw and to measure on
 
 
 class Stopwatch:
@@ -62,27 +66,26 @@ class Stopwatch:
             self._start += time.perf_counter() - begin
 
 
-def describe(dataset: Dataset) -> DatasetInfo:
+def describe(dataset: Dataset | ImageNet) -> DatasetInfo:
     """What a run remembers of its data set."""
     return DatasetInfo(
         name=dataset.name,
         source=dataset.source,
         class_names=dataset.class_names,
-        image_shape=dataset["train"].images.shape[1:],
+        image_shape=dataset.image_shape,
         counts={name: len(split) for name, split in dataset.splits.items()},
         fingerprint=dataset.fingerprint(),
     )
 
 
 def noise_levels(preprocessing: augment.Preprocessing, images: np.ndarray) -> np.ndarray:
-    """Standard deviation of the PCA colour noise in R, G and B, grey levels [3], measured on 2,000 draws."""
-    sample = np.resize(images[:2000], (2000, *images.shape[1:]))
-    keys = jax.random.split(jax.random.key(0), len(sample))
-    draws = jax.jit(lambda k, x: preprocessing.noise(k, x, preprocessing.pca_std))(keys, sample)
-    return np.asarray(draws).std(axis=0)
+    """Standard deviation of the PCA colour noise in R, G and B, grey levels [3], measured on some 2,000 draws."""
+    keys = jax.random.split(jax.random.key(0), (-(-2000 // len(images)), len(images)))
+    draws = jax.jit(lambda keys, x: jax.lax.map(lambda k: preprocessing.noise(k, x, preprocessing.pca_std), keys))
+    return np.asarray(draws(keys, images)).std(axis=(0, 1))
 
 
-def train_and_evaluate(config: TrainConfig, dataset: Dataset) -> None:
+def train_and_evaluate(config: TrainConfig, dataset: Dataset | ImageNet) -> None:
     """Trains by `config` on `dataset`, validates, saves; goes on with the run that lies in `config.workdir`, if any.
 
     Raises:
@@ -97,7 +100,7 @@ def train_and_evaluate(config: TrainConfig, dataset: Dataset) -> None:
 class Trainer:
     """A training run: the state, where it stands, and where its results go."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+    def __init__(self, config: TrainConfig, dataset: Dataset | ImageNet) -> None:
         runtime.cache_compilations(config.run.compilation_cache)
         devices = steps.select_devices(config.run.num_devices, config.run.deterministic)
         batch_size = config.schedule.batch_size
@@ -105,9 +108,15 @@ class Trainer:
             raise UsageError(f"--batch-size {batch_size} can't be divided by --num-devices {len(devices)}")
         if config.run.deterministic and batch_size % steps.MICRO_BATCHES:
             raise UsageError(f"--deterministic: --batch-size {batch_size} can't be divided by {steps.MICRO_BATCHES}")
+        share, parts = batch_size // len(devices), config.schedule.accumulate
+        if share % parts:
+            raise UsageError(f"--accumulate {parts} can't divide the {share} images of a device")
+        check_sizes(config, dataset.image_shape)
+        if config.optimizer.plateau_patience and "validation" not in dataset.splits:
+            raise UsageError(f"--plateau-patience needs validation images; {dataset.source} has none")
         self.config, self.dataset, self.devices = config, dataset, devices
         self.folder = RunFolder(config.workdir)
-        info, statistics = describe(dataset), augment.Statistics.of(dataset["train"].images)
+        info, statistics = describe(dataset), dataset.statistics()
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as opened:
             opened.enter_context(self.folder.claim())
@@ -122,16 +131,26 @@ class Trainer:
         self.preprocessing = preprocessing
         self.model = model = models.from_config(config.network, len(dataset.class_names))
         update_rule, self.learning_rate = optimizer.from_config(config.optimizer, self.steps_per_epoch)
-        self.train_step = steps.make_train_step(model, update_rule, preprocessing, devices, config.run.deterministic)
+        self.train_step = steps.make_train_step(
+            model,
+            update_rule,
+            preprocessing,
+            devices,
+            deterministic=config.run.deterministic,
+            accumulate=config.schedule.accumulate,
+            streams=isinstance(dataset, ImageNet),
+        )
         self.predict_step = steps.make_predict_step(model, preprocessing, devices)
         initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))
         self.key = steps.replicate(run_key, devices)
-        train = dataset["train"]
-        self.examples = steps.replicate(steps.Examples(train.images, train.labels), devices)
+        if isinstance(dataset, Dataset):
+            train = dataset["train"]
+            self.examples = steps.replicate(steps.Examples(train.images, train.labels), devices)
 
-        state = steps.create_state(model, update_rule, info.image_shape, initial_key)
+        input_shape = preprocessing.input_shape(info.image_shape)
+        state = steps.create_state(model, update_rule, input_shape, initial_key)
         self.checkpoints = opened.enter_context(contextlib.closing(Checkpoints(self.folder.checkpoints)))
-        self.totals = Totals()
+        self.totals, self.plateau = Totals(), optimizer.Plateau()
         any_saved = bool(self.checkpoints.all_steps())
         newest = self.checkpoints.restore_newest()
         if any_saved and newest is None and self.folder.metrics.exists():
@@ -140,7 +159,7 @@ class Trainer:
         if newest:
             tree, memory = newest
             state = self.checkpoints.to_state(tree, state)
-            self.totals = Totals(**memory["totals"])
+            self.totals, self.plateau = Totals(**memory["totals"]), optimizer.Plateau(**memory["plateau"])
         self.step = int(state.step)
         self.state = steps.replicate(state, devices)
 
@@ -178,16 +197,15 @@ class Trainer:
         with bar, StopSignals() as signals:
             self.watch.restart()
             for epoch in range(first_epoch, schedule.epochs):
-                order = epoch_order(schedule.seed, epoch, len(train))
-                layout = batches(order, schedule.batch_size, len(self.devices))
-                while (batch := self.step - epoch * self.steps_per_epoch) < self.steps_per_epoch:
-                    self._take_steps(layout.part(batch, self._next_call()), epoch, bar)
-                    if signals.received is not None:
-                        bar.close()
-                        self._save(accuracy=None)
-                        raise StoppedError(
-                            signals.received, f"saved step {self.step:,}; the same command goes on from there"
-                        )
+                with contextlib.closing(self._batches(epoch)) as calls:
+                    for examples, layout in calls:
+                        self._take_steps(examples, layout, epoch, bar)
+                        if signals.received is not None:
+                            bar.close()
+                            self._save(accuracy=None)
+                            raise StoppedError(
+                                signals.received, f"saved step {self.step:,}; the same command goes on from there"
+                            )
         self._save(accuracy=None)
         plots.save(plots.training_curves(read_jsonl(self.folder.metrics)), self.folder.plots / "curves.png")
         print(f"Trained: {self.step:,} updates. Next: python eval.py {self.folder.path}")
@@ -196,6 +214,22 @@ class Trainer:
         """Closes the files and gives the folder free."""
         self._resources.close()
 
+    def _batches(self, epoch: int) -> Generator[tuple[steps.Examples, Batches], None, None]:
+        """What is left of an epoch, call by call."""
+        schedule, dataset = self.config.schedule, self.dataset
+        first = self.step - epoch * self.steps_per_epoch
+        if isinstance(dataset, ImageNet):
+            workers, count = self.config.data.loader_workers, len(self.devices)
+            stream = dataset.stream("train", schedule.seed, epoch, schedule.batch_size, count, first, workers=workers)
+            for part in stream:
+                places = np.broadcast_to(np.arange(part.mask.shape[1], dtype=np.int32), part.mask.shape)
+                yield steps.Examples(part.images, part.labels), Batches(places[:, None], part.mask[:, None])
+            return
+        order = epoch_order(schedule.seed, epoch, len(dataset["train"]))
+        layout = batches(order, schedule.batch_size, len(self.devices))
+        while (batch := self.step - epoch * self.steps_per_epoch) < self.steps_per_epoch:
+            yield self.examples, layout.part(batch, self._next_call())
+
     def _next_call(self) -> int:
         """Steps of the next call: as many as wanted, or one where something is due before they would be done."""
         run = self.config.run
@@ -203,8 +237,8 @@ class Trainer:
         wanted = min(run.steps_per_call or steps.default_steps_per_call(self.devices), *periods)
         return wanted if all(wanted <= period - self.step % period for period in periods) else 1
 
-    def _take_steps(self, layout: Batches, epoch: int, bar: tqdm.tqdm) -> None:
-        self.state, metrics = self.train_step(self.state, self.examples, layout, self.key)
+    def _take_steps(self, examples: steps.Examples, layout: Batches, epoch: int, bar: tqdm.tqdm) -> None:
+        self.state, metrics = self.train_step(self.state, examples, layout, self.key)
         # Only now, with the next steps under way, wait for the last ones' sums: the devices never wait for the host.
         self._collect()
         self.pending = metrics
@@ -223,6 +257,8 @@ class Trainer:
             loss = self._log(epoch)
         with self.watch.paused():
             is_best = validates and self._validate(epoch)
+            if validates and ends_epoch:
+                self._watch_for_plateau()
             if logs:
                 line = f"mean cross entropy: {loss:.3f}"
                 if self.accuracy is not None:
@@ -264,7 +300,7 @@ class Trainer:
                 "split": "train",
                 "loss": loss,
                 "accuracy": totals.correct / totals.count,
-                "learning_rate": float(self.learning_rate(self.step - 1)),
+                "learning_rate": float(self.learning_rate(self.step - 1)) * self.plateau.scale,
                 "images_per_second": round(self.timed_images / seconds, 1),
             }
         )
@@ -284,7 +320,7 @@ class Trainer:
             self.stalled_at, self.stalled_params = self.step, jax.tree.map(np.array, self.state.params)
             return
         params = jax.device_get(self.state.params)
-        images = jax.device_put(self.preprocessing.evaluation(self.dataset["train"].images[:512]), self.devices[0])
+        images = jax.device_put(self.preprocessing.evaluation(self.dataset.sample(SAMPLE).images), self.devices[0])
         dead = health.dead_shares(self.model, params, images)
         taken = self.step - self.stalled_at
         ratios = {name: r / taken for name, r in health.update_ratios(self.stalled_params, params).items()}
@@ -292,22 +328,37 @@ class Trainer:
         self.stall_warned = True
         warn(f"after {self.step:,} steps the loss is {loss:.3f}, that of guessing: {health.diagnosis(dead, ratios)}")
 
+    def _watch_for_plateau(self) -> None:
+        """At an epoch's end: lowers the rate if validation stalls."""
+        config, before = self.config.optimizer, self.plateau
+        if config.plateau_patience is None or self.accuracy is None:
+            return
+        self.plateau = before.after(self.accuracy, config.plateau_patience, config.drop_factor)
+        if self.plateau.scale != before.scale:
+            opt_state = optimizer.with_plateau_scale(self.state.opt_state, self.plateau.scale)
+            self.state = steps.replicate(self.state.replace(opt_state=opt_state), self.devices)
+
     def _validate(self, epoch: int) -> bool:
         """Writes the validation record; returns whether the accuracy is the best so far."""
         self._collect()
-        split = self.dataset["validation"]
-        logits = steps.predict_logits(
-            self.predict_step, self.state.params, split.images, self.config.run.eval_batch_size, len(self.devices)
+        logits, labels = predict_split(
+            self.predict_step,
+            self.state.params,
+            self.dataset,
+            "validation",
+            self.config.run.eval_batch_size,
+            len(self.devices),
+            self.config.data.loader_workers,
         )
-        self.accuracy = float(np.mean(logits.argmax(axis=1) == split.labels))
+        self.accuracy = float(np.mean(logits.argmax(axis=1) == labels))
         self.writer.write(
             {
                 "step": self.step,
                 "epoch": epoch,
                 "split": "validation",
-                "loss": float(cross_entropies(logits, split.labels).mean()),
+                "loss": float(cross_entropies(logits, labels).mean()),
                 "accuracy": self.accuracy,
-                "count": len(split),
+                "count": len(labels),
             }
         )
         is_best = self.accuracy > self.best_accuracy
@@ -319,11 +370,12 @@ class Trainer:
         if self.step in self.checkpoints.all_steps():
             return
         self.writer.flush()
-        self.checkpoints.save(self.state, {"totals": dataclasses.asdict(self.totals)}, accuracy)
+        memory = {"totals": dataclasses.asdict(self.totals), "plateau": dataclasses.asdict(self.plateau)}
+        self.checkpoints.save(self.state, memory, accuracy)
 
     def _announce(self, model: nn.Module, info: DatasetInfo, preprocessing: augment.Preprocessing) -> None:
         """Says what is about to be done, and draws what the data looks like."""
-        devices, train = self.devices, self.dataset["train"]
+        devices = self.devices
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         counts = ", ".join(f"{count:,} {name}" for name, count in info.counts.items())
         print(f"data     {info.name}: {counts} images, {'x'.join(map(str, info.image_shape))}, {info.source}")
@@ -332,7 +384,7 @@ class Trainer:
             f"on {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}"
         )
         if preprocessing.pca != "none":
-            red, green, blue = noise_levels(preprocessing, train.images)
+            red, green, blue = noise_levels(preprocessing, self.dataset.sample(SAMPLE).images)
             print(
                 f"noise    PCA {preprocessing.pca}, coefficients' std {preprocessing.pca_std:g}: shifts R, G, B by "
                 f"{red:.2g}, {green:.2g}, {blue:.2g} grey levels (standard deviation)"
@@ -343,20 +395,37 @@ class Trainer:
             draw_data(self.dataset, preprocessing, self.folder)
 
 
-def draw_data(dataset: Dataset, preprocessing: augment.Preprocessing, folder: RunFolder) -> None:
+def check_sizes(config: TrainConfig, image_shape: Sequence[int]) -> None:
+    """Raises UsageError unless images of `image_shape` can be cut as wanted and become what the network takes."""
+    augmentation, smallest = config.augmentation, min(image_shape[:2])
+    stored = "x".join(map(str, image_shape[:2]))
+    if (augmentation.crop_size or 0) > smallest:
+        raise UsageError(f"--crop-size {augmentation.crop_size}: the images are {stored}")
+    if augmentation.crop_padding >= smallest:
+        raise UsageError(f"--crop-padding {augmentation.crop_padding}: the images are {stored}")
+    wanted, side = models.input_size(config.network), augmentation.enlarge_to or augmentation.crop_size
+    given = f"{side}x{side}" if side else stored
+    if wanted is not None and given != f"{wanted}x{wanted}":
+        flag = "--crop-size" if smallest > wanted else "--enlarge-to"
+        raise UsageError(
+            f"--network {config.network.network} takes images of {wanted}x{wanted}, not {given}: set {flag} {wanted}"
+        )
+
+
+def draw_data(dataset: Dataset | ImageNet, preprocessing: augment.Preprocessing, folder: RunFolder) -> None:
     """Draws random training images with their labels, and ten PCA perturbations of one image.
 
     The strip shows the run's own noise; where that is "none" or "per-image", at standard deviation 5 as in the seed,
     because 0.1 can't be seen.
     """
-    train = dataset["train"]
-    chosen = np.random.default_rng(0).choice(len(train), 20, replace=False)
+    train = dataset.sample(SAMPLE)
+    chosen = np.random.default_rng(0).choice(len(train), min(20, len(train)), replace=False)
     titles = [dataset.class_names[label] for label in train.labels[chosen]]
     plots.save(plots.portraits(train.images[chosen], titles), folder.plots / "portraits.png")
 
     if preprocessing.pca in ("none", "per-image"):
         preprocessing = dataclasses.replace(preprocessing, pca="per-image", pca_std=5.0)
-    image = train.images[4]  # the seed's choice
+    image = train.images[min(4, len(train) - 1)]  # the seed's choice
     keys = jax.random.split(jax.random.key(0), 10)
     noise = np.asarray(preprocessing.noise(keys, np.stack([image] * 10), preprocessing.pca_std))
     perturbed = np.clip(image + noise[:, None, None, :], 0, 255).astype(np.uint8)
@@ -381,32 +450,74 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     dataset = load(data)
     if dataset.fingerprint() != run.dataset.fingerprint:
         raise AlexNetError(f"{config.run} was trained on other images than those from {dataset.source}")
-    split = dataset[config.split]
-    predict_step = steps.make_predict_step(run.model, run.preprocessing, devices)
+    name = config.split or ("test" if "test" in dataset.splits else "validation")
+    augmentation = run.config.augmentation
+    if config.views == 10 and not (augmentation.crop_size or augmentation.crop_padding):
+        raise UsageError(f"--views 10: {config.run} was trained without crops; 2 adds the mirrored images")
+    predict_step = steps.make_predict_step(run.model, run.preprocessing, devices, config.views)
     params = steps.replicate(run.params, devices)
-    logits = steps.predict_logits(predict_step, params, split.images, config.batch_size, len(devices))
-    results = score(logits, split.labels, run.class_names) | {
-        "split": config.split,
+    logits, labels = predict_split(
+        predict_step, params, dataset, name, config.batch_size, len(devices), data.loader_workers
+    )
+    results = score(logits, labels, run.class_names) | {
+        "split": name,
+        "views": config.views,
         "step": run.step,
         "checkpoint": config.checkpoint,
         "dataset": dataset.name,
         "source": dataset.source,
         "versions": versions(),
     }
-    suffix = "" if config.split == "test" else f"-{config.split}"
+    suffix = "" if name == "test" else f"-{name}"
     folder = run.folder.eval
-    write_atomically(folder / f"{config.split}.json", to_bytes(results))
+    write_atomically(folder / f"{name}.json", to_bytes(results))
     predictions = io.BytesIO()
-    np.savez_compressed(
-        predictions, probabilities=softmax(logits), predicted=logits.argmax(axis=1), labels=split.labels
-    )
+    np.savez_compressed(predictions, probabilities=softmax(logits), predicted=logits.argmax(axis=1), labels=labels)
     write_atomically(folder / f"predictions{suffix}.npz", predictions.getvalue())
     matrix = np.array(results["confusion"])
-    title = f"{config.split}: {results['correct']:,} of {results['count']:,} correct ({results['accuracy']:.2%})"
+    title = f"{name}: {results['correct']:,} of {results['count']:,} correct ({results['accuracy']:.2%})"
     plots.save(plots.confusion_matrix(matrix, run.class_names, title), folder / f"confusion{suffix}.png")
     plots.save(plots.kernels(run.params["conv1"]["kernel"]), folder / "kernels.png")
     print_results(results, folder)
     return results
+
+
+def predict_split(
+    predict_step: Callable[[Any, np.ndarray], jax.Array],
+    params: Any,
+    dataset: Dataset | ImageNet,
+    split: str,
+    batch_size: int,
+    num_devices: int,
+    workers: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, float32 [N, classes], and labels, int [N], of every image of a split once, in order.
+
+    Args:
+      predict_step: from `steps.make_predict_step`.
+      params: replicated over the devices.
+      dataset: has the split.
+      split: its name.
+      batch_size: images a step; rounded up to a multiple of `num_devices`.
+      num_devices: that the step runs on.
+      workers: processes that decode, if the images are streamed.
+    """
+    if isinstance(dataset, Dataset):
+        images, labels = dataset[split].images, dataset[split].labels
+        return steps.predict_logits(predict_step, params, images, batch_size, num_devices), labels
+    batch_size = -(-batch_size // num_devices) * num_devices
+    parts = []
+    for batch in tqdm.tqdm(
+        dataset.stream(split, 0, None, batch_size, num_devices, workers=workers),
+        total=-(-len(dataset[split]) // batch_size),
+        desc=split,
+        leave=False,
+        disable=None,
+    ):
+        logits = jax.device_get(predict_step(params, batch.images))
+        parts.append((logits[batch.mask], batch.labels[batch.mask]))
+    all_logits, all_labels = zip(*parts, strict=True)
+    return np.concatenate(all_logits), np.concatenate(all_labels)
 
 
 def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -418,12 +529,14 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
       class_names: name of each class.
 
     Returns:
-      JSON-ready: accuracy, loss (mean cross entropy, nats), count, correct, per_class, confusion (row = true class).
+      JSON-ready: accuracy, top5_accuracy (the label is among the five largest logits), loss (mean cross entropy, nats),
+      count, correct, per_class, confusion (row = true class).
     """
     matrix = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
     correct, counts = matrix.diagonal(), matrix.sum(axis=1)
     return {
         "accuracy": int(correct.sum()) / len(labels),
+        "top5_accuracy": int(top_k_correct(logits, labels, 5)) / len(labels),
         "loss": float(cross_entropies(logits, labels).mean()),
         "count": len(labels),
         "correct": int(correct.sum()),
@@ -437,10 +550,15 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
 
 def print_results(results: Record, folder: pathlib.Path) -> None:
     """Prints an evaluation for a person."""
-    width = max(len(row["class"]) for row in results["per_class"])
-    for row in results["per_class"]:
+    rows = [row for row in results["per_class"] if row["count"]]
+    if len(rows) > MOST_CLASSES_PRINTED:
+        rows = sorted(rows, key=lambda row: -row["accuracy"])
+        rows = rows[: MOST_CLASSES_PRINTED // 2] + rows[-MOST_CLASSES_PRINTED // 2 :]
+        print(f"The {len(rows) // 2} best and the {len(rows) // 2} worst of {len(results['per_class'])} classes:")
+    width = max(len(row["class"]) for row in rows)
+    for row in rows:
         accuracy = row["accuracy"] or 0.0
         print(f"{row['class']:>{width}}  {accuracy:7.2%}  {'█' * round(40 * accuracy)}")
     print(f"\n{results['split']} accuracy: {results['accuracy']:.4f} ({results['correct']:,} of {results['count']:,})")
-    print(f"mean cross entropy: {results['loss']:.4f}")
+    print(f"top-5 accuracy: {results['top5_accuracy']:.4f}, mean cross entropy: {results['loss']:.4f}")
     print(f"step {results['step']:,}; details and pictures in {folder}")

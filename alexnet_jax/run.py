@@ -253,7 +253,7 @@ class Run:
         return self.dataset.class_names
 
     @property
-    def model(self) -> models.AlexNetSmall:
+    def model(self) -> models.AlexNetSmall | models.AlexNet:
         """The Linen module that `params` belong to."""
         return models.from_config(self.config.network, len(self.class_names))
 
@@ -265,7 +265,9 @@ class Run:
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Unnormalized scores, float32 [N, classes]; `images` as for `predict`."""
         predict_step, params = self._on_device
-        return steps.predict_logits(predict_step, params, self._to_grey_levels(images), batch_size=500, num_devices=1)
+        return steps.predict_logits(
+            predict_step, params, to_grey_levels(images, self.dataset.image_shape), batch_size=500, num_devices=1
+        )
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities.
@@ -290,18 +292,24 @@ class Run:
         devices = jax.devices()[:1]
         return steps.make_predict_step(self.model, self.preprocessing, devices), steps.replicate(self.params, devices)
 
-    def _to_grey_levels(self, images: np.ndarray) -> np.ndarray:
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != self.dataset.image_shape or not len(images):
-            shape = ", ".join(map(str, self.dataset.image_shape))
-            raise ValueError(f"images must be [N, {shape}] with N > 0, not {list(images.shape)}")
-        if images.dtype == np.uint8:
-            return images
-        if not np.issubdtype(images.dtype, np.floating):
-            raise ValueError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}")
-        if not (images.min() >= 0 and images.max() <= 1):
-            raise ValueError(f"float images must lie in [0, 1], not [{images.min()}, {images.max()}]")
-        return images.astype(np.float32) * 255
+
+def to_grey_levels(images: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Images [N, H, W, 3] of shape `image_shape`, uint8 or float in [0, 1], as grey levels 0..255.
+
+    Raises:
+      ValueError: for another shape, dtype or range.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1:] != image_shape or not len(images):
+        shape = ", ".join(map(str, image_shape))
+        raise ValueError(f"images must be [N, {shape}] with N > 0, not {list(images.shape)}")
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}")
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f"float images must lie in [0, 1], not [{images.min()}, {images.max()}]")
+    return images.astype(np.float32) * 255
 
 
 def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Run:

@@ -90,9 +90,9 @@ def test_many_steps_in_a_call_change_nothing_that_is_logged(finished, tiny, tmp_
     calls = []
     take_steps = loop.Trainer._take_steps
 
-    def counting(self, layout, *args):
+    def counting(self, examples, layout, *args):
         calls.append(layout.indices.shape[1])
-        take_steps(self, layout, *args)
+        take_steps(self, examples, layout, *args)
 
     monkeypatch.setattr(loop.Trainer, "_take_steps", counting)
     loop.train_and_evaluate(make_config(tmp_path, steps_per_call=2), tiny)
@@ -162,6 +162,46 @@ def test_a_run_of_several_steps_in_a_call_goes_on_bit_for_bit(tiny, tmp_path, mo
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_a_plateau_lowers_the_rate_also_across_a_stop(tiny, tmp_path, monkeypatch):
+    """At a rate of 1e-9 validation never changes: the first epoch is the best, each later one lowers the rate."""
+
+    def configure(name):
+        config = make_config(tmp_path / name, 3)
+        sgd = dataclasses.replace(config.optimizer, learning_rate=1e-9, drop_epochs=(), plateau_patience=1)
+        return dataclasses.replace(config, optimizer=sgd)
+
+    loop.train_and_evaluate(configure("whole"), tiny)
+    rates = {
+        r["epoch"]: r["learning_rate"]
+        for r in read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+        if r["split"] == "train"
+    }
+    assert rates == pytest.approx({0: 1e-9, 1: 1e-9, 2: 1e-10})
+    stop_after(monkeypatch, 17, signal.SIGTERM)
+    with pytest.raises(StoppedError):
+        loop.train_and_evaluate(configure("broken"), tiny)
+    monkeypatch.undo()
+    loop.train_and_evaluate(configure("broken"), tiny)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    tree, memory = Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True).restore_newest()
+    assert memory["plateau"]["scale"] == pytest.approx(0.01)  # after the third epoch
+    scales = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree["opt_state"]) if "plateau_scale" in str(path)
+    ]
+    assert scales == [pytest.approx(0.01)]
+
+
+def test_ten_views_need_crops(finished, tiny_shapes, tmp_path):
+    results = loop.evaluate(EvalConfig(finished, views=10))
+    assert results["views"] == 10
+    assert results["top5_accuracy"] >= results["accuracy"]
+    plain = shutil.copytree(finished, tmp_path / "plain")
+    settings = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps(settings | {"crop_padding": 0}))
+    with pytest.raises(UsageError, match=r"--views 10: .* was trained without crops"):
+        loop.evaluate(EvalConfig(plain, views=10))
+
+
 def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(whole, tiny, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     (run / "checkpoints" / "14" / "memory.json").write_text("{}")
@@ -197,7 +237,7 @@ def test_a_first_start_that_was_killed_blocks_nothing(tiny, tmp_path):
     loop.train_and_evaluate(make_config(tmp_path, 1), tiny)
 
 
-@pytest.mark.parametrize("steps_per_call", [pytest.param(1, marks=pytest.mark.stress), 3])
+@pytest.mark.parametrize("steps_per_call", [1, pytest.param(3, marks=pytest.mark.stress)])
 def test_an_update_that_is_not_finite_is_not_taken(tiny, tmp_path, monkeypatch, steps_per_call):
     """One image of the second epoch's third batch is Inf: nine updates are taken, not one more."""
     from alexnet_jax.augment import Preprocessing
@@ -330,6 +370,7 @@ def test_a_batch_that_the_devices_do_not_divide(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.stress
 def test_divergence_stops_the_run_and_keeps_the_checkpoints(tiny, tmp_path):
     workdir = tmp_path / "run"
     loop.train_and_evaluate(make_config(workdir, 1), tiny)

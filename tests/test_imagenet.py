@@ -1,0 +1,185 @@
+"""Streams of a prepared data set, and the whole way: train, stop, resume, evaluate."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from test_loop import assert_same_run, stop_after
+from test_prepare import configure, make_folder
+
+import alexnet_jax
+from alexnet_jax import datasets, loop, prepare
+from alexnet_jax.batches import batches, epoch_order
+from alexnet_jax.config import PRESETS, DataConfig, EvalConfig
+from alexnet_jax.datasets.imagenet import open_prepared
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
+
+SIDE = 36
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """21 training and 6 validation pictures of three classes, in shards of 8."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    make_folder(folder / "source", per_class=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "RECORDS_PER_SHARD", 8)
+        prepare.prepare(configure(folder / "source", folder / "out", size=SIDE, store="raw"))
+    return folder / "out"
+
+
+def stack(stream):
+    return [tuple(np.array(array) for array in batch) for batch in stream]
+
+
+def assert_equal(some, others):
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module")
+def whole(prepared):
+    """An epoch of batches of 8 on 2 devices: 8, 8, and 5 with padding."""
+    return stack(open_prepared(prepared).stream("train", 3, 1, 8, 2))
+
+
+def test_the_order_is_that_of_the_epoch(prepared, whole):
+    dataset = open_prepared(prepared)
+    in_order = [
+        (image, label)
+        for batch in dataset.stream("train", 0, None, 1, 1)
+        for image, label in zip(batch.images[0], batch.labels[0], strict=True)
+    ]
+    assert len(in_order) == 21
+    layout = batches(epoch_order(3, 1, 21), 8, 2)
+    for number, (images, labels, mask) in enumerate(whole):
+        np.testing.assert_array_equal(mask, layout.mask[:, number])
+        for place in np.ndindex(mask.shape):
+            image, label = in_order[layout.indices[place[0], number, place[1]]]
+            np.testing.assert_array_equal(images[place], image)
+            assert labels[place] == label
+    assert whole[-1][2].sum() == 5
+    with contextlib.suppress(StopIteration):
+        other = next(dataset.stream("train", 3, 2, 8, 2))
+        assert not np.array_equal(other.images, whole[0][0])
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_a_stream_goes_on_at_any_batch(prepared, whole, first):
+    assert_equal(stack(open_prepared(prepared).stream("train", 3, 1, 8, 2, first_batch=first)), whole[first:])
+
+
+def test_worker_processes_change_nothing(prepared, whole):
+    assert_equal(stack(open_prepared(prepared).stream("train", 3, 1, 8, 2, workers=2)), whole)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_shares_make_up_the_whole(prepared, processes):
+    dataset = open_prepared(prepared)
+    everything = stack(dataset.stream("train", 3, 1, 8, 2 * processes))
+    shares = [stack(dataset.stream("train", 3, 1, 8, 2, share=(i, processes))) for i in range(processes)]
+    assert_equal(
+        [tuple(np.concatenate(x) for x in zip(*parts, strict=True)) for parts in zip(*shares, strict=True)], everything
+    )
+
+
+def damage(folder, how):
+    shard = folder / "train-00001-of-00003.array_record"
+    content = bytearray(shard.read_bytes())
+    if how == "missing":
+        shard.unlink()
+    elif how == "shorter":
+        shard.write_bytes(content[:-1])
+    elif how == "flipped":
+        content[len(content) // 16] ^= 0xFF  # within the first records
+        shard.write_bytes(content)
+    elif how == "description":
+        (folder / "dataset.json").write_text("{")
+    elif how == "statistics":
+        (folder / "statistics.npz").write_bytes(b"PK\x03\x04")
+
+
+@pytest.mark.parametrize("how", ["missing", "shorter", "flipped", "description", "statistics"])
+def test_damage_is_named(prepared, tmp_path, how):
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    damage(folder, how)
+    name = {"description": "dataset.json", "statistics": "statistics.npz"}.get(how, "train-00001-of-00003.array_record")
+
+    def use():
+        dataset = open_prepared(folder)
+        dataset.statistics()
+        dataset.verify()
+
+    with pytest.raises(AlexNetError, match=name) as error:
+        use()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_names_a_damaged_shard(prepared, tmp_path, workers):
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    damage(folder, "flipped")
+    with pytest.raises(AlexNetError, match=r"train-00001-of-00003\.array_record is damaged"):
+        stack(open_prepared(folder).stream("train", 0, 0, 8, 1, workers=workers))
+
+
+def make_config(prepared, workdir, epochs=2, **run):
+    """The small network on windows of 32 pixels; 3 steps an epoch."""
+    base = PRESETS["imagenet-2012"].config
+    return dataclasses.replace(
+        base,
+        data=DataConfig("imagenet", prepared),
+        augmentation=dataclasses.replace(base.augmentation, crop_size=32, input_range=1),
+        network=dataclasses.replace(base.network, network="small"),
+        optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-4, conv1_slow_epoch=1),
+        schedule=dataclasses.replace(base.schedule, epochs=epochs, batch_size=8),
+        run=dataclasses.replace(base.run, **{"workdir": workdir, "num_devices": 2, "log_every": 1} | run),
+    )
+
+
+def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
+    """Trained, stopped in the middle of an epoch and gone on with, evaluated with 10 views."""
+    dataset = datasets.load(DataConfig("imagenet", prepared))
+    loop.train_and_evaluate(make_config(prepared, tmp_path / "whole"), dataset)
+    stop_after(monkeypatch, 5, signal.SIGTERM)
+    with pytest.raises(StoppedError):
+        loop.train_and_evaluate(make_config(prepared, tmp_path / "broken"), dataset)
+    monkeypatch.undo()
+    loop.train_and_evaluate(make_config(prepared, tmp_path / "broken"), dataset)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+    results = loop.evaluate(EvalConfig(tmp_path / "whole", views=10, num_devices=4, batch_size=3))
+    assert (results["split"], results["count"], results["views"]) == ("validation", 6, 10)
+    assert json.loads((tmp_path / "whole" / "eval" / "validation.json").read_text()) == results
+    assert results["top5_accuracy"] == 1.0  # of three classes
+    one = loop.evaluate(EvalConfig(tmp_path / "whole"))
+    run = alexnet_jax.open_run(tmp_path / "whole")
+    stream = dataset.stream("validation", 0, None, 6, 1)
+    images, labels, _ = (array[0] for array in next(stream))
+    assert one["correct"] == int((run.predict_class(images) == labels).sum())
+    assert {p.name for p in (tmp_path / "whole" / "plots").iterdir()} == {
+        "portraits.png",
+        "pca_noise.png",
+        "curves.png",
+    }
+    with pytest.raises(AlexNetError, match="has no split 'test'"):
+        loop.evaluate(EvalConfig(tmp_path / "whole", split="test"))
+
+
+def test_sizes_that_do_not_fit_are_refused(prepared, tmp_path):
+    dataset = open_prepared(prepared)
+    config = make_config(prepared, tmp_path / "run")
+    larger = dataclasses.replace(config, augmentation=dataclasses.replace(config.augmentation, crop_size=37))
+    with pytest.raises(UsageError, match="--crop-size 37: the images are 36x36"):
+        loop.train_and_evaluate(larger, dataset)
+    full = dataclasses.replace(config, network=dataclasses.replace(config.network, network="2012"))
+    with pytest.raises(UsageError, match="--network 2012 takes images of 224x224, not 32x32: set --enlarge-to 224"):
+        loop.train_and_evaluate(full, dataset)
+    with pytest.raises(UsageError, match="--dataset imagenet needs --data-dir"):
+        datasets.load(DataConfig("imagenet"))
