@@ -261,7 +261,9 @@ class Benchmark:
             return
         options = self.options
         config = DataConfig("shapes") if options.data_dir is None else DataConfig(data_dir=options.data_dir)
-        train = datasets.load(config)["train"]
+        dataset = datasets.load(config)
+        assert isinstance(dataset, datasets.Dataset)  # in memory
+        train = dataset["train"]
         count = BATCHES * max(*BATCH_SIZES, options.batch_size)
         np.savez(self.spec.data, images=train.images[:count], labels=train.labels[:count])
 
