@@ -5,6 +5,7 @@
 
 import contextlib
 import copyreg
+import gc
 import importlib.util
 import io
 import marshal
@@ -378,8 +379,11 @@ def test_attack_does_nothing(attack: str, batches: pathlib.Path, tmp_path: pathl
 
     # The standard library falls for it, and the audit sees that.
     with contextlib.suppress(Exception), warnings.catch_warnings(), fuzz.audited() as events:
-        warnings.simplefilter("ignore")  # files that are left open
-        pickle.loads(content, encoding="bytes")
+        warnings.simplefilter("ignore")  # files and databases that are left open
+        try:
+            pickle.loads(content, encoding="bytes")
+        finally:
+            gc.collect()  # now, not in a test where warnings are errors
     assert marker.exists(), "this attack is a dud"
     assert fuzz.beyond_reading(events)
 
@@ -455,7 +459,7 @@ def test_the_judge_ends_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Fuzzed input
 
-CASES = 30  # of each kind
+CASES = 20  # of each kind
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
