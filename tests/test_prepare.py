@@ -318,7 +318,7 @@ def test_tfds_imagenet_gives_the_same(folder, prepared, tmp_path):
             label = tfds.features.ClassLabel(names=list(WNIDS))
             image = tfds.features.Image(encoding_format="jpeg")
             features = {"file_name": tfds.features.Text(), "image": image, "label": label}
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, _):
             return {name: self._examples(split) for name, split in (("train", "train"), ("validation", "val"))}
