@@ -15,9 +15,11 @@ import collections
 import dataclasses
 import functools
 import io
+import math
 import os
 import pathlib
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,6 +33,7 @@ from alexnet_jax.files import read_bytes
 from alexnet_jax.metrics import softmax
 
 MAX_BYTES = 1024**3  # the published files have 244 MB
+MAX_OPCODES = 100_000
 Arrays = Mapping[str, np.ndarray]
 
 # The layers of `models.AlexNet`, and what the others call them.
@@ -224,10 +227,6 @@ class _PickledDtype:
         self.name = f"{state[1]}{self.code}"
 
 
-class _ArrayType:
-    """Stands in for numpy.ndarray, as an argument."""
-
-
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"an encoding {encoding!r}")
@@ -242,6 +241,10 @@ class _Unpickler(pickle.Unpickler):
     """Knows what `known` names, and nothing else: what a pickle may call is ours and does nothing but hold data."""
 
     def __init__(self, data: bytes, known: Mapping[tuple[str, str], Any]) -> None:
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            # A pickle of weights has some hundred opcodes; the memo is an array that grows to the largest index.
+            if number > MAX_OPCODES or ("PUT" in opcode.name and int(argument or 0) > MAX_OPCODES):
+                raise pickle.UnpicklingError("a pickle with more than weights in it")
         super().__init__(io.BytesIO(data), encoding="latin1")
         self._known = known
 
@@ -249,7 +252,9 @@ class _Unpickler(pickle.Unpickler):
         """What a name stands for."""
         if (module, name) not in self._known:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}"[:150])
-        return self._known[module, name]
+        value = self._known[module, name]
+        # New each time: a pickle may set attributes of what it gets, and those of ours must stay as they are.
+        return functools.partial(value) if callable(value) else value
 
 
 _NUMPY = {
@@ -257,7 +262,7 @@ _NUMPY = {
     for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy", "_codecs")
     for name, value in {
         "_reconstruct": _array,
-        "ndarray": _ArrayType,
+        "ndarray": "ndarray",  # an argument only
         "dtype": _PickledDtype,
         "encode": _latin1,
     }.items()
@@ -291,8 +296,10 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.nd
     """Stands in for torch._utils._rebuild_tensor_v2."""
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without memory")
-    count = int(np.prod(size, dtype=object))
-    contiguous = tuple(int(np.prod(size[i + 1 :], dtype=object)) for i in range(len(size)))
+    if not all(isinstance(number, int) for number in (offset, *size, *stride)):
+        raise pickle.UnpicklingError("a tensor whose shape is no numbers")
+    count = math.prod(size)
+    contiguous = tuple(math.prod(size[i + 1 :]) for i in range(len(size)))
     if tuple(stride) != contiguous or not 0 <= offset <= offset + count <= len(storage.values):
         raise pickle.UnpicklingError("a tensor that does not lie in one piece in its memory")
     return storage.values[offset : offset + count].reshape(size)
@@ -303,14 +310,10 @@ def _parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
-class _FloatStorage:
-    """Stands in for torch.FloatStorage, as an argument."""
-
-
 _TORCH = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch", "FloatStorage"): _FloatStorage,
+    ("torch", "FloatStorage"): "FloatStorage",  # an argument only
     ("collections", "OrderedDict"): collections.OrderedDict,
 }
 
@@ -327,15 +330,19 @@ def _read_pth(data: bytes) -> Arrays:
         if members.get(f"{folder}byteorder") and archive.read(f"{folder}byteorder") != b"little":
             raise ValueError("it was written on a big-endian machine")
 
+        storages: dict[str, _Storage] = {}
+
         class Unpickler(_Unpickler):
             def persistent_load(self, reference: Any) -> _Storage:
                 kind, storage, key, _, count = reference
-                if kind != "storage" or storage is not _FloatStorage:
+                if kind != "storage" or storage != "FloatStorage":
                     raise pickle.UnpicklingError("a tensor that is not float32")
-                values = np.frombuffer(archive.read(f"{folder}data/{key}"), "<f4")
-                if len(values) != count:
-                    raise pickle.UnpicklingError(f"data/{key} has {len(values):,} numbers, not {count:,}")
-                return _Storage(values)
+                if key not in storages:
+                    values = np.frombuffer(archive.read(f"{folder}data/{key}"), "<f4")
+                    if len(values) != count:
+                        raise pickle.UnpicklingError(f"data/{key} has {len(values):,} numbers, not {count:,}")
+                    storages[key] = _Storage(values)
+                return storages[key]
 
         loaded = Unpickler(archive.read(names[0]), _TORCH).load()
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):

@@ -295,6 +295,9 @@ HOSTILE = {
     "ctypes": call("ctypes", "CDLL", "marker"),
     "tensor without memory": call("torch._utils", "_rebuild_tensor_v2", None, 0, (1 << 40,), (1,)),
     "no end": b"\x80\x02}",
+    "memo bomb": b"\x80\x02}r\x00\x00\x00\x10.",
+    "many opcodes": b"\x80\x02" + b"}0" * 60_000 + b"}.",
+    "shape of text": call("torch._utils", "_rebuild_tensor_v2", None, 0, ("a",), (1,)),
 }
 
 
@@ -327,6 +330,15 @@ def test_hostile_files_do_nothing(tmp_path, name, form, monkeypatch):
     watching = False
     assert deeds == []
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_pickle_changes_none_of_our_functions(tmp_path):
+    """BUILD sets attributes of whatever a pickle was given."""
+    hostile = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__(K\x01ts\x86b."
+    write_pth(tmp_path / "x", {"a": np.zeros(2, np.float32)}, lambda _: hostile)
+    with pytest.raises(AlexNetError):
+        load_weights(tmp_path / "x")
+    assert weights._tensor.__defaults__ is None
 
 
 def test_bombs_and_lies_in_a_zip(torchvision, tmp_path):
