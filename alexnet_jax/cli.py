@@ -98,7 +98,8 @@ def check_checkpoint(name: str) -> None:
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a script's main function; a user's error becomes one line on stderr and the process's exit code."""
-    prog = sys.argv[0].rsplit("/", 1)[-1]
+    module = sys.modules["__main__"].__spec__  # of python -m
+    prog = f"python -m {module.name}" if module else sys.argv[0].rsplit("/", 1)[-1]
     keep_freed_memory()
     for number in HANDLED:
         signal.signal(number, leave_at_once(prog))

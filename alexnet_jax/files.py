@@ -5,7 +5,9 @@ import json
 import os
 import pathlib
 import stat
-from typing import Any
+from typing import Any, TextIO
+
+import portalocker
 
 from alexnet_jax.errors import AlexNetError
 
@@ -19,6 +21,38 @@ def sync(path: pathlib.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def locked(path: pathlib.Path, otherwise: str) -> TextIO:
+    """Locks a file and writes this process's number into it; closing what is returned unlocks it.
+
+    The lock ends with the process however that ends, so nothing stale can stay behind.
+
+    Args:
+      path: the file; made if it is not there.
+      otherwise: end of the message if another process holds the lock.
+
+    Raises:
+      AlexNetError: another process holds it, or it can't be written.
+    """
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
+    try:
+        portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    except portalocker.LockException:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise AlexNetError(f"{path.parent}: process {owner} {otherwise}") from None
+    except OSError as error:
+        file.close()
+        raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
+    return file
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:

@@ -9,9 +9,9 @@ import warnings
 import msgpack
 import numpy as np
 import PIL.Image
+import PIL.ImageChops
 
-# Beyond this a file is taken for an attack or a mistake; ImageNet's largest has some 30 million pixels.
-MAX_PIXELS = 250_000_000
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # by content: ImageNet has a PNG that is named .JPEG
 JPEG_QUALITY = 95
 
 
@@ -22,32 +22,34 @@ class PictureError(Exception):
 def decode(data: bytes) -> PIL.Image.Image:
     """A picture in RGB, 8 bits a channel, whatever the file's name says that it is.
 
-    Greyscale is repeated, CMYK converted, an alpha channel dropped, 16 bits cut to the upper 8. A note of the camera
-    (EXIF) that the picture should be turned is ignored, as other programs that prepare ImageNet do.
+    Greyscale is repeated, CMYK converted (inverted where an Adobe marker says so), an alpha channel dropped, 16 bits
+    cut to the upper 8. A note of the camera (EXIF) that the picture should be turned is ignored, as other programs that
+    prepare ImageNet do.
 
     Raises:
-      PictureError: no picture, a truncated one, or one of more than MAX_PIXELS.
+      PictureError: none of FORMATS, a truncated one, or more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million).
     """
+    if not data:
+        raise PictureError("the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged EXIF blocks and large pictures
-            image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"{image.width}x{image.height} is larger than {MAX_PIXELS:,} pixels")
+            image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
             if image.mode.startswith("I") or image.mode == "F":  # 16 bits; Pillow would cut off what is above 255
                 levels: np.ndarray = np.asarray(image).astype(np.int64)
                 image = PIL.Image.fromarray((levels >> (8 if levels.max() > 255 else 0)).astype(np.uint8))
             if image.mode == "P":
                 image = image.convert("RGBA")
+            if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+                image = PIL.ImageChops.invert(image)  # Pillow takes every CMYK JPEG for one of Adobe's
             return image.convert("RGB")
-    except PictureError:
-        raise
+    except MemoryError:
+        raise  # the machine's fault
+    except PIL.UnidentifiedImageError:
+        raise PictureError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
     except Exception as error:  # Pillow's readers raise errors of many kinds
-        reason = " ".join(str(error).replace(repr(data), "").split())
-        if "cannot identify image file" in reason:
-            reason = "not a picture"
-        raise PictureError(reason[:200] or type(error).__name__) from error
+        raise PictureError(" ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def central_square(image: PIL.Image.Image, size: int) -> np.ndarray:

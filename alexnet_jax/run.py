@@ -23,7 +23,6 @@ from typing import Annotated, Any, ClassVar, TextIO
 
 import jax
 import numpy as np
-import portalocker
 import pydantic
 
 import alexnet_jax
@@ -41,7 +40,7 @@ from alexnet_jax.config import (
     to_json,
 )
 from alexnet_jax.errors import AlexNetError, UsageError
-from alexnet_jax.files import read_bytes, to_bytes, write_atomically
+from alexnet_jax.files import locked, read_bytes, to_bytes, write_atomically
 from alexnet_jax.metrics import softmax
 
 _MAX_BYTES = 16 * 1024**2  # of config.json, dataset.json, statistics.npz; the largest has some 12 kB
@@ -104,8 +103,6 @@ class RunFolder:
     def claim(self) -> TextIO:
         """Makes the folder if there is none, and locks it for training; closing the returned file unlocks it.
 
-        The lock ends with the process however that ends, so nothing stale can stay behind.
-
         Raises:
           UsageError: the folder holds something else.
           AlexNetError: another process trains there, or the folder can't be written.
@@ -115,24 +112,9 @@ class RunFolder:
             if not self.exists() and not self.lock.exists() and self.path.exists() and any(self.path.iterdir()):
                 raise UsageError(f"--workdir {self.path} is not empty and holds no run: choose another folder")
             self.path.mkdir(parents=True, exist_ok=True)
-            file = self.lock.open("a+")
         except OSError as error:
             raise AlexNetError(f"can't use --workdir {self.path}: {error.strerror or error}") from error
-        try:
-            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        except portalocker.LockException:
-            file.seek(0)
-            owner = file.read().strip()
-            file.close()
-            raise AlexNetError(
-                f"{self.path}: process {owner} is training there; wait for it, or choose another --workdir"
-            ) from None
-        except OSError as error:
-            raise AlexNetError(f"can't write {self.lock}: {error.strerror or error}") from error
-        return file
+        return locked(self.lock, "is training there; wait for it, or choose another --workdir")
 
     def prepare(self, config: TrainConfig, info: DatasetInfo, statistics: augment.Statistics) -> None:
         """Describes a new run, or checks that the run there may go on with this configuration and data.

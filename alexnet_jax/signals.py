@@ -20,7 +20,7 @@ def leave_at_once(prog: str) -> Callable[[int, FrameType | None], NoReturn]:
     """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
-        stop = StoppedError(number, "stopped; the same command goes on from the last checkpoint")
+        stop = StoppedError(number, "stopped; the same command goes on")
         os.write(2, f"{prog}: {stop}\n".encode())
         os._exit(stop.exit_code)
 

@@ -5,16 +5,19 @@ import io
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 
 import numpy as np
 import PIL.Image
+import PIL.ImageChops
 import pytest
 import scipy.io
 
-from alexnet_jax import pictures, prepare
+from alexnet_jax import files, pictures, prepare
 from alexnet_jax.datasets.imagenet import ImageNet, open_prepared
 from alexnet_jax.errors import AlexNetError, UsageError
 
@@ -75,6 +78,17 @@ def prepared(folder, tmp_path_factory):
     return out
 
 
+def test_what_is_written(prepared):
+    assert sorted(path.name for path in prepared.iterdir()) == [
+        "dataset.json",
+        "prepare.lock",
+        "skipped.jsonl",
+        "statistics.npz",
+        *(f"train-{i:05d}-of-00003.array_record" for i in range(3)),
+        *(f"validation-{i:05d}-of-00002.array_record" for i in range(2)),
+    ]
+
+
 def test_every_picture_is_there_with_its_label(folder, prepared):
     dataset = open_prepared(prepared)
     assert dataset.class_names == WNIDS
@@ -87,7 +101,6 @@ def test_every_picture_is_there_with_its_label(folder, prepared):
     ]
     assert contents(dataset, "train") == expected
     dataset.verify()
-    assert not (prepared / ".work").exists()
 
 
 def test_statistics_equal_numpys(prepared):
@@ -122,8 +135,69 @@ def test_a_stopped_preparation_goes_on_to_the_same(folder, prepared, tmp_path, m
         prepare.prepare(configure(folder, tmp_path / "out", store="jpeg"))
     prepare.prepare(configure(folder, tmp_path / "out", store="raw", workers=2))
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())  # not written again
-    for path in prepared.iterdir():
-        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert contents_of(tmp_path / "out") == contents_of(prepared)
+
+
+def contents_of(folder: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "prepare.lock"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_command_goes_on_after_a_signal(number, tmp_path):
+    """Real processes; a shard holds 1,000 pictures, so there are that many and some."""
+    source, out = tmp_path / "source" / "train" / WNIDS[0], tmp_path / "out"
+    source.mkdir(parents=True)
+    data = picture(1, 160, 120)
+    for index in range(2500):
+        (source / f"{index:04d}.JPEG").write_bytes(data)
+    flags = ["--source", str(tmp_path / "source"), "--size", "64", "--workers", "2", "--out"]
+    args = [sys.executable, "-m", "alexnet_jax.prepare", "imagenet", *flags]
+    with subprocess.Popen([*args, str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(out.glob(".work/*.npz")):
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, complaint = process.communicate(timeout=30)  # also waits for the workers, which hold stderr
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    if number == signal.SIGINT:
+        assert complaint == "python -m alexnet_jax.prepare: SIGINT: stopped; the same command goes on\n"
+    assert not (out / "dataset.json").exists()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
+    prepare.main(["imagenet", *flags, str(out)])
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    assert len(open_prepared(out).splits["train"]) == 2500
+
+
+def test_a_worker_that_is_killed(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "write_shard", die)
+    with pytest.raises(AlexNetError, match="a worker was killed"):
+        prepare.prepare(configure(folder, tmp_path / "out"))
+
+
+def die(out: str, shard: prepare.Shard) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_shards_that_were_damaged_meanwhile_are_made_again(folder, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "RECORDS_PER_SHARD", 5)
+    finish, out = prepare._finish, tmp_path / "out"
+    monkeypatch.setattr(prepare, "_finish", lambda *_: {})
+    prepare.prepare(configure(folder, out, store="raw"))
+    damaged = sorted(out.glob("*.array_record"))
+    damaged[0].write_bytes(b"short")
+    damaged[1].unlink()
+    (out / ".work" / f"{damaged[2].name}.npz").write_bytes(b"PK")
+    monkeypatch.setattr(prepare, "_finish", finish)
+    prepare.prepare(configure(folder, out, store="raw"))
+    assert contents_of(out) == contents_of(prepared)
+
+
+def test_two_at_once(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    with (
+        files.locked(tmp_path / "out" / "prepare.lock", ""),
+        pytest.raises(AlexNetError, match=f"process {os.getpid()} prepares pictures there"),
+    ):
+        prepare.prepare(configure(folder, tmp_path / "out"))
 
 
 def test_jpeg_is_close_and_smaller(folder, prepared, tmp_path):
@@ -142,10 +216,14 @@ def hard_pictures() -> dict[str, bytes]:
     exif[0x0112] = 6  # to be turned by 90 degrees
     deep = io.BytesIO()
     PIL.Image.fromarray(np.full((20, 24), 0x8000, np.uint16)).save(deep, "PNG")
+    marked = picture(1, mode="CMYK")  # Pillow writes Adobe's marker
+    start = marked.index(b"\xff\xee")
+    unmarked = marked[:start] + marked[start + 2 + int.from_bytes(marked[start + 2 : start + 4], "big") :]
     palette = io.BytesIO()
     PIL.Image.new("P", (20, 20), 1).save(palette, "PNG", transparency=b"\x00\x80")
     return {
-        "cmyk": picture(1, mode="CMYK"),
+        "cmyk": marked,
+        "cmyk_not_adobes": unmarked,
         "grey": picture(2, mode="L"),
         "png": picture(3, kind="PNG"),
         "alpha": picture(4, mode="RGBA", kind="PNG"),
@@ -164,6 +242,7 @@ BROKEN = {
     "empty": b"",
     "no_picture": b"<html>404</html>",
     "half_a_header": picture(11)[:10],
+    "program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n(/tmp/x) (w) file",  # Pillow would run Ghostscript
 }
 
 
@@ -173,19 +252,21 @@ def test_hard_pictures_are_taken_and_broken_ones_listed(tmp_path, capsys):
     train.mkdir(parents=True)
     for name, data in {**hard, **BROKEN}.items():
         (train / f"{name}.JPEG").write_bytes(data)
+    (train.parent / "list.txt").write_text("a\n")
     prepare.prepare(configure(tmp_path / "source", tmp_path / "out", store="raw"))
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
-    assert {pathlib.Path(entry["file"]).stem for entry in skipped} == set(BROKEN)
+    assert {pathlib.Path(entry["file"]).stem for entry in skipped} == {"list", *BROKEN}
     assert all(entry["reason"] and "\n" not in entry["reason"] and "0x" not in entry["reason"] for entry in skipped)
-    assert "4 files were skipped" in capsys.readouterr().out
+    assert f"{len(BROKEN) + 1} files were skipped" in capsys.readouterr().out
     images = dict(zip(sorted(hard), contents(open_prepared(tmp_path / "out"), "train"), strict=True))
     pixels = {name: np.frombuffer(data, np.uint8).reshape(SIZE, SIZE, 3) for name, (data, _) in images.items()}
     assert np.ptp(pixels["grey"], axis=2).max() == 0
     np.testing.assert_array_equal(pixels["sixteen_bits"], 0x80)
     reference = PIL.Image.open(io.BytesIO(hard["exif"])).convert("RGB")  # Pillow does not turn it either
     np.testing.assert_array_equal(pixels["exif"], pictures.central_square(reference, SIZE))
-    inverse = np.asarray(PIL.Image.open(io.BytesIO(hard["cmyk"])).convert("RGB")).mean()
-    assert abs(pixels["cmyk"].mean() - inverse) < 15
+    ink = PIL.Image.open(io.BytesIO(hard["cmyk"]))  # Pillow takes each for one of Adobe's, whose numbers are inverted
+    for name, image in {"cmyk": ink, "cmyk_not_adobes": PIL.ImageChops.invert(ink)}.items():
+        np.testing.assert_array_equal(pixels[name], pictures.central_square(image.convert("RGB"), SIZE))
 
 
 def test_the_square_is_the_scaled_pictures_middle():
@@ -249,26 +330,25 @@ def test_flat_validation_with_kaggles_solution(folder, prepared, tmp_path):
     source = tmp_path / "kaggle"
     (source / "val").mkdir(parents=True)
     (source / "train").symlink_to(folder / "train")
-    with (source / prepare.SOLUTION).open("w", newline="") as file:
+    (tmp_path / prepare.MAPPING).write_text("".join(f"{wnid} word {wnid[-1]}, other\n" for wnid in WNIDS))
+    with (tmp_path / prepare.SOLUTION).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["ImageId", "PredictionString"])
         for number, path in enumerate(flat_validation(folder)):
             (source / "val" / f"v{number}.JPEG").write_bytes(path.read_bytes())
             writer.writerow([f"v{number}", f"{path.parent.name} 1 2 3 4"])
-    prepare.prepare(configure(source, tmp_path / "out", store="raw"))
+    prepare.prepare(configure(source, tmp_path / "out", store="raw", labels=tmp_path))
     got = open_prepared(tmp_path / "out")
     assert sorted(contents(got, "validation")) == sorted(contents(open_prepared(prepared), "validation"))
-    (source / prepare.SOLUTION).unlink()
+    assert got.class_names[1] == f"word {WNIDS[1][-1]}, other ({WNIDS[1]})"
     with pytest.raises(AlexNetError, match="no labels for its pictures"):
-        prepare.prepare(configure(source, tmp_path / "other"))
+        prepare.find(source)
+    (source / "val" / "valprep.sh").write_text("mv")
+    with pytest.raises(AlexNetError, match=f"{prepare.SOLUTION} has no class for valprep"):
+        prepare.find(source, tmp_path)
 
 
 def test_what_is_wrong_is_said(folder, prepared, tmp_path):
-    with pytest.raises(AlexNetError, match="there is no such folder"):
-        prepare.prepare(configure(tmp_path / "nothing", tmp_path / "out"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(AlexNetError, match="holds neither train/"):
-        prepare.prepare(configure(tmp_path / "empty", tmp_path / "out"))
     with pytest.raises(UsageError, match="is prepared already"):
         prepare.prepare(configure(folder, prepared))
     (tmp_path / "mine").mkdir()
@@ -276,6 +356,58 @@ def test_what_is_wrong_is_said(folder, prepared, tmp_path):
     with pytest.raises(UsageError, match="is not empty"):
         prepare.prepare(configure(folder, tmp_path / "mine"))
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
+
+
+def as_tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+INNER = as_tar({"a.JPEG": picture(1), "b.JPEG": picture(2)})
+A_PICTURE = {f"train/{WNIDS[0]}/a.JPEG": picture(1)}
+SOLUTION_WITHOUT_COLUMN = {prepare.SOLUTION: b"ImageId\nv0\n", "val/v0.JPEG": b""}
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (None, "there is no such folder"),
+        ({}, "holds neither train/"),
+        ({"train/a.JPEG": b""}, "has no folders of classes"),
+        (A_PICTURE | {f"val/{WNIDS[1]}/b.JPEG": b""}, "there is no such class"),
+        (A_PICTURE | SOLUTION_WITHOUT_COLUMN, "labels can't be read .KeyError"),
+        (A_PICTURE | {f"{prepare.DEVKIT}/data/meta.mat": b""}, "labels can't be read .FileNotFoundError"),
+        (A_PICTURE | {f"{prepare.DEVKIT}.tar.gz": b"PK"}, f"{prepare.DEVKIT}.tar.gz: can't be read"),
+        ({prepare.TRAIN_TAR: b""}, "can't be read"),
+        ({prepare.TRAIN_TAR: as_tar({"n1.tar": INNER})[:-9000]}, "cut off after n1.tar"),
+        ({prepare.TRAIN_TAR: as_tar({"n1.tar": INNER[:1024]})}, "cut off"),
+        ({prepare.TRAIN_TAR: as_tar({"n1.tar": b"x" * 1024 + INNER})}, "cut off at its beginning"),
+        ({prepare.TRAIN_TAR: as_tar({"n1.tar": INNER.replace(b"b.JPEG", b"B.JPEG")})}, "cut off after a.JPEG"),
+        ({"dataset_info.json": b"{"}, "TFDS can't read it"),
+    ],
+)
+def test_bad_sources(contents, message, tmp_path):
+    for name, data in (contents or {}).items():
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(data)
+    if contents is not None:
+        (tmp_path / "source").mkdir(exist_ok=True)
+    with pytest.raises(AlexNetError, match=message) as caught:
+        prepare.find(tmp_path / "source")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_no_picture_is_whole(tmp_path):
+    (tmp_path / "source" / "train" / "n1").mkdir(parents=True)
+    (tmp_path / "source" / "train" / "n1" / "a.JPEG").write_bytes(b"")
+    with pytest.raises(AlexNetError, match="none of its 1 training files is a picture"):
+        prepare.prepare(configure(tmp_path / "source", tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +464,7 @@ def test_tfds_imagenet_gives_the_same(folder, prepared, tmp_path):
 
     builder = Imagenet2012(data_dir=tmp_path / "tfds", file_format="array_record")
     builder.download_and_prepare()
-    prepare.prepare(configure(pathlib.Path(builder.data_path), tmp_path / "out", store="raw"))
+    prepare.prepare(configure(tmp_path / "tfds", tmp_path / "out", store="raw"))
     expected, got = open_prepared(prepared), open_prepared(tmp_path / "out")
     for split in ("train", "validation"):
         assert sorted(contents(got, split)) == sorted(contents(expected, split))
