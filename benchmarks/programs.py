@@ -4,6 +4,7 @@ Each of `programs_jax`, `programs_torch` and `programs_tensorflow` has the same 
 
     device_peak() -> int | None               peak memory of the device in bytes; None on a CPU
     train(spec) -> Program                    a training program
+    product(spec) -> Program                  a product of square matrices; ours alone has it
     operations(spec) -> dict[str, Program]    the operations of `OPERATIONS`
 
 and the peers have besides:
@@ -20,7 +21,9 @@ import numpy as np
 
 Shape = tuple[int, ...]
 
-BATCHES = 16  # different batches that lie ready in memory; a program goes round them
+BATCHES, IMAGENET_BATCHES = 16, 2  # different batches that lie ready in memory; a program goes round them
+IMAGENET_IMAGE, IMAGENET_CLASSES = (224, 224, 3), 1000
+PRODUCT_SIDES = {"cpu": 2048, "gpu": 8192}
 
 # Operation -> what is done, and the shape [H, W, C] of each of `OPERATION_BATCH` inputs.
 OPERATIONS = {
@@ -43,18 +46,20 @@ class Spec:
     Attributes:
       framework: "jax", "torch" or "tensorflow".
       platform: "cpu" or "gpu", where JAX computes; a peer that computes elsewhere is refused.
-      task: "train" or "operations".
+      task: "train", "operations" or "product".
       variant: how it is compiled, such as "eager"; each module says which it knows.
+      network: "small" (AlexNetSmall, Adam), or "torchvision" (torchvision's AlexNet for ImageNet, SGD with momentum).
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
       batch_size: images a step.
       devices: devices that share a batch; peers have 1.
-      data: .npz with `images`, uint8 [N, 32, 32, 3], and `labels`, int32 [N].
+      data: .npz with `images`, uint8 [N, 32, 32, 3], and `labels`, int32 [N], for "small"; the other's are drawn.
     """
 
     framework: str
     platform: str
     task: str = "train"
     variant: str = ""
+    network: str = "small"
     dtype: str = "float32"
     batch_size: int = 128
     devices: int = 1
@@ -75,7 +80,11 @@ class Program:
 
 
 def examples(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
-    """`BATCHES` batches of images and labels, one after the other."""
+    """Batches of images and labels, one after the other: `BATCHES`, or `IMAGENET_BATCHES` of noise."""
+    if spec.network != "small":
+        rng, count = np.random.default_rng(0), IMAGENET_BATCHES * spec.batch_size
+        images = rng.integers(0, 256, (count, *IMAGENET_IMAGE), np.uint8)
+        return images, rng.integers(0, IMAGENET_CLASSES, count, np.int32)
     with np.load(pathlib.Path(spec.data)) as data:
         order = np.arange(BATCHES * spec.batch_size) % len(data["images"])
         return data["images"][order], data["labels"][order]

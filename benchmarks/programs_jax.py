@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from programs import (
-    BATCHES,
+    IMAGENET_CLASSES,
     OPERATION_BATCH,
     OPERATIONS,
     PCA_EIGENVECTORS,
     PCA_SCALES,
     PCA_STD,
+    PRODUCT_SIDES,
     Program,
     Shape,
     Spec,
@@ -34,12 +35,16 @@ def device_peak() -> int | None:
 
 
 def train(spec: Spec) -> Program:
-    """The step of `python train.py --pca none`: no augmentation, Adam, dropout 0.5. Variants: as --convolution."""
+    """The step of `python train.py --pca none`: no augmentation, dropout 0.5. Variants: as --convolution."""
     devices = steps.select_devices(spec.devices)
     images, labels = examples(spec)
-    preprocessing = augment.from_config(AugmentationConfig(), augment.Statistics.of(images), BATCHES)
-    model = models.from_config(NetworkConfig(dtype=spec.dtype, convolution=spec.variant or "auto"), 10)  # type: ignore[arg-type]
-    update_rule, _ = optimizer.from_config(OptimizerConfig(), BATCHES)
+    turns = len(images) // spec.batch_size
+    preprocessing = augment.from_config(AugmentationConfig(), augment.Statistics.of(images[:1000]), turns)
+    network = NetworkConfig(network=spec.network, dtype=spec.dtype, convolution=spec.variant or "auto")  # type: ignore[arg-type]
+    small = spec.network == "small"
+    model = models.from_config(network, 10 if small else IMAGENET_CLASSES)
+    rule = OptimizerConfig() if small else OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4)
+    update_rule, _ = optimizer.from_config(rule, turns)
     step = steps.make_train_step(model, update_rule, preprocessing, devices)
     key = steps.replicate(jax.random.key(0), devices)
     state = steps.replicate(steps.create_state(model, update_rule, images.shape[1:], jax.random.key(1)), devices)
@@ -53,13 +58,25 @@ def train(spec: Spec) -> Program:
         nonlocal state, done
         while count:
             now = per_call if count >= per_call else 1
-            turn = np.arange(done, done + now) % BATCHES
+            turn = np.arange(done, done + now) % turns
             state, _ = step(state, data, Batches(layout.indices[:, turn], layout.mask[:, turn]), key)
             count, done = count - now, done + now
         jax.block_until_ready(state)
 
     run(per_call + 1)  # compiles both
     return Program(run, parameters)
+
+
+def product(spec: Spec) -> Program:
+    """A product of square matrices, the most that the device computes; float32 in full precision on a CPU only."""
+    side = PRODUCT_SIDES[spec.platform]
+    a = jax.random.normal(jax.random.key(0), (side, side), spec.dtype)
+    return _repeat(functools.partial(_product, a))
+
+
+@jax.jit
+def _product(a: jax.Array, call: int) -> jax.Array:
+    return a @ a
 
 
 def operations(spec: Spec) -> dict[str, Program]:

@@ -1,4 +1,6 @@
-"""AlexNetSmall and the operations in PyTorch: channels last, fused Adam, nothing waits for the device but the end.
+"""AlexNetSmall, torchvision's AlexNet and the operations in PyTorch: channels last, fused updates.
+
+Nothing waits for the device but the end.
 
 Variants: "eager", "compile", and on a GPU "compile reduce-overhead" (CUDA graphs) and "compile max-autotune".
 """
@@ -22,6 +24,7 @@ from programs import (
     Shape,
     Spec,
     cotangent,
+    examples,
     float_batches,
     operation_input,
 )
@@ -84,14 +87,29 @@ def device_peak() -> int | None:
 
 
 def train(spec: Spec) -> Program:
-    """Forward, backward and Adam; bfloat16 by autocast."""
-    network = AlexNetSmall().to(DEVICE).to(memory_format=torch.channels_last)
-    adam = torch.optim.Adam(network.parameters(), lr=1e-3, eps=1e-8, fused=True)
-    batches = [(_channels_last(images), torch.from_numpy(labels).to(DEVICE)) for images, labels in float_batches(spec)]
+    """Forward, backward and update; bfloat16 by autocast. What is 8-bit is scaled on the device, as in our step."""
+    network: nn.Module
+    if spec.network == "small":
+        network, data = AlexNetSmall(), float_batches(spec)
+    else:
+        from torchvision.models import alexnet
+
+        images, labels = examples(spec)
+        parts = range(0, len(images), spec.batch_size)
+        network = alexnet()
+        data = [(images[i : i + spec.batch_size], labels[i : i + spec.batch_size].astype(np.int64)) for i in parts]
+    network = network.to(DEVICE).to(memory_format=torch.channels_last)
+    optimizer: torch.optim.Optimizer
+    if spec.network == "small":
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, eps=1e-8, fused=True)
+    else:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    batches = [(_channels_last(images), torch.from_numpy(labels).to(DEVICE)) for images, labels in data]
     autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=spec.dtype == "bfloat16")
 
     def mean_loss(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(network(images), labels)
+        scaled = images if images.is_floating_point() else images.float() / 255
+        return F.cross_entropy(network(scaled), labels)
 
     compiled_loss = _compiled(mean_loss, spec.variant)
     cycle = itertools.cycle(batches)
@@ -100,8 +118,8 @@ def train(spec: Spec) -> Program:
         with autocast:
             loss = compiled_loss(*next(cycle))
         loss.backward()
-        adam.step()
-        adam.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return _repeat(step, sum(parameter.numel() for parameter in network.parameters()))
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alexnet_jax import plots
+from alexnet_jax import models, plots
 
 Record = Mapping[str, Any]
 OURS = "alexnet_jax"
@@ -36,6 +36,7 @@ def summarize(results: Record) -> dict[str, Any]:
         "start": lambda pairs: {state: spread(pair[state] for pair in pairs) for state in ("empty", "filled")},
         "epoch": _epoch,
         "scaling": lambda programs: [_speed(program) for program in programs],
+        "imagenet": _imagenet,
     }
     found = {section: summary(results[section]) for section, summary in summaries.items() if results.get(section)}
     return {section: summary for section, summary in found.items() if summary}
@@ -103,6 +104,31 @@ def _epoch(pairs: Sequence[Record]) -> dict[str, Any]:
     }
 
 
+def _imagenet(measured: Record) -> list[dict[str, Any]]:
+    operations = 2 * measured["product_side"] ** 3
+    peaks = {
+        product["dtype"]: operations * product["steps"] / min(product["seconds"]) for product in measured["products"]
+    }
+    # A multiplication and an addition each, forward and for both gradients; the first layer's input needs none.
+    layers = models.count_layers("torchvision")
+    per_image = 2 * (
+        3 * sum(layer.multiply_accumulates for layer in layers.values()) - layers["conv1"].multiply_accumulates
+    )
+    rows = []
+    for program in measured["programs"]:
+        same = [other for other in measured["programs"] if other["batch_size"] == program["batch_size"]]
+        ours, speed = _ours(same, program["dtype"]), _speed(program)
+        rows.append(
+            speed
+            | {
+                "ours_by_this": ratios(ours, program) if ours else None,
+                "of_peak": speed["images_per_second"]["median"] * per_image / peaks[program["dtype"]],
+                "parameters": program["parameters"],
+            }
+        )
+    return rows
+
+
 def caption(results: Record) -> str:
     """Device and versions, in a line."""
     device, versions = results["device"], dict(results["versions"])
@@ -125,6 +151,7 @@ def tables(results: Record) -> str:
         "start": _start_table,
         "epoch": _epoch_table,
         "scaling": _scaling_table,
+        "imagenet": _imagenet_table,
     }
     parts += [table(summary[section]) for section, table in render.items() if section in summary]
     parts += ["Left out:\n\n" + "\n".join(f"- {line}" for line in results["left_out"])] if results["left_out"] else []
@@ -198,6 +225,30 @@ def _scaling_table(rows: Sequence[Record]) -> str:
                 str(row["devices"]),
                 _range(row["images_per_second"], ",.0f"),
                 _range(row["step_ms"], ".1f"),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _imagenet_table(rows: Sequence[Record]) -> str:
+    return _markdown(
+        [
+            "torchvision's AlexNet, 224x224",
+            "dtype",
+            "batch size",
+            "images/s",
+            "ours / this",
+            "of matrix products' speed",
+        ],
+        (
+            (
+                row["program"],
+                row["dtype"],
+                str(row["batch_size"]),
+                _range(row["images_per_second"], ",.1f"),
+                _range(row["ours_by_this"], ".2f"),
+                f"{row['of_peak']:.0%}",
             )
             for row in rows
         ),

@@ -22,7 +22,7 @@ from typing import IO, Any, Literal, Self
 
 import numpy as np
 import report
-from programs import BATCHES, OPERATIONS, Spec
+from programs import BATCHES, OPERATIONS, PRODUCT_SIDES, Spec
 
 from alexnet_jax import cli, datasets
 from alexnet_jax.config import DataConfig, PositiveInt, validate
@@ -31,12 +31,13 @@ from alexnet_jax.metrics import read_jsonl
 
 ROOT = pathlib.Path(__file__).parent.parent
 PEERS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
-PACKAGES = ("alexnet-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "tensorflow")
+PACKAGES = ("alexnet-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision", "tensorflow")
 BATCH_SIZES, DEVICES = (32, 64, 128, 256, 512), (1, 2, 4, 8)
+IMAGENET_BATCH_SIZES = {"cpu": (32,), "gpu": (256, 512, 1024, 2048)}
 CALLS_PER_STEP = 4  # an operation takes much less time than a training step: its blocks have more calls
 REPEATS = 3  # of `start` and `epoch`
 INTERVALS = 6  # lines of the log that `epoch` waits for; the first holds the compilation and is left out
-Section = Literal["train", "operations", "start", "epoch", "scaling"]
+Section = Literal["train", "operations", "start", "epoch", "scaling", "imagenet"]
 Record = dict[str, Any]
 
 
@@ -44,9 +45,10 @@ Record = dict[str, Any]
 class Options:
     """Measure AlexNetSmall here, in PyTorch and in TensorFlow, side by side. What isn't installed is left out."""
 
-    sections: tuple[Section, ...] = ("train", "operations", "start", "epoch", "scaling")
+    sections: tuple[Section, ...] = ("train", "operations", "start", "epoch", "scaling", "imagenet")
     """`train`: the same training step in all programs. `operations`: LRN, max pooling, PCA noise. `start`: from the
-    command to the first step. `epoch`: the whole loop against the bare step. `scaling`: batch sizes and devices."""
+    command to the first step. `epoch`: the whole loop against the bare step. `scaling`: batch sizes and devices.
+    `imagenet`: torchvision's AlexNet, here and there, and how near it comes to what the device can compute."""
     data_dir: pathlib.Path | None = None
     """Folder with CIFAR-10, as for train.py. Unset: drawn shapes."""
     rounds: PositiveInt = 7
@@ -247,6 +249,22 @@ class Benchmark:
         with self._workers(specs) as workers:
             return self._measure(workers, "train", self.steps)
 
+    def imagenet(self) -> Record:
+        """The training step of torchvision's AlexNet here and in PyTorch, and bare matrix products."""
+        platform, steps = self.spec.platform, max(3, self.steps // 5)
+        dtypes = ("float32",) if platform == "cpu" else ("float32", "bfloat16")
+        ours = [dataclasses.replace(self.spec, network="torchvision", dtype=dtype) for dtype in dtypes]
+        with self._workers([dataclasses.replace(spec, task="product") for spec in ours]) as workers:
+            products = self._measure(workers, "product", 20)
+        programs = []
+        for size in IMAGENET_BATCH_SIZES[platform]:
+            specs = [dataclasses.replace(spec, batch_size=size) for spec in ours]
+            modes = ("eager", "compile", *(["compile max-autotune"] if platform == "gpu" else []))
+            specs += [dataclasses.replace(spec, framework="torch", variant=mode) for spec in specs for mode in modes]
+            with self._workers(specs) as workers:
+                programs += self._measure(workers, "train", steps)
+        return {"product_side": PRODUCT_SIDES[platform], "products": products, "programs": programs}
+
     def leave_out(self, line: str) -> None:
         """Says and notes what isn't measured, and why."""
         progress(f"skip {line}")
@@ -340,7 +358,7 @@ class Benchmark:
 
 def describe(spec: Spec) -> str:
     """A program in a line of progress."""
-    task = "operations" if spec.task == "operations" else f"{spec.dtype}, batch {spec.batch_size}"
+    task = f"{spec.dtype}, batch {spec.batch_size}" if spec.task == "train" else spec.task
     return f"{label(spec)}, {task}" + (f", {spec.devices} devices" if spec.devices > 1 else "")
 
 

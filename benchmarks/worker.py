@@ -53,7 +53,7 @@ def serve(spec: Spec, answer: Callable[..., None]) -> None:
         raise RuntimeError(f"computes on the {module.platform()}, JAX on the {spec.platform}")
     imported = peak_host_memory()
     start = time.perf_counter()
-    programs = {"train": module.train(spec)} if spec.task == "train" else module.operations(spec)
+    programs = module.operations(spec) if spec.task == "operations" else {spec.task: getattr(module, spec.task)(spec)}
     for program in programs.values():
         program.run(WARM_UP)
     answer(

@@ -99,6 +99,14 @@ def made_up_results() -> dict[str, object]:
         "start": [{"empty": 9.0, "filled": 5.0}, {"empty": 8.0, "filled": 6.0}, {"empty": 7.0, "filled": 7.0}],
         "epoch": [{"bare": program("jax", [1.0]), "loop": [18.0, 19.0, 30.0]}],
         "scaling": [program("jax", [1.0, 2.0, 4.0]), program("jax", [1.0, 1.0, 1.0], devices=2)],
+        "imagenet": {
+            "product_side": 1000,
+            "products": [program("jax", [0.2, 0.1], steps=5)],  # 1e11 operations a second at best
+            "programs": [
+                program("jax", [2.0, 1.0], parameters=61_100_840),
+                program("torch", [3.0, 3.0], parameters=61_100_840),
+            ],
+        },
     }
     return results | {"summary": report.summarize(results)}
 
@@ -137,6 +145,8 @@ def test_tables_come_from_the_file_alone(tmp_path, capsys):
         "| quickstart's first step, empty cache | 8.0 (7.0 to 9.0) |",
         "| 20 (20 to 20) | 19 (19 to 19) | 0.950 (0.950 to 0.950) |",
         "| 10 | 2 | 20 (20 to 20) | 500.0 (500.0 to 500.0) |",
+        # 10 images/s of 2 (3 * 714,188,480 - 70,276,800) operations each, of 1e11.
+        "| PyTorch eager | float32 | 10 | 6.7 (6.7 to 6.7) | 2.25 (1.50 to 3.00) | 3% |",
         "- TensorFlow: not installed",
     ]:
         assert line in lines
