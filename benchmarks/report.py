@@ -124,6 +124,7 @@ def _imagenet(measured: Record) -> list[dict[str, Any]]:
                 "ours_by_this": ratios(ours, program) if ours else None,
                 "of_peak": speed["images_per_second"]["median"] * per_image / peaks[program["dtype"]],
                 "parameters": program["parameters"],
+                "steps": program["steps"],
             }
         )
     return rows
@@ -232,7 +233,7 @@ def _scaling_table(rows: Sequence[Record]) -> str:
 
 
 def _imagenet_table(rows: Sequence[Record]) -> str:
-    return _markdown(
+    return f"Blocks of {rows[0]['steps']} steps:\n\n" + _markdown(
         [
             "torchvision's AlexNet, 224x224",
             "dtype",

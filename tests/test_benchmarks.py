@@ -145,6 +145,7 @@ def test_tables_come_from_the_file_alone(tmp_path, capsys):
         "| quickstart's first step, empty cache | 8.0 (7.0 to 9.0) |",
         "| 20 (20 to 20) | 19 (19 to 19) | 0.950 (0.950 to 0.950) |",
         "| 10 | 2 | 20 (20 to 20) | 500.0 (500.0 to 500.0) |",
+        "Blocks of 2 steps:",
         # 10 images/s of 2 (3 * 714,188,480 - 70,276,800) operations each, of 1e11.
         "| PyTorch eager | float32 | 10 | 6.7 (6.7 to 6.7) | 2.25 (1.50 to 3.00) | 28% |",
         "- TensorFlow: not installed",
