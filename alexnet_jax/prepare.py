@@ -423,8 +423,6 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
       AlexNetError: the source can't be used, or `out` not be written.
     """
     out = config.out
-    if (out / "dataset.json").exists():
-        raise UsageError(f"--out {out} is prepared already; choose another folder")
     source = find(config.source, config.labels)
     work, lock = out / ".work", out / "prepare.lock"
     plan = {
@@ -437,6 +435,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             raise UsageError(f"--out {out} is not empty: choose another folder")
         out.mkdir(parents=True, exist_ok=True)
         with locked(lock, "prepares pictures there; wait for it, or choose another --out"):
+            if (out / "dataset.json").exists():
+                raise UsageError(f"--out {out} is prepared already; choose another folder")
             work.mkdir(exist_ok=True)
             if (work / "plan.json").exists() and json.loads((work / "plan.json").read_bytes()) != plan:
                 raise UsageError(f"--out {out} holds a stopped preparation with other settings or pictures: delete it")
