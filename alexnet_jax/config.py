@@ -37,6 +37,7 @@ NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False, st
 FiniteFloat = Annotated[float, pydantic.Field(allow_inf_nan=False, strict=True)]
 Fraction = Annotated[float, pydantic.Field(ge=0, lt=1, strict=True)]
 Bool = Annotated[bool, pydantic.Field(strict=True)]
+LayerName = Annotated[str, pydantic.Field(pattern=r"^[a-z]+[0-9]*$", max_length=20)]
 Path = Annotated[pathlib.Path, pydantic.AfterValidator(_one_line)]
 
 
@@ -79,16 +80,32 @@ class AugmentationConfig:
     """Standard deviation of the noise's coefficients."""
     pca_off_epoch: NonNegativeInt | None = None
     """First epoch (from 0) without colour noise."""
+    cutout: NonNegativeInt = 0
+    """Side of the square that is blotted out of each image at random, in pixels; 0: none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
     """The network."""
 
-    network: Literal["small", "paper", "2012", "caffe", "one-column", "torchvision"] = "small"
-    """`small`: the seed's, for 32x32 images. The others are variants of the ImageNet network (docs/networks.md)."""
+    network: Literal[
+        "small", "paper", "2012", "caffe", "one-column", "torchvision", "convnet-18pct", "convnet-11pct"
+    ] = "small"
+    """`small`: the seed's, for 32x32 images. `convnet-...`: the authors' four-layer networks for CIFAR-10. The others
+    are variants of the ImageNet network (docs/networks.md)."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """After each hidden layer, for `small` and `convnet-...`; the paper compares the two (section 3.1)."""
+    lrn: Literal["paper", "divided", "none"] | None = None
+    """Local response normalization of `small`: alpha as printed, or divided by the window's size (2012); `none` is for
+    `convnet-...`, too. Unset: the network's own; that of `small` is `paper`."""
+    pool_window: Literal[2, 3] = 3
+    """Side of the windows of max pooling in `small`, which lie 2 apart: 3 overlap (section 3.4), 2 do not."""
+    conv1_stride: Literal[1, 2] = 2
+    """Distance between the windows of conv1 in `small`; with 1 fc1 grows fourfold."""
     dropout_rate: Fraction = 0.5
     """Probability that an output of the two hidden dense layers is dropped in training."""
+    dropout_after: Literal["both", "fc1"] = "both"
+    """Hidden dense layers of `small` that dropout follows; `fc1` is the mistake in the seed's program."""
     initial_bias: FiniteFloat | None = None
     """Start value of every bias, for `small`. Unset: 1 (the seed). The others have their own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -101,8 +118,9 @@ class NetworkConfig:
 class OptimizerConfig:
     """How the weights are updated."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """`adam` (the seed), or `sgd` with momentum and weight decay in the paper's form."""
+    optimizer: Literal["adam", "sgd", "muon"] = "adam"
+    """`adam` (the seed); `sgd` with momentum and weight decay in the paper's form; `muon`: kernels by orthogonalized
+    momentum, biases by Adam."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate at the start."""
     drop_epochs: tuple[PositiveInt, ...] = ()
@@ -111,18 +129,30 @@ class OptimizerConfig:
     """Factor on the rate at each of --drop-epochs, or by --plateau-patience."""
     plateau_patience: PositiveInt | None = None
     """Epochs without a better validation accuracy after which the rate is multiplied by --drop-factor."""
+    rate_schedule: Literal["drops", "cosine"] = "drops"
+    """`drops`: constant, but for the drops above. `cosine`: falls to 0 at the last epoch's end."""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs in which the rate rises from 0, for `cosine`."""
     momentum: Fraction = 0.0
-    """For sgd."""
+    """For sgd and muon."""
+    nesterov: Bool = False
+    """Nesterov's momentum, for sgd and muon."""
     weight_decay: NonNegativeFloat = 0.0
-    """For sgd."""
+    """For sgd (goes through the momentum) and muon (does not)."""
     decay_biases: Bool = True
     """Whether the weight decay applies to biases, too (the paper's text); the 2012 program spares them."""
+    layer_decays: tuple[tuple[LayerName, NonNegativeFloat], ...] = ()
+    """Other weight decays for some layers: `--layer-decays local3 0.004 logits 0.01`."""
     bias_rate: PositiveFloat = 1.0
     """Factor on the learning rate of biases; 2 in the 2012 program."""
     conv1_slow_epoch: NonNegativeInt | None = None
     """First epoch (from 0) in which conv1 learns at a tenth of the rate."""
     conv1_stop_epoch: NonNegativeInt | None = None
     """First epoch (from 0) in which conv1's rate is 0."""
+    label_smoothing: Fraction = 0.0
+    """Share of a label that is spread evenly over all classes."""
+    average_decay: Fraction = 0.0
+    """Validate and test with a moving average of the weights: of each update, this share of the old average stays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +248,14 @@ RESUMABLE = frozenset(
     }
 )  # fmt: skip
 
+# Settings that runs of the first version don't have. Their defaults are what it did.
+ADDED = frozenset(
+    {
+        "activation", "lrn", "pool_window", "conv1_stride", "dropout_after", "rate_schedule", "warmup_epochs",
+        "nesterov", "layer_decays", "label_smoothing", "average_decay",
+    }
+)  # fmt: skip
+
 
 def is_one_line(text: str) -> bool:
     """Whether a text can stand in a line of output: no control characters, no halves of UTF-16 pairs."""
@@ -270,7 +308,7 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 
 
 def from_json(settings: Mapping[str, Any]) -> TrainConfig:
-    """The inverse of `to_json`. Keys that this version doesn't know are refused.
+    """The inverse of `to_json`. Keys that this version doesn't know are refused; `ADDED` ones may be missing.
 
     Raises:
       UsageError: naming the setting that is missing, unknown or has an impossible value.
@@ -280,9 +318,10 @@ def from_json(settings: Mapping[str, Any]) -> TrainConfig:
     for field in dataclasses.fields(TrainConfig):
         names = [f.name for f in dataclasses.fields(field.type)] if isinstance(field.type, type) else None
         known |= set(names or [field.name])
-        if missing := [name for name in names or [field.name] if name not in settings]:
+        if missing := [name for name in names or [field.name] if name not in {*settings, *ADDED}]:
             raise UsageError(f"setting {missing[0]!r} is missing")
-        nested[field.name] = settings[field.name] if names is None else {name: settings[name] for name in names}
+        given = {name: settings[name] for name in names or [field.name] if name in settings}
+        nested |= {field.name: given} if names else given
     if unknown := sorted(set(settings) - known):
         raise UsageError(f"unknown setting '{shown(unknown[0])}'")
     return _from_nested(TrainConfig, nested)
@@ -291,7 +330,9 @@ def from_json(settings: Mapping[str, Any]) -> TrainConfig:
 def differing_settings(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Names of the settings that forbid `new` to go on with a run of `old`."""
     new_items = flat_items(new)
-    return [n for n, value in flat_items(old).items() if n not in RESUMABLE and new_items[n] != value]
+    # A schedule to the last epoch's end hangs on where that is.
+    may_differ = RESUMABLE - {"epochs"} if old.optimizer.rate_schedule == "cosine" else RESUMABLE
+    return [n for n, value in flat_items(old).items() if n not in may_differ and new_items[n] != value]
 
 
 def _from_nested(config_type: type[C], nested: Mapping[str, Any]) -> C:
@@ -311,11 +352,20 @@ def _from_nested(config_type: type[C], nested: Mapping[str, Any]) -> C:
 def _check_together(config: TrainConfig) -> None:
     optimizer = config.optimizer
     if optimizer.optimizer == "adam" and (optimizer.momentum or optimizer.weight_decay):
-        raise UsageError("--momentum and --weight-decay are for --optimizer sgd; set both to 0 for adam")
+        raise UsageError("--momentum and --weight-decay are for --optimizer sgd and muon; set both to 0 for adam")
     if list(optimizer.drop_epochs) != sorted(set(optimizer.drop_epochs)):
         raise UsageError(f"--drop-epochs must rise: {shown(' '.join(map(str, optimizer.drop_epochs)))}")
-    if config.network.network != "small" and config.network.initial_bias is not None:
-        raise UsageError("--initial-bias is for --network small")
+    if optimizer.optimizer == "adam" and (optimizer.nesterov or optimizer.layer_decays):
+        raise UsageError("--nesterov and --layer-decays are for --optimizer sgd and muon")
+    if optimizer.rate_schedule == "cosine" and (optimizer.drop_epochs or optimizer.plateau_patience):
+        raise UsageError("--rate-schedule cosine: --drop-epochs and --plateau-patience are for drops")
+    if optimizer.warmup_epochs and optimizer.rate_schedule != "cosine":
+        raise UsageError("--warmup-epochs is for --rate-schedule cosine")
+    if optimizer.warmup_epochs >= config.schedule.epochs:
+        raise UsageError(
+            f"--warmup-epochs {optimizer.warmup_epochs:g}: --epochs {config.schedule.epochs} are needed after"
+        )
+    _check_network(config.network)
     if optimizer.plateau_patience and optimizer.drop_epochs:
         raise UsageError("--plateau-patience and --drop-epochs: choose one")
     if optimizer.plateau_patience and config.data.train_on == "all":
@@ -326,6 +376,21 @@ def _check_together(config: TrainConfig) -> None:
         raise UsageError("--crop-size and --crop-padding: choose one")
     if config.schedule.accumulate > 1 and config.run.deterministic:
         raise UsageError("--accumulate: --deterministic works in parts of its own")
+
+
+def _check_network(network: NetworkConfig) -> None:
+    """Each option of a network is for those that have it."""
+    default = NetworkConfig()
+    convnet = network.network.startswith("convnet-")
+    if network.network == "small":
+        return
+    for name in ("initial_bias", "pool_window", "conv1_stride", "dropout_after"):
+        if getattr(network, name) != getattr(default, name):
+            raise UsageError(f"{flag(name)} is for --network small")
+    if network.lrn in ("paper", "divided") or (network.lrn and not convnet):
+        raise UsageError(f"--lrn {network.lrn}: --network {network.network} has its own")
+    if network.activation != "relu" and not convnet:
+        raise UsageError("--activation is for --network small and convnet-...")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,6 +432,45 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
                     optimizer="sgd", learning_rate=0.01, drop_epochs=(20, 26), momentum=0.9, weight_decay=5e-4
                 ),
                 schedule=ScheduleConfig(epochs=30),
+            ),
+        ),
+        "cifar10-18pct": Preset(
+            "the authors' four-layer network of cuda-convnet, 18% test error without augmentation",
+            _NOT_TO_THE_END,
+            TrainConfig(
+                preset="cifar10-18pct",
+                data=DataConfig(train_on="all"),
+                augmentation=AugmentationConfig(subtract_mean=True, input_range=255),
+                network=NetworkConfig(network="convnet-18pct"),
+                optimizer=OptimizerConfig(
+                    optimizer="sgd",
+                    drop_epochs=(120, 130),
+                    momentum=0.9,
+                    weight_decay=0.004,
+                    decay_biases=False,
+                    layer_decays=(("logits", 1.0),),
+                    bias_rate=2.0,
+                ),
+                schedule=ScheduleConfig(epochs=140),
+            ),
+        ),
+        "cifar10-11pct": Preset(
+            "the authors' network with locally connected layers, 11% test error (10 views) after 520 epochs",
+            _NOT_TO_THE_END,
+            TrainConfig(
+                preset="cifar10-11pct",
+                data=DataConfig(train_on="all"),
+                augmentation=AugmentationConfig(crop_size=24, flip=True, subtract_mean=True, input_range=255),
+                network=NetworkConfig(network="convnet-11pct"),
+                optimizer=OptimizerConfig(
+                    optimizer="sgd",
+                    drop_epochs=(500, 510),
+                    momentum=0.9,
+                    decay_biases=False,
+                    layer_decays=(("local3", 0.004), ("local4", 0.004), ("logits", 0.01)),
+                    bias_rate=2.0,
+                ),
+                schedule=ScheduleConfig(epochs=520),
             ),
         ),
         "cifar10-full": Preset(

@@ -130,7 +130,9 @@ class Trainer:
         preprocessing = augment.from_config(config.augmentation, statistics, self.steps_per_epoch)
         self.preprocessing = preprocessing
         self.model = model = models.from_config(config.network, len(dataset.class_names))
-        update_rule, self.learning_rate = optimizer.from_config(config.optimizer, self.steps_per_epoch)
+        update_rule, self.learning_rate = optimizer.from_config(
+            config.optimizer, self.steps_per_epoch, config.schedule.epochs
+        )
         self.train_step = steps.make_train_step(
             model,
             update_rule,
@@ -139,6 +141,7 @@ class Trainer:
             deterministic=config.run.deterministic,
             accumulate=config.schedule.accumulate,
             streams=isinstance(dataset, ImageNet),
+            label_smoothing=config.optimizer.label_smoothing,
         )
         self.predict_step = steps.make_predict_step(model, preprocessing, devices)
         initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))
@@ -343,7 +346,7 @@ class Trainer:
         self._collect()
         logits, labels = predict_split(
             self.predict_step,
-            self.state.params,
+            optimizer.averaged(self.state.opt_state, self.state.params),
             self.dataset,
             "validation",
             self.config.run.eval_batch_size,

@@ -16,7 +16,14 @@ from jax.typing import DTypeLike
 from alexnet_jax.config import NetworkConfig
 from alexnet_jax.convolution import fast_convolution
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.layers import dropout, local_response_norm, local_response_norm_within_channel, max_pool
+from alexnet_jax.layers import (
+    average_pool,
+    dropout,
+    local_response_norm,
+    local_response_norm_within_channel,
+    locally_connected,
+    max_pool,
+)
 
 
 class AlexNetSmall(nn.Module):
@@ -34,12 +41,17 @@ class AlexNetSmall(nn.Module):
 
     Convolutions and pooling are padded "SAME". Kernels are drawn He-normal (truncated at two standard deviations, as in
     Keras and TensorFlow), biases start at `initial_bias`. LRN follows the paper's print (size 5, alpha 1e-4 not
-    divided, beta 0.75, k 2), which is what the seed runs.
+    divided, beta 0.75, k 2), which is what the seed runs. Attributes other than the defaults are for experiments.
 
     Attributes:
       num_classes: number of logits.
       dropout_rate: probability that an output of fc1 and of fc2 is dropped.
       initial_bias: start value of every bias; the seed has 1 throughout, the paper in some layers.
+      activation: after each hidden layer.
+      lrn: "paper", "divided" (alpha / size, the 2012 program) or "none".
+      pool_window: side of the pooling windows, which lie 2 apart: 3 overlap.
+      conv1_stride: of the first convolution; with 1 the maps are twice as wide and fc1 has four times the weights.
+      dropout_after: names of the dense layers that dropout follows.
       dtype: dtype of the computation, float32 or bfloat16; parameters, logits and the loss stay float32.
       convolution: how convolutions are computed, `lax.conv_general_dilated` or a function with its signature.
     """
@@ -47,6 +59,11 @@ class AlexNetSmall(nn.Module):
     num_classes: int = 10
     dropout_rate: float = 0.5
     initial_bias: float = 1.0
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    lrn: str = "paper"
+    pool_window: int = 3
+    conv1_stride: int = 2
+    dropout_after: tuple[str, ...] = ("fc1", "fc2")
     dtype: DTypeLike = jnp.float32
     convolution: Callable[..., jax.Array] = lax.conv_general_dilated
 
@@ -68,19 +85,156 @@ class AlexNetSmall(nn.Module):
         layer_keys = None if dropout_keys is None else jax.vmap(jax.random.split)(dropout_keys)
 
         x = images.astype(self.dtype)
-        x = nn.relu(conv(48, (7, 7), strides=2, name="conv1")(x))
-        x = max_pool(local_response_norm(x))
-        x = nn.relu(conv(128, (5, 5), name="conv2")(x))
-        x = max_pool(local_response_norm(x))
+        x = self.activation(conv(48, (7, 7), strides=self.conv1_stride, name="conv1")(x))
+        x = max_pool(self._normalize(x), self.pool_window)
+        x = self.activation(conv(128, (5, 5), name="conv2")(x))
+        x = max_pool(self._normalize(x), self.pool_window)
         for name in ("conv3", "conv4", "conv5"):
-            x = nn.relu(conv(192, (3, 3), name=name)(x))
+            x = self.activation(conv(192, (3, 3), name=name)(x))
         x = x.reshape(x.shape[0], -1)
         for i, name in enumerate(("fc1", "fc2")):
-            x = nn.relu(dense(512, name=name)(x))
-            if layer_keys is not None:
+            x = self.activation(dense(512, name=name)(x))
+            if layer_keys is not None and name in self.dropout_after:
                 x = dropout(x, self.dropout_rate, layer_keys[:, i])
         logits = dense(self.num_classes, name="logits")(x)
         return logits.astype(jnp.float32)
+
+    def _normalize(self, x: jax.Array) -> jax.Array:
+        return x if self.lrn == "none" else local_response_norm(x, divide_by_size=self.lrn == "divided")
+
+
+class ConvNetLayer(NamedTuple):
+    """A hidden layer of `ConvNet`.
+
+    Attributes:
+      name: "conv..." shares its kernel over the map, "local..." has one for each place.
+      size: side of the kernel; the map keeps its size.
+      features: channels that it makes.
+      deviation: standard deviation of the first weights.
+      operations: what follows, in order.
+    """
+
+    name: str
+    size: int
+    features: int
+    deviation: float
+    operations: tuple[str, ...]
+
+
+CONVNETS: Mapping[str, tuple[ConvNetLayer, ...]] = MappingProxyType(
+    {
+        "convnet-18pct": (
+            ConvNetLayer("conv1", 5, 32, 1e-4, ("max pool", "activation", "LRN within")),
+            ConvNetLayer("conv2", 5, 32, 0.01, ("activation", "average pool", "LRN within")),
+            ConvNetLayer("conv3", 5, 64, 0.01, ("activation", "average pool")),
+        ),
+        "convnet-11pct": (
+            ConvNetLayer("conv1", 5, 64, 1e-4, ("activation", "max pool", "LRN")),
+            ConvNetLayer("conv2", 5, 64, 0.01, ("activation", "LRN", "max pool")),
+            ConvNetLayer("local3", 3, 64, 0.04, ("activation",)),
+            ConvNetLayer("local4", 3, 32, 0.04, ("activation",)),
+        ),
+    }
+)
+
+
+class LocallyConnected(nn.Module):
+    """A layer of `locally_connected` with a kernel and a bias for each place of the map.
+
+    Attributes:
+      features: channels that it makes.
+      size: side of the kernels, odd.
+      deviation: standard deviation of the first weights; biases begin with 0.
+      dtype: dtype of the computation.
+    """
+
+    features: int
+    size: int
+    deviation: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, features]."""
+        places, window = x.shape[1:3], (self.size, self.size)
+        kernel = self.param(
+            "kernel", nn.initializers.normal(self.deviation), (*places, *window, x.shape[3], self.features)
+        )
+        bias = self.param("bias", nn.initializers.zeros, (*places, self.features))
+        return locally_connected(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class ConvNet(nn.Module):
+    """The authors' small networks for CIFAR-10, which the paper's figure 1 and section 3.3 speak of.
+
+    - `"convnet-18pct"`: 18% test error without augmentation; 32-32-64 channels, 5x5, pooling 3x3 / 2. Its three
+      convolutions and the dense layer are four layers with weights.
+    - `"convnet-11pct"`: 11% from 24x24 crops; two convolutions of 64 channels, 5x5, and two locally connected layers
+      of 64 and 32 channels, 3x3, which have a kernel and a bias for each place of the map. Without `normalize` it is
+      the 13% network.
+
+    All pooling is 3x3 / 2 with "SAME" padding; the average counts only pixels of the map. Normalization: k 1, beta
+    0.75; within channels over 3x3 pixels, alpha 5e-5 / 9; across 9 channels, alpha 1e-3 / 9. Biases begin with 0.
+
+    Source: cuda-convnet, example-layers (layers-18pct.cfg, layers-conv-local-11pct.cfg).
+
+    Attributes:
+      variant: a key of `CONVNETS`.
+      num_classes: number of logits.
+      normalize: whether there is local response normalization.
+      activation: after each hidden layer.
+      dtype: dtype of the computation; parameters and logits stay float32.
+      convolution: how convolutions are computed, `lax.conv_general_dilated` or a function with its signature.
+    """
+
+    variant: str
+    num_classes: int = 10
+    normalize: bool = True
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    dtype: DTypeLike = jnp.float32
+    convolution: Callable[..., jax.Array] = lax.conv_general_dilated
+
+    @nn.compact
+    def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """Computes logits, float32 [B, num_classes].
+
+        Args:
+          images: float [B, H, W, 3] in grey levels (0 to 255) less the training mean.
+          dropout_keys: not used: there is no dropout.
+        """
+        x = images.astype(self.dtype)
+        for layer in CONVNETS[self.variant]:
+            if layer.name.startswith("local"):
+                x = LocallyConnected(layer.features, layer.size, layer.deviation, self.dtype, name=layer.name)(x)
+            else:
+                x = nn.Conv(
+                    layer.features,
+                    (layer.size, layer.size),
+                    dtype=self.dtype,
+                    kernel_init=nn.initializers.normal(layer.deviation),
+                    conv_general_dilated=self.convolution,
+                    name=layer.name,
+                )(x)
+            for operation in layer.operations:
+                x = self._operate(operation, x)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="logits")(
+            x.reshape(x.shape[0], -1)
+        )
+        return logits.astype(jnp.float32)
+
+    def _operate(self, operation: str, x: jax.Array) -> jax.Array:
+        match operation:
+            case "activation":
+                return self.activation(x)
+            case "max pool":
+                return max_pool(x)
+            case "average pool":
+                return average_pool(x)
+            case "LRN within" if self.normalize:
+                return local_response_norm_within_channel(x, size=3, alpha=5e-5)
+            case "LRN" if self.normalize:
+                return local_response_norm(x, size=9, alpha=1e-3, k=1.0, divide_by_size=True)
+        return x
 
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
@@ -386,25 +540,33 @@ def _markdown(heading: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heading, ["---"] * len(heading), *rows])
 
 
-def from_config(config: NetworkConfig, num_classes: int) -> AlexNetSmall | AlexNet:
+def from_config(config: NetworkConfig, num_classes: int) -> AlexNetSmall | AlexNet | ConvNet:
     """The network that a configuration describes."""
     fast = config.convolution == "products" or (config.convolution == "auto" and jax.default_backend() == "cpu")
-    network: Callable[..., AlexNetSmall | AlexNet] = functools.partial(AlexNet, config.network)
+    dtype = jnp.dtype(config.dtype)
+    convolution = fast_convolution if fast else lax.conv_general_dilated
+    activation = {"relu": nn.relu, "tanh": nn.tanh}[config.activation]
     if config.network == "small":
-        network = functools.partial(
-            AlexNetSmall, initial_bias=1.0 if config.initial_bias is None else config.initial_bias
+        return AlexNetSmall(
+            num_classes=num_classes,
+            dropout_rate=config.dropout_rate,
+            initial_bias=1.0 if config.initial_bias is None else config.initial_bias,
+            activation=activation,
+            lrn=config.lrn or "paper",
+            pool_window=config.pool_window,
+            conv1_stride=config.conv1_stride,
+            dropout_after=("fc1", "fc2") if config.dropout_after == "both" else (config.dropout_after,),
+            dtype=dtype,
+            convolution=convolution,
         )
-    return network(
-        num_classes=num_classes,
-        dropout_rate=config.dropout_rate,
-        dtype=jnp.dtype(config.dtype),
-        convolution=fast_convolution if fast else lax.conv_general_dilated,
-    )
+    if config.network in CONVNETS:
+        return ConvNet(config.network, num_classes, config.lrn != "none", activation, dtype, convolution)
+    return AlexNet(config.network, num_classes, config.dropout_rate, dtype, convolution)
 
 
 def input_size(config: NetworkConfig) -> int | None:
     """Side of the images that a network takes; None: it adapts to any."""
-    return None if config.network == "small" else architecture(config.network).input_size
+    return architecture(config.network).input_size if config.network in VARIANTS else None
 
 
 if __name__ == "__main__":

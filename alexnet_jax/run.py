@@ -26,7 +26,7 @@ import numpy as np
 import pydantic
 
 import alexnet_jax
-from alexnet_jax import augment, models, steps
+from alexnet_jax import augment, models, optimizer, steps
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import (
     PositiveInt,
@@ -219,7 +219,8 @@ class Run:
       dataset: the data set's name, class names, image shape and sizes.
       statistics: mean image and PCA basis of the training images.
       step: updates behind these parameters.
-      params: nested dict of float32 NumPy arrays, `params["conv1"]["kernel"]` is [7, 7, 3, 48].
+      params: nested dict of float32 NumPy arrays, `params["conv1"]["kernel"]` is [7, 7, 3, 48]; with --average-decay
+        their moving average.
     """
 
     folder: RunFolder
@@ -235,7 +236,7 @@ class Run:
         return self.dataset.class_names
 
     @property
-    def model(self) -> models.AlexNetSmall | models.AlexNet:
+    def model(self) -> models.AlexNetSmall | models.AlexNet | models.ConvNet:
         """The Linen module that `params` belong to."""
         return models.from_config(self.config.network, len(self.class_names))
 
@@ -336,4 +337,5 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
     outputs, classes = len(tree["params"]["logits"]["bias"]), len(dataset.class_names)
     if outputs != classes:
         raise AlexNetError(f"{folder.dataset}: {classes} class names, but the network has {outputs} outputs")
-    return Run(folder, config, dataset, statistics, int(tree["step"]), tree["params"])
+    params = optimizer.averaged(tree["opt_state"], tree["params"])
+    return Run(folder, config, dataset, statistics, int(tree["step"]), params)

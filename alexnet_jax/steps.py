@@ -123,6 +123,8 @@ def make_train_step(
     deterministic: bool = False,
     accumulate: int = 1,
     streams: bool = False,
+    label_smoothing: float = 0.0,
+    runs: bool = False,
 ) -> Callable[[TrainState, Examples, Batches, jax.Array], tuple[TrainState, StepMetrics]]:
     """Builds the data-parallel training step.
 
@@ -147,6 +149,10 @@ def make_train_step(
       deterministic: see above.
       accumulate: parts in which a device works off its share, one after another, adding up gradients.
       streams: whether `examples` are each device's share of these batches, not the whole split.
+      label_smoothing: share of a label that is spread evenly over all classes in the loss (and in `StepMetrics.loss`).
+      runs: whether several runs are trained side by side, each as it would be alone: `state`, `key` and what is
+        returned have an axis of runs in front, `batches` have it behind that of devices. For small networks on large
+        devices.
     """
     if deterministic and MICRO_BATCHES % len(devices):
         raise UsageError(f"--deterministic runs on 1, 2, 4 or 8 devices, not on {len(devices)}")
@@ -163,7 +169,11 @@ def make_train_step(
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels) * batch.mask
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            if label_smoothing:
+                uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+                losses = (1 - label_smoothing) * losses + label_smoothing * uniform
+            losses *= batch.mask
             correct = (jnp.argmax(logits, axis=-1) == labels) & batch.mask
             return jnp.sum(losses) / count, (jnp.sum(losses), correct.sum(dtype=jnp.int32))
 
@@ -234,7 +244,7 @@ def make_train_step(
 
     # out_axes=None returns the first device's value: everything returned is equal on all devices, by pmean and psum.
     return jax.pmap(
-        train_steps,
+        jax.vmap(train_steps, in_axes=(0, None, 0, 0)) if runs else train_steps,
         axis_name=AXIS,
         in_axes=(None, 0 if streams else None, 0, None),
         out_axes=None,

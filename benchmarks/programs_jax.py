@@ -44,7 +44,7 @@ def train(spec: Spec) -> Program:
     small = spec.network == "small"
     model = models.from_config(network, 10 if small else IMAGENET_CLASSES)
     rule = OptimizerConfig() if small else OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4)
-    update_rule, _ = optimizer.from_config(rule, turns)
+    update_rule, _ = optimizer.from_config(rule, turns, 1)
     step = steps.make_train_step(model, update_rule, preprocessing, devices)
     key = steps.replicate(jax.random.key(0), devices)
     state = steps.replicate(steps.create_state(model, update_rule, images.shape[1:], jax.random.key(1)), devices)

@@ -26,13 +26,13 @@ def test_paper_sgd_is_the_papers_update():
 
 
 def test_drops_come_after_whole_epochs():
-    _, schedule = optimizer.from_config(PRESETS["cifar10-paper"].config.optimizer, steps_per_epoch=10)
+    _, schedule = optimizer.from_config(PRESETS["cifar10-paper"].config.optimizer, steps_per_epoch=10, epochs=30)
     rates = [float(schedule(step)) for step in (0, 199, 200, 259, 260)]
     np.testing.assert_allclose(rates, [0.01, 0.01, 0.001, 0.001, 0.0001], rtol=1e-6)
 
 
 def test_adam_takes_a_first_step_of_the_learning_rate():
-    update_rule, _ = optimizer.from_config(PRESETS["cifar10"].config.optimizer, steps_per_epoch=10)
+    update_rule, _ = optimizer.from_config(PRESETS["cifar10"].config.optimizer, steps_per_epoch=10, epochs=30)
     updates, _ = update_rule.update(jnp.array([3.0, -0.2]), update_rule.init(jnp.zeros(2)), jnp.zeros(2))
     np.testing.assert_allclose(updates, [-1e-3, 1e-3], rtol=1e-5)
 
@@ -43,7 +43,7 @@ def test_the_2012_programs_factors():
         "sgd", 0.01, momentum=0.9, weight_decay=5e-4, decay_biases=False, bias_rate=2.0,
         conv1_slow_epoch=2, conv1_stop_epoch=3,
     )  # fmt: skip
-    update_rule, _ = optimizer.from_config(config, steps_per_epoch=1)
+    update_rule, _ = optimizer.from_config(config, steps_per_epoch=1, epochs=9)
     params = {name: {"kernel": jnp.float32(3), "bias": jnp.float32(5)} for name in ("conv1", "conv2")}
     gradients = jax.tree.map(jnp.ones_like, params)
     state, v = update_rule.init(params), dict.fromkeys(["conv1", "conv2", "bias1", "bias2"], 0.0)
@@ -67,7 +67,7 @@ def test_a_plateau_lowers_the_rate():
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_a_plateaus_scale_reaches_the_updates(name):
-    update_rule, _ = optimizer.from_config(OptimizerConfig(name, 0.5), steps_per_epoch=1)
+    update_rule, _ = optimizer.from_config(OptimizerConfig(name, 0.5), steps_per_epoch=1, epochs=9)
     params = {"conv1": {"kernel": jnp.ones(2)}}
     state = update_rule.init(params)
     full, _ = update_rule.update(params, state, params)

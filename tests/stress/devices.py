@@ -75,7 +75,7 @@ def cost(num_devices: int, rounds: int = 5, steps_a_round: int = 10) -> dict[str
     config, split = PRESETS["cifar10"].config, shapes.load(train=1280, validation=1, test=1)["train"]
     devices = steps.select_devices(num_devices)
     model = models.from_config(config.network, 10)
-    rule, _ = optimizer.from_config(config.optimizer, 10)
+    rule, _ = optimizer.from_config(config.optimizer, 10, 1)
     preprocessing = augment.from_config(config.augmentation, augment.Statistics.of(split.images), 10)
     examples = steps.replicate(steps.Examples(split.images, split.labels), devices)
     layout, key = batches(np.arange(1280), 128, num_devices), steps.replicate(jax.random.key(0), devices)

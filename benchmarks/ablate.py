@@ -1,0 +1,286 @@
+"""Trains with one thing changed at a time: `python benchmarks/ablate.py STUDY`; `--help` explains.
+
+A row of a study is a few runs that differ in nothing but the seed. On a CPU a run is `train.py` and `eval.py` in
+processes of their own, one to a core: what is printed is what was run. On an accelerator the seeds of a row train side
+by side in one program (side_by_side.py), to the same result but for rounding.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import queue
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import ablation_report
+import jax
+import run
+import side_by_side
+import tqdm
+import tyro
+from side_by_side import epoch_curve
+from studies import STUDIES, Study, Variant
+
+from alexnet_jax import cli, datasets
+from alexnet_jax.config import Path, PositiveInt, shown, validate
+from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.files import locked, write_atomically
+from alexnet_jax.metrics import read_jsonl
+from alexnet_jax.run import RunFolder
+
+ROOT = pathlib.Path(__file__).parent.parent
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train with one thing changed at a time, over several seeds, and say what each is worth.
+
+    Finished runs are kept in a file, one line each; the same command again does what is missing.
+    """
+
+    study: tyro.conf.Positional[Literal["tips", "relu", "normalization", "time", "best"]]
+    """`tips`: the paper's tips, one taken away at a time. `relu`: ReLU and tanh (figure 1). `normalization`: section
+    3.3. `time`: how long it takes to an accuracy. `best`: the most accurate presets."""
+    seeds: PositiveInt = 3
+    """Runs of each row: seeds 0, 1, ..."""
+    rows: tuple[str, ...] = ()
+    """Only these rows (and the first); unset: all."""
+    epochs: PositiveInt | None = None
+    """Epochs of every run, instead of the study's."""
+    data_dir: Path | None = None
+    """Folder with CIFAR-10, as for train.py."""
+    jobs: PositiveInt | None = None
+    """Runs side by side. Unset: one for each core of a CPU, all seeds of a row on an accelerator."""
+    out: Path | None = None
+    """File of finished runs, a picture goes beside it. Unset: the repository's results/ablation-STUDY-cpu.jsonl (or
+    -gpu)."""
+    runs: Path | None = None
+    """Folder for what is under way; a run's own folder there is removed once its line is written. Unset: the
+    repository's runs/ablate."""
+    table: bool = False
+    """Train nothing: print the tables of what is there, and draw it."""
+
+
+def arguments(study: Study, variant: Variant, seed: int, epochs: int | None = None) -> tuple[str, ...]:
+    """What follows `python train.py` to give a run."""
+    longer = () if epochs is None else ("--epochs", str(epochs))
+    return (study.preset, *study.flags, *variant.flags, *longer, "--seed", str(seed))
+
+
+def read_rows(path: pathlib.Path) -> list[Row]:
+    """The finished runs in a file; a torn last line (a killed process) is left out, a missing file has none.
+
+    Raises:
+      AlexNetError: it can't be read, or another line is none of ours.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise AlexNetError(f"{path}: can't be read ({shown(str(error))})") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows.append({name: row[name] for name in FIELDS})
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines):
+                raise AlexNetError(f"{path}: line {number} is no finished run: remove it") from error
+    return rows
+
+
+FIELDS = ("variant", "seed", "command", "test", "curve", "data", "side_by_side", "device", "versions", "date")
+
+
+class Ablation:
+    """A study under way."""
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.study = options, STUDIES[options.study]
+        # Absolute, as the scripts run in the repository's folder.
+        self.runs = (options.runs or ROOT / "runs" / "ablate").absolute()
+        self.data_dir = options.data_dir and options.data_dir.absolute()
+        names = [variant.name for variant in self.study.variants]
+        if unknown := [name for name in options.rows if name not in names]:
+            raise UsageError(f"--rows '{shown(unknown[0])}': the rows of {options.study} are {', '.join(names)}")
+        self.variants = [
+            v for i, v in enumerate(self.study.variants) if not options.rows or i == 0 or v.name in options.rows
+        ]
+        self.platform = jax.default_backend()
+        self.out = options.out or ROOT / "results" / f"ablation-{options.study}-{self.platform}.jsonl"
+        self.rows = read_rows(self.out)
+
+    def commands(self, variant: Variant) -> list[str]:
+        """The row's runs, seed by seed, as commands."""
+        options = self.options
+        return [
+            "python train.py " + shlex.join(arguments(self.study, variant, seed, options.epochs))
+            for seed in range(options.seeds)
+        ]
+
+    def missing(self) -> list[tuple[Variant, int]]:
+        """What is still to be run, all rows of one seed before the next: an end too soon leaves the most to compare."""
+        done = {row["command"] for row in self.rows}
+        todo = [
+            (seed, i, variant)
+            for i, variant in enumerate(self.variants)
+            for seed, command in enumerate(self.commands(variant))
+            if command not in done
+        ]
+        return [(variant, seed) for seed, _, variant in sorted(todo, key=lambda item: item[:2])]
+
+    def run(self) -> None:
+        """Runs what is missing.
+
+        Raises:
+          AlexNetError: a run failed; those beside it are ended, those before it are kept.
+        """
+        self.runs.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(locked(self.runs / f"{self.out.stem}.lock", "runs this study")):
+            write_atomically(self.out, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+            todo = self.missing()
+            finished = self._on_cores(todo) if self.platform == "cpu" else self._on_accelerator(todo)
+            about = {"device": run.describe_device(), "versions": run.versions()}
+            with tqdm.tqdm(total=len(todo), unit=" runs", dynamic_ncols=True) as bar, self.out.open("a") as file:
+                for variant, seed, outcome in finished:
+                    row = {
+                        "variant": variant.name,
+                        "seed": seed,
+                        "command": self.commands(variant)[seed],
+                        **outcome,
+                        **about,
+                        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    }
+                    self.rows.append({name: row[name] for name in FIELDS})
+                    file.write(json.dumps(self.rows[-1]) + "\n")
+                    file.flush()
+                    bar.update()
+                    accuracy = outcome["test"][str(self.study.views[0])]["accuracy"]
+                    bar.write(f"{variant.name}, seed {seed}: {accuracy:.2%}")
+
+    def _on_cores(self, todo: Sequence[tuple[Variant, int]]) -> Iterator[tuple[Variant, int, Row]]:
+        """Runs scripts, each on a core of its own, where the system can bind it to one."""
+        bindable = hasattr(os, "sched_setaffinity")
+        cores = sorted(os.sched_getaffinity(0)) if bindable else list(range(os.cpu_count() or 1))
+        jobs = min(self.options.jobs or len(cores), len(cores))
+        free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for core in cores[:jobs]:
+            free.put(core)
+        scripts = Scripts()
+
+        def bind() -> None:
+            if bindable and jobs > 1:
+                os.sched_setaffinity(0, {free.get()})  # of this thread, and so of all that it starts
+
+        def one(variant: Variant, seed: int) -> tuple[Variant, int, Row]:
+            return variant, seed, self._by_scripts(scripts, variant, seed) | {"side_by_side": jobs}
+
+        with concurrent.futures.ThreadPoolExecutor(jobs, initializer=bind) as pool:
+            try:
+                for future in concurrent.futures.as_completed([pool.submit(one, *item) for item in todo]):
+                    yield future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                scripts.end()
+                raise
+
+    def _by_scripts(self, scripts: "Scripts", variant: Variant, seed: int) -> Row:
+        args = arguments(self.study, variant, seed, self.options.epochs)
+        name = hashlib.sha256(shlex.join(args).encode()).hexdigest()[:12]
+        folder = RunFolder(self.runs / f"{self.options.study}-{name}")
+        data = [] if self.data_dir is None else ["--data-dir", str(self.data_dir)]
+        scripts.run("train.py", *args, "--workdir", str(folder.path), *data)
+        test = {}
+        for views in self.study.views:
+            scripts.run("eval.py", str(folder.path), "--views", str(views))
+            result = json.loads((folder.eval / "test.json").read_text())
+            test[str(views)] = {key: result[key] for key in ("accuracy", "loss", "count")}
+        info = folder.read_dataset()
+        batch_size = folder.read_config().schedule.batch_size
+        curve = epoch_curve(read_jsonl(folder.metrics), info.counts["train"], batch_size)
+        shutil.rmtree(folder.path)
+        return {"test": test, "curve": curve, "data": {"source": info.name, "fingerprint": info.fingerprint[:16]}}
+
+    def _on_accelerator(self, todo: Sequence[tuple[Variant, int]]) -> Iterator[tuple[Variant, int, Row]]:
+        """Trains the seeds of a row side by side."""
+        for variant in self.variants:
+            seeds = [seed for other, seed in todo if other is variant]
+            jobs = self.options.jobs or max(len(seeds), 1)
+            for first in range(0, len(seeds), jobs):
+                group = seeds[first : first + jobs]
+                config = cli.parse_train(arguments(self.study, variant, group[0], self.options.epochs))
+                data = dataclasses.replace(config.data, data_dir=self.data_dir)
+                dataset = datasets.load(data)
+                assert isinstance(dataset, datasets.Dataset)
+                about = {"source": dataset.name, "fingerprint": dataset.fingerprint()[:16]}
+                outcomes = side_by_side.train(config, dataset, group, self.study.views)
+                for seed, outcome in zip(group, outcomes, strict=True):
+                    yield variant, seed, outcome | {"data": about, "side_by_side": len(group)}
+
+
+class Scripts:
+    """Runs this repository's scripts in processes of their own, and can end those under way."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock, self._ended = threading.Lock(), False
+
+    def run(self, *args: str) -> None:
+        """Waits for a script's end.
+
+        Raises:
+          AlexNetError: it failed; the message is its last line.
+        """
+        with self._lock:
+            if self._ended:
+                raise AlexNetError("ended")
+            process = subprocess.Popen(
+                [sys.executable, *args], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            self._running.add(process)
+        _, complaint = process.communicate()
+        self._running.discard(process)
+        if process.returncode:
+            raise AlexNetError(f"python {shlex.join(args)}: {(complaint.strip().splitlines() or ['no reason'])[-1]}")
+
+    def end(self) -> None:
+        """Has those under way save and stop."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
+
+
+def main(args: Sequence[str]) -> None:
+    """Parses the flags, runs what is missing, prints the tables, draws."""
+    options = validate(cli.parse(Options, args, "ablate.py", Options.__doc__ or ""))
+    ablation = Ablation(options)
+    if not options.table:
+        ablation.run()
+    wanted = {command for variant in ablation.variants for command in ablation.commands(variant)}
+    report_rows(ablation, [row for row in ablation.rows if row["command"] in wanted])
+
+
+def report_rows(ablation: Ablation, rows: Iterable[Row]) -> None:
+    """Prints the tables, draws the picture beside the file."""
+    rows = list(rows)
+    if not rows:
+        raise AlexNetError(f"{ablation.out}: no finished run of this study")
+    print(ablation_report.tables(ablation.study, rows))
+    ablation_report.draw(ablation.study, rows, ablation.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,224 @@
+"""From finished runs to means, intervals, paired differences, Markdown tables and a picture."""
+
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from studies import Study, Variant
+
+from alexnet_jax import plots
+
+Row = dict[str, Any]
+MINUS = "\N{MINUS SIGN}"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito's colour-blind safe set
+
+
+class Estimate(NamedTuple):
+    """A mean over runs with its 95% confidence interval, mean - half to mean + half.
+
+    Attributes:
+      mean: of the values.
+      half: half the interval's width, from Student's t with n - 1 degrees of freedom; None for a single value.
+      count: n.
+    """
+
+    mean: float
+    half: float | None
+    count: int
+
+    def excludes_zero(self) -> bool:
+        """Whether the interval does; a single value says nothing."""
+        return self.half is not None and abs(self.mean) > self.half
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95% interval of at least one value."""
+    count, half = len(values), None
+    if count > 1:
+        half = float(scipy.stats.t.ppf(0.975, count - 1)) * statistics.stdev(values) / count**0.5
+    return Estimate(statistics.mean(values), half, count)
+
+
+def by_seed(rows: Sequence[Row], variant: Variant, views: int) -> dict[int, float]:
+    """Test accuracy of each of a row's runs."""
+    return {row["seed"]: row["test"][str(views)]["accuracy"] for row in rows if row["variant"] == variant.name}
+
+
+def paired_difference(rows: Sequence[Row], variant: Variant, base: Variant, views: int) -> Estimate | None:
+    """Test accuracy less that of the base, seed by seed; None where they have no seed in common."""
+    own, other = by_seed(rows, variant, views), by_seed(rows, base, views)
+    shared = sorted(own.keys() & other.keys())
+    return estimate([own[seed] - other[seed] for seed in shared]) if shared else None
+
+
+def epochs_until(row: Row, key: str, target: float) -> tuple[int, float] | None:
+    """Epochs and seconds of training until an epoch's `key` first reaches `target`; None if it never does."""
+    seconds = 0.0
+    for number, epoch in enumerate(row["curve"], start=1):
+        seconds += epoch["seconds"]
+        if epoch[key] is not None and epoch[key] >= target:
+            return number, seconds
+    return None
+
+
+def tables(study: Study, rows: Sequence[Row]) -> str:
+    """Everything as Markdown, for the terminal and for docs/results.md."""
+    variants = present(study, rows)
+    parts = [heading(study, rows), accuracy_table(study, variants, rows)]
+    parts += [until_table(study, variants, rows)] if study.until else []
+    parts.append("\n".join(f"- {name}: {command_of(rows, name)}" for name in (v.name for v in variants)))
+    if study.published:
+        parts.append("Published: " + "; ".join(f"{name} {figure}" for name, figure in study.published.items()) + ".")
+    return "\n\n".join(parts)
+
+
+def present(study: Study, rows: Sequence[Row]) -> list[Variant]:
+    """The study's rows that have a finished run."""
+    names = {row["variant"] for row in rows}
+    return [variant for variant in study.variants if variant.name in names]
+
+
+def heading(study: Study, rows: Sequence[Row]) -> str:
+    """What was measured, on what."""
+    devices = {f"{row['device']['name']}, {row['device']['cores']} cores" for row in rows}
+    versions = {f"Python {row['versions']['python']}, JAX {row['versions']['jax']}" for row in rows}
+    data = {f"{row['data']['source']} ({row['data']['fingerprint']})" for row in rows}
+    counts = {row["test"][str(study.views[0])]["count"] for row in rows}
+    images = ", ".join(f"{count:,}" for count in sorted(counts))
+    return (
+        f"{study.question} {'; '.join(sorted(devices))}; {'; '.join(sorted(versions))}; {'; '.join(sorted(data))}; "
+        f"{images} test images. Means with 95% intervals (Student's t over the seeds)."
+    )
+
+
+def accuracy_table(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> str:
+    """Test accuracies, and differences from the first row."""
+    base = study.variants[0]
+    several = len(variants) > 1
+    head = ["row", *(f"test accuracy, {n} view{'s' * (n > 1)}" for n in study.views)]
+    head += [f"against {base.name}, seed by seed"] if several else []
+    lines = []
+    for variant in variants:
+        estimates = [estimate(list(by_seed(rows, variant, views).values())) for views in study.views]
+        cells = [variant.name, *(share(e) for e in estimates)]
+        if several:
+            difference = None if variant is base else paired_difference(rows, variant, base, study.views[-1])
+            cells.append("" if difference is None else verdict(difference))
+        lines.append([*cells, str(estimates[0].count)])
+    return markdown([*head, "seeds"], lines)
+
+
+def until_table(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> str:
+    """Epochs and seconds to the study's targets."""
+    assert study.until
+    key, targets = study.until
+    named = {"accuracy": "training accuracy", "validation_accuracy": "validation accuracy"}[key]
+    lines = []
+    for variant in variants:
+        runs = [row for row in rows if row["variant"] == variant.name]
+        for target in targets:
+            reached = [found for row in runs if (found := epochs_until(row, key, target))]
+            cells = [variant.name, f"{target:.2%}", f"{len(reached)} of {len(runs)}"]
+            epochs = sorted(count for count, _ in reached)
+            seconds = sorted(duration for _, duration in reached)
+            if reached:
+                cells.append(f"{statistics.median(epochs):g} ({epochs[0]} to {epochs[-1]})")
+                cells.append(f"{statistics.median(seconds):.0f} ({seconds[0]:.0f} to {seconds[-1]:.0f})")
+            lines.append([*cells, "", ""][:5])
+    beside = max(row["side_by_side"] for row in rows)
+    clock = "seconds" if beside == 1 else f"seconds, {beside} runs side by side"
+    return markdown(["row", named, "runs that reach it", "epochs, median (range)", clock], lines)
+
+
+def share(estimate: Estimate) -> str:
+    """An accuracy in percent."""
+    half = "" if estimate.half is None else f" ± {100 * estimate.half:.2f}"
+    return f"{100 * estimate.mean:.2f}%{half}"
+
+
+def verdict(difference: Estimate) -> str:
+    """A difference in percentage points, and whether it is more than noise."""
+    sign = MINUS if difference.mean < 0 else "+"
+    text = f"{sign}{abs(100 * difference.mean):.2f}"
+    if difference.half is None:
+        return f"{text} (one pair)"
+    return f"{text} ± {100 * difference.half:.2f}" + ("" if difference.excludes_zero() else ", inside the noise")
+
+
+def command_of(rows: Sequence[Row], name: str) -> str:
+    """The command of a row's first seed."""
+    return "`" + min((row for row in rows if row["variant"] == name), key=lambda row: row["seed"])["command"] + "`"
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
+
+
+def draw(study: Study, rows: Sequence[Row], path: pathlib.Path) -> None:
+    """Draws the differences from the first row, or how the runs went, as the study asks."""
+    variants = present(study, rows)
+    figure = Figure(
+        figsize=(plots.WIDTH, 1.3 + 0.32 * len(variants) if not study.curves else 4.0), layout="constrained"
+    )
+    axes = figure.subplots()
+    if study.curves:
+        _draw_curves(axes, study, variants, rows)
+    else:
+        _draw_differences(axes, study, variants, rows)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=plots.SMALL)
+    axes.set_title(study.question, fontsize=plots.TITLE)
+    plots.save(figure, path)
+
+
+def _draw_differences(axes: Axes, study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> None:
+    base, views = study.variants[0], study.views[-1]
+    found = [(v, d) for v in variants if v is not base and (d := paired_difference(rows, v, base, views))]
+    found.sort(key=lambda item: item[1].mean)
+    for place, (variant, difference) in enumerate(found):
+        color = plots.TRAIN if difference.excludes_zero() else "0.55"
+        own, other = by_seed(rows, variant, views), by_seed(rows, base, views)
+        points = [100 * (own[seed] - other[seed]) for seed in sorted(own.keys() & other.keys())]
+        axes.plot(points, [place] * len(points), "|", color=color, markersize=9, alpha=0.7)
+        half = None if difference.half is None else 100 * difference.half
+        axes.errorbar(100 * difference.mean, place, xerr=half, color=color, marker="o", markersize=5, capsize=3)
+    axes.axvline(0, color=plots.INK, linewidth=0.8)
+    axes.set_yticks(range(len(found)), [variant.name for variant, _ in found])
+    reference = share(estimate(list(by_seed(rows, base, views).values())))
+    axes.set_xlabel(
+        f"Test accuracy less that of \N{LEFT DOUBLE QUOTATION MARK}{base.name}\N{RIGHT DOUBLE QUOTATION MARK} "
+        f"({reference}), percentage points\nmean, 95% interval and each seed; grey: inside the noise",
+        fontsize=plots.LABEL,
+    )
+    axes.grid(axis="x", color="0.9", linewidth=0.6)
+
+
+def _draw_curves(axes: Axes, study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> None:
+    assert study.curves
+    key, label = study.curves, {"accuracy": "Training error", "validation_accuracy": "Validation error"}[study.curves]
+    for variant, color in zip(variants, COLORS, strict=False):
+        runs = [row for row in rows if row["variant"] == variant.name]
+        for number, row in enumerate(runs):
+            values = [np.nan if epoch[key] is None else 1 - epoch[key] for epoch in row["curve"]]
+            name = f"{variant.name} ({len(runs)} seeds)" if number == 0 else None
+            axes.plot(
+                range(1, len(values) + 1), values, color=color, linewidth=1.1, marker="o", markersize=2, label=name
+            )
+    if study.until and study.until[0] == key:
+        for target in study.until[1]:
+            axes.axhline(1 - target, color=plots.INK, linewidth=0.8, linestyle="--")
+    axes.set_xlabel("Epoch", fontsize=plots.LABEL)
+    axes.set_ylabel(label, fontsize=plots.LABEL)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(bottom=0)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.legend(fontsize=plots.SMALL, frameon=False)

@@ -1,0 +1,111 @@
+"""What is compared with what: each study trains one preset with one thing changed at a time."""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+
+Flags = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of a study.
+
+    Attributes:
+      name: of the row, for a person.
+      flags: of train.py, after the study's own.
+    """
+
+    name: str
+    flags: Flags = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Trainings that are compared with one another.
+
+    Attributes:
+      question: what it asks.
+      preset: of train.py.
+      flags: of train.py, for every row; with them it fits two CPU cores.
+      variants: the rows; the first is what the others are compared with.
+      views: numbers of views to test with.
+      until: which accuracy of an epoch counts, "accuracy" (training) or "validation_accuracy", and the values for
+        which the table says when it is first reached.
+      curves: the accuracy whose error the picture shows epoch by epoch; None: it shows differences of rows.
+      published: what others published, by a name for a person.
+    """
+
+    question: str
+    preset: str
+    flags: Flags
+    variants: tuple[Variant, ...]
+    views: tuple[int, ...] = (1,)
+    until: tuple[str, tuple[float, ...]] | None = None
+    curves: str | None = None
+    published: Mapping[str, str] = types.MappingProxyType({})
+
+
+# The paper's schedule takes 30 epochs; a cosine gets as far in fewer, and no row's is cut off in the middle.
+SHORT = ("--drop-epochs", "--pca-off-epoch", "None", "--rate-schedule", "cosine", "--warmup-epochs", "0.5")
+
+STUDIES: Mapping[str, Study] = types.MappingProxyType(
+    {
+        "tips": Study(
+            "Which tips of 2012 pay on CIFAR-10?",
+            "cifar10-paper",
+            (*SHORT, "--learning-rate", "0.03", "--epochs", "5"),
+            (
+                Variant("all tips"),
+                Variant("tanh for ReLU", ("--activation", "tanh")),
+                Variant("no LRN", ("--lrn", "none")),
+                Variant("pooling 2/2, not overlapping", ("--pool-window", "2")),
+                Variant("no dropout", ("--dropout-rate", "0.0")),
+                Variant("no crops", ("--crop-padding", "0")),
+                Variant("no flips", ("--no-flip",)),
+                Variant("no colour noise", ("--pca", "none")),
+                Variant("biases begin at 1", ("--initial-bias", "1.0")),
+                Variant("LRN's alpha divided by 5", ("--lrn", "divided")),
+                Variant("dropout after fc1 only, as the seed's code", ("--dropout-after", "fc1")),
+                Variant("colour noise of each image's own", ("--pca", "per-image")),
+                Variant("colour noise by eigenvalues", ("--pca", "dataset-eigenvalue")),
+            ),
+        ),
+        "relu": Study(
+            "How much sooner do ReLUs reach 25% training error than tanh (paper, figure 1)?",
+            "cifar10-18pct",
+            ("--drop-epochs", "--weight-decay", "0.0", "--layer-decays", "--train-on", "train"),
+            (
+                Variant("ReLU", ("--epochs", "10")),
+                Variant("tanh", ("--activation", "tanh", "--epochs", "30")),
+            ),
+            until=("accuracy", (0.75,)),
+            curves="accuracy",
+            published={"paper, ReLU": "about 6 epochs (read off figure 1)", "paper, tanh": "six times as many"},
+        ),
+        "normalization": Study(
+            "What does LRN do for the authors' network of section 3.3?",
+            "cifar10-11pct",
+            ("--epochs", "8", "--drop-epochs", "6", "7"),
+            (Variant("with LRN"), Variant("without", ("--lrn", "none"))),
+            views=(1, 10),
+            published={"with LRN, paper": "11% test error", "without, paper": "13%"},
+        ),
+        "time": Study(
+            "How long does it take to an accuracy?",
+            "cifar10-best",
+            ("--train-on", "train"),
+            (Variant("2 epochs", ("--epochs", "2")), Variant("8 epochs", ("--epochs", "8"))),
+            until=("validation_accuracy", (0.6436, 0.80, 0.85)),
+            curves="validation_accuracy",
+        ),
+        "best": Study(
+            "How accurate does the seed's network get?",
+            "cifar10-best",
+            (),
+            (Variant("cifar10-best"),),
+            views=(1, 2, 10),
+            published={"the seed": "64.36%", "5+3-layer AlexNets at 32x32": "74% to 82%"},
+        ),
+    }
+)
