@@ -161,7 +161,7 @@ class LocallyConnected(nn.Module):
             "kernel", nn.initializers.normal(self.deviation), (*places, *window, x.shape[3], self.features)
         )
         bias = self.param("bias", nn.initializers.zeros, (*places, self.features))
-        return locally_connected(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return locally_connected(x.astype(self.dtype), kernel.astype(self.dtype)) + bias[None].astype(self.dtype)
 
 
 class ConvNet(nn.Module):

@@ -104,7 +104,6 @@ def paper_sgd(
     biases: `decay_biases=False`. `layer_decays` are the weight decays of layers that have another. With `nesterov` the
     weights move by momentum * v + (what was added to v) instead.
     """
-
     decay = weight_decay_of(weight_decay, decay_biases, layer_decays)
     return optax.chain(decay, rate, optax.trace(decay=momentum, nesterov=nesterov))
 
@@ -112,7 +111,7 @@ def paper_sgd(
 def weight_decay_of(
     weight_decay: float, decay_biases: bool, layer_decays: Mapping[str, float]
 ) -> optax.GradientTransformation:
-    """Adds each parameter times its weight decay to its update: that of its layer in `layer_decays`, or `weight_decay`."""
+    """Adds each parameter times its weight decay to its update: its layer's in `layer_decays`, else `weight_decay`."""
 
     def add(updates: Any, params: Any) -> Any:
         def decayed(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
@@ -130,8 +129,9 @@ def muon_direction(momentum: float, nesterov: bool) -> optax.GradientTransformat
 
     A kernel [..., inputs, outputs] counts as a matrix with a row for each output. The matrices are scaled to a root
     mean square of 0.2, as Adam's updates have (Liu et al., Muon is Scalable for LLM Training, 2025), and biases get
-    Adam's, so that one rate serves both. Three Newton-Schulz steps with AOL scaling (Boissin et al., Turbo-Muon, 2025)
-    train `AlexNetSmall` as well as five without, and a fifth faster on a CPU. Source of Muon: Jordan et al., 2024.
+    Adam's (NAdam's with `nesterov`), so that one rate serves both. Three Newton-Schulz steps with AOL scaling (Boissin
+    et al., Turbo-Muon, 2025) train `AlexNetSmall` as well as five without, and the step is a fifth faster on a CPU.
+    Source of Muon: Jordan et al., 2024.
     """
 
     def axes(params: Any) -> Any:

@@ -25,12 +25,12 @@ class Estimate(NamedTuple):
     Attributes:
       mean: of the values.
       half: half the interval's width, from Student's t with n - 1 degrees of freedom; None for a single value.
-      count: n.
+      runs: n.
     """
 
     mean: float
     half: float | None
-    count: int
+    runs: int
 
     def excludes_zero(self) -> bool:
         """Whether the interval does; a single value says nothing."""
@@ -39,10 +39,10 @@ class Estimate(NamedTuple):
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and 95% interval of at least one value."""
-    count, half = len(values), None
-    if count > 1:
-        half = float(scipy.stats.t.ppf(0.975, count - 1)) * statistics.stdev(values) / count**0.5
-    return Estimate(statistics.mean(values), half, count)
+    runs, half = len(values), None
+    if runs > 1:
+        half = float(scipy.stats.t.ppf(0.975, runs - 1)) * statistics.stdev(values) / runs**0.5
+    return Estimate(statistics.mean(values), half, runs)
 
 
 def by_seed(rows: Sequence[Row], variant: Variant, views: int) -> dict[int, float]:
@@ -110,7 +110,7 @@ def accuracy_table(study: Study, variants: Sequence[Variant], rows: Sequence[Row
         if several:
             difference = None if variant is base else paired_difference(rows, variant, base, study.views[-1])
             cells.append("" if difference is None else verdict(difference))
-        lines.append([*cells, str(estimates[0].count)])
+        lines.append([*cells, str(estimates[0].runs)])
     return markdown([*head, "seeds"], lines)
 
 

@@ -55,6 +55,16 @@ def test_every_value_survives_json():
         ({"crop_size": 24, "crop_padding": 4}, "--crop-size and --crop-padding: choose one"),
         ({"accumulate": 2, "deterministic": True}, "--accumulate: --deterministic works in parts of its own"),
         ({"dataset": "imagenet", "train_on": "all"}, "--train-on all is for cifar10 and shapes"),
+        ({"nesterov": True}, "--nesterov and --layer-decays are for --optimizer sgd and muon"),
+        ({"optimizer": "sgd", "layer_decays": [["fc 1", 0.1]]}, "--layer-decays fc 1: string should match pattern"),
+        ({"rate_schedule": "cosine", "drop_epochs": [5]}, "--rate-schedule cosine: --drop-epochs and --plateau"),
+        ({"warmup_epochs": 1.0}, "--warmup-epochs is for --rate-schedule cosine"),
+        ({"rate_schedule": "cosine", "warmup_epochs": 50.0}, "--warmup-epochs 50: --epochs 50 are needed after"),
+        ({"network": "paper", "conv1_stride": 1}, "--conv1-stride is for --network small"),
+        ({"network": "convnet-18pct", "dropout_after": "fc1"}, "--dropout-after is for --network small"),
+        ({"network": "convnet-11pct", "lrn": "divided"}, "--lrn divided: --network convnet-11pct has its own"),
+        ({"network": "2012", "lrn": "none"}, "--lrn none: --network 2012 has its own"),
+        ({"network": "caffe", "activation": "tanh"}, "--activation is for --network small and convnet-..."),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"a\nb" * 100: 1}, "unknown setting 'a\\nba\\nb"),
         ({"epochs": "3"}, "--epochs 3: input should be a valid integer"),
@@ -87,3 +97,17 @@ def test_differing_settings():
     assert config.differing_settings(old, longer) == []
     other = dataclasses.replace(old, schedule=ScheduleConfig(epochs=99, seed=1))
     assert config.differing_settings(old, other) == ["seed"]
+
+
+def test_runs_of_the_first_version_can_be_read():
+    settings = config.to_json(PRESETS["cifar10"].config)
+    for name in config.ADDED:
+        del settings[name]
+    assert config.from_json(settings) == PRESETS["cifar10"].config
+
+
+def test_a_cosine_fixes_the_number_of_epochs():
+    cosine = OptimizerConfig("sgd", rate_schedule="cosine")
+    old = TrainConfig(optimizer=cosine)
+    longer = TrainConfig(optimizer=cosine, schedule=ScheduleConfig(epochs=99))
+    assert config.differing_settings(old, longer) == ["epochs"]

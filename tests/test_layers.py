@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
-from alexnet_jax.layers import dropout, local_response_norm, local_response_norm_within_channel, max_pool
+from alexnet_jax.layers import (
+    average_pool,
+    dropout,
+    local_response_norm,
+    local_response_norm_within_channel,
+    locally_connected,
+    max_pool,
+)
 
 # size, alpha, beta, k, divide_by_size: the paper, the 2012 program, odd and even windows, windows wider than the map
 CONVENTIONS = [
@@ -198,6 +205,33 @@ def test_max_pool_equals_flax(pooling, side):
     np.testing.assert_array_equal(ours, theirs)
     cotangent = jnp.asarray(inputs(1.0, ours.shape))
     np.testing.assert_allclose(vjp(cotangent)[0], their_vjp(cotangent)[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [5, 8, 16])
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (5, 3)])
+def test_average_pool_equals_flax(window, stride, side):
+    x = jnp.asarray(inputs(1.0, (2, side, side + 1, 3)))
+
+    def flax_pool(a: jax.Array) -> jax.Array:
+        return nn.avg_pool(a, (window, window), (stride, stride), "SAME", count_include_pad=False)
+
+    ours, vjp = jax.vjp(lambda a: average_pool(a, window, stride), x)
+    theirs, their_vjp = jax.vjp(flax_pool, x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    cotangent = jnp.asarray(inputs(1.0, ours.shape))
+    np.testing.assert_allclose(vjp(cotangent)[0], their_vjp(cotangent)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_locally_connected_is_a_convolution_with_a_kernel_for_each_place(size):
+    x, kernel = inputs(1.0, (2, 4, 5, 3)), inputs(1.0, (4, 5, size, size, 3, 2))
+    y = np.asarray(locally_connected(jnp.asarray(x), jnp.asarray(kernel)))
+    for h in range(4):
+        for w in range(5):
+            place = jax.lax.conv_general_dilated(
+                x, kernel[h, w], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            np.testing.assert_allclose(y[:, h, w], place[:, h, w], rtol=1e-4, atol=1e-5)
 
 
 def test_max_pool_shares_the_gradient_among_equals():

@@ -11,6 +11,7 @@ from scipy.signal import convolve2d
 
 from alexnet_jax.config import NetworkConfig
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.layers import local_response_norm, local_response_norm_within_channel
 from alexnet_jax.models import LAYERS, VARIANTS, AlexNet, AlexNetSmall, count_layers, from_config, tables
 
 
@@ -113,6 +114,139 @@ def test_both_ways_to_convolve_agree(params):
     np.testing.assert_allclose(products, direct, rtol=1e-4)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert np.abs(a - b).max() < 1e-4 * np.abs(b).max()
+
+
+def logits_of(images, **settings):
+    """Logits of a small network with these settings, and its parameters, with biases of 0 for the sake of tanh."""
+    model = from_config(NetworkConfig(initial_bias=0.0, **settings), 10)
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    return np.asarray(jax.jit(model.apply)({"params": params}, images)), params
+
+
+def by_hand(images, params, activation, normalize, window, stride):
+    """The small network from Flax's functions."""
+
+    def conv(x, layer, step=1):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        kernel = layer["kernel"]
+        y = jax.lax.conv_general_dilated(x, kernel, (step, step), "SAME", dimension_numbers=numbers)
+        return activation(y + layer["bias"][None, None, None])
+
+    x = conv(images, params["conv1"], stride)
+    x = nn.max_pool(normalize(x), (window, window), (2, 2), "SAME")
+    x = nn.max_pool(normalize(conv(x, params["conv2"])), (window, window), (2, 2), "SAME")
+    for name in ("conv3", "conv4", "conv5"):
+        x = conv(x, params[name])
+    x = x.reshape(len(x), -1)
+    for name in ("fc1", "fc2"):
+        x = activation(x @ params[name]["kernel"] + params[name]["bias"][None])
+    return x @ params["logits"]["kernel"] + params["logits"]["bias"][None]
+
+
+@pytest.mark.parametrize(
+    ("settings", "activation", "normalize", "window", "stride"),
+    [
+        ({}, nn.relu, local_response_norm, 3, 2),
+        ({"activation": "tanh"}, jnp.tanh, local_response_norm, 3, 2),
+        ({"lrn": "none"}, nn.relu, lambda x: x, 3, 2),
+        ({"lrn": "divided"}, nn.relu, lambda x: local_response_norm(x, divide_by_size=True), 3, 2),
+        ({"pool_window": 2}, nn.relu, local_response_norm, 2, 2),
+        ({"conv1_stride": 1}, nn.relu, local_response_norm, 3, 1),
+    ],
+)
+def test_options_of_the_small_network(settings, activation, normalize, window, stride):
+    # So large that normalization is strong, but for tanh, which they would drive to its ends.
+    images = np.random.default_rng(0).uniform(0, 1 if settings.get("activation") else 300, (2, 32, 32, 3))
+    images = images.astype(np.float32)
+    logits, params = logits_of(images, **settings)
+    expected = np.asarray(by_hand(images, params, activation, normalize, window, stride))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    usual, _ = logits_of(images) if stride == 2 else (np.zeros_like(logits), None)
+    assert settings == {} or np.abs(usual - logits).max() > 1e-3 * np.abs(logits).max()
+
+
+def test_the_seeds_mistake_drops_after_fc1_alone(params):
+    """The logits of dropout after both layers and after the first differ by what the second mask takes away."""
+    images, keys = jnp.ones((1, 32, 32, 3)), jax.random.split(jax.random.key(3), 1)
+
+    def gradient(dropout_after):
+        model = from_config(NetworkConfig(dropout_after=dropout_after), 10)
+
+        def logit(kernel):
+            changed = params | {"logits": params["logits"] | {"kernel": kernel}}
+            return model.apply({"params": changed}, images, keys)[0, 0]
+
+        return np.asarray(jax.jit(jax.grad(logit))(params["logits"]["kernel"]))[:, 0]  # = what fc2 hands on
+
+    both, first = gradient("both"), gradient("fc1")
+    active = first > 0
+    assert active.sum() > 100
+    kept = both > 0
+    assert 0.4 < kept[active].mean() < 0.6
+    assert not kept[~active].any()
+    np.testing.assert_allclose(both[kept], 2 * first[kept], rtol=1e-5)
+
+
+CONVNET_SHAPES = {
+    "convnet-18pct": {
+        "conv1": (5, 5, 3, 32), "conv2": (5, 5, 32, 32), "conv3": (5, 5, 32, 64), "logits": (4 * 4 * 64, 10),
+    },
+    "convnet-11pct": {
+        "conv1": (5, 5, 3, 64), "conv2": (5, 5, 64, 64), "local3": (6, 6, 3, 3, 64, 64),
+        "local4": (6, 6, 3, 3, 64, 32), "logits": (6 * 6 * 32, 10),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", CONVNET_SHAPES)
+def test_four_layer_networks_are_cuda_convnets(variant):
+    side = 24 if variant == "convnet-11pct" else 32
+    images = np.random.default_rng(0).uniform(-120, 120, (2, side, side, 3)).astype(np.float32)
+    params = jax.jit(from_config(NetworkConfig(network=variant), 10).init)(jax.random.key(0), images)["params"]
+    assert {name: layer["kernel"].shape for name, layer in params.items()} == CONVNET_SHAPES[variant]
+    deviations = {"conv1": 1e-4, "conv2": 0.01, "conv3": 0.01, "local3": 0.04, "local4": 0.04, "logits": 0.01}
+    for name, layer in params.items():
+        np.testing.assert_allclose(layer["kernel"].std(), deviations[name], rtol=0.05)
+        assert not layer["bias"].any()
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda p: rng.normal(0, 2 / np.sqrt(np.prod(p.shape[-4:-1])), p.shape).astype(np.float32), params
+    )
+
+    def conv(x, name):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, params[name]["kernel"], (1, 1), "SAME", dimension_numbers=numbers)
+        return y + params[name]["bias"][None, None, None]
+
+    def local(x, name):
+        kernel = params[name]["kernel"]
+        module = nn.ConvLocal(kernel.shape[-1], (3, 3), padding="SAME")
+        # Flax has the channel before the place in the window.
+        flat = np.moveaxis(kernel, 4, 2).reshape(*kernel.shape[:2], -1, kernel.shape[-1])
+        return module.apply({"params": {"kernel": flat, "bias": params[name]["bias"]}}, x)
+
+    def pool(x, mean=False):
+        if mean:
+            return nn.avg_pool(x, (3, 3), (2, 2), "SAME", count_include_pad=False)
+        return nn.max_pool(x, (3, 3), (2, 2), "SAME")
+
+    for normalize, name in ((True, "relu"), (False, "relu"), (True, "tanh")):
+        activation = {"relu": nn.relu, "tanh": jnp.tanh}[name]
+        within = lambda x, on=normalize: local_response_norm_within_channel(x, 3, 5e-5) if on else x  # noqa: E731
+        across = lambda x, on=normalize: local_response_norm(x, 9, 1e-3, 0.75, 1.0, True) if on else x  # noqa: E731
+        if variant == "convnet-18pct":
+            x = within(activation(pool(conv(images, "conv1"))))
+            x = within(pool(activation(conv(x, "conv2")), mean=True))
+            x = pool(activation(conv(x, "conv3")), mean=True)
+        else:
+            x = across(pool(activation(conv(images, "conv1"))))
+            x = pool(across(activation(conv(x, "conv2"))))
+            x = activation(local(activation(local(x, "local3")), "local4"))
+        expected = np.asarray(x.reshape(2, -1) @ params["logits"]["kernel"] + params["logits"]["bias"][None])
+        config = NetworkConfig(network=variant, lrn=None if normalize else "none", activation=name)
+        model = from_config(config, 10)
+        logits = np.asarray(jax.jit(model.apply)({"params": params}, images))
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 PAPER_PARAMETERS = [34_944, 307_456, 885_120, 663_936, 442_624, 37_752_832, 16_781_312, 4_097_000]

@@ -74,3 +74,94 @@ def test_a_plateaus_scale_reaches_the_updates(name):
     tenth, after = update_rule.update(params, optimizer.with_plateau_scale(state, 0.1), params)
     np.testing.assert_allclose(tenth["conv1"]["kernel"], 0.1 * full["conv1"]["kernel"], rtol=1e-6)
     assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def cosine(**settings) -> OptimizerConfig:
+    return OptimizerConfig("sgd", 0.1, rate_schedule="cosine", **settings)
+
+
+def test_cosine_rises_and_falls_to_zero():
+    _, schedule = optimizer.from_config(cosine(warmup_epochs=0.5), steps_per_epoch=10, epochs=4)
+    rates = [float(schedule(step)) for step in range(41)]
+    np.testing.assert_allclose(rates[:6], [0.0, 0.02, 0.04, 0.06, 0.08, 0.1], atol=1e-7)
+    falling = [0.05 * (1 + np.cos(np.pi * step / 35)) for step in range(36)]
+    np.testing.assert_allclose(rates[5:], falling, atol=1e-7)
+    _, at_once = optimizer.from_config(cosine(), steps_per_epoch=10, epochs=4)
+    np.testing.assert_allclose(float(at_once(0)), 0.1, rtol=1e-6)
+
+
+def test_nesterov_looks_ahead():
+    """With v <- 0.9 v - lr g, the weights move by 0.9 v - lr g."""
+    rate = optimizer.scale_by_rate(optimizer.step_schedule(0.1, [], 0.1))
+    update_rule = optimizer.paper_sgd(rate, 0.9, 0.0, nesterov=True)
+    w, state, v = jnp.zeros(1), update_rule.init(jnp.zeros(1)), 0.0
+    for gradient in (1.0, -3.0, 2.0):
+        updates, state = update_rule.update(jnp.array([gradient]), state, w)
+        v = 0.9 * v - 0.1 * gradient
+        np.testing.assert_allclose(updates, [0.9 * v - 0.1 * gradient], rtol=1e-5)
+
+
+def test_layers_have_weight_decays_of_their_own():
+    config = OptimizerConfig(
+        "sgd", 0.1, weight_decay=0.5, decay_biases=False, layer_decays=(("logits", 2.0), ("conv1", 0.0))
+    )
+    update_rule, _ = optimizer.from_config(config, steps_per_epoch=1, epochs=1)
+    params = {name: {"kernel": jnp.ones(1), "bias": jnp.ones(1)} for name in ("conv1", "conv2", "logits")}
+    updates, _ = update_rule.update(jax.tree.map(jnp.zeros_like, params), update_rule.init(params), params)
+    for name, decay in (("conv1", 0.0), ("conv2", 0.5), ("logits", 2.0)):
+        np.testing.assert_allclose(updates[name]["kernel"], [-0.1 * decay], rtol=1e-6)
+        np.testing.assert_array_equal(updates[name]["bias"], [0.0])
+
+
+def test_muon_evens_out_singular_values():
+    """Kernels get a matrix whose singular values are all alike, of root mean square 0.2, biases what Adam gives."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (5, 5, 8, 16), "fc": (64, 32)}
+    params = {name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(3)} for name, shape in shapes.items()}
+    # One direction is a hundred times as strong as the others: plain momentum would follow it alone.
+    gradients = {}
+    for name, shape in shapes.items():
+        matrix = rng.normal(size=(np.prod(shape[:-1]), shape[-1]))
+        matrix += 100 * np.outer(rng.normal(size=len(matrix)), rng.normal(size=shape[-1])) / 10
+        gradients[name] = {"kernel": jnp.float32(matrix.reshape(shape)), "bias": jnp.array([4.0, -0.5, 0.01])}
+    config = OptimizerConfig("muon", 0.1, momentum=0.9)
+    update_rule, _ = optimizer.from_config(config, steps_per_epoch=1, epochs=1)
+    updates, _ = update_rule.update(gradients, update_rule.init(params), params)
+    for name, shape in shapes.items():
+        update = np.asarray(updates[name]["kernel"]).reshape(-1, shape[-1])
+        singular = np.linalg.svd(np.asarray(gradients[name]["kernel"]).reshape(-1, shape[-1]), compute_uv=False)
+        assert singular[0] / np.median(singular) > 20
+        after = np.linalg.svd(update, compute_uv=False) / (0.1 * 0.2 * np.sqrt(len(update)))
+        assert 0.3 < np.median(after) < 1.3
+        assert after.max() < 1.5
+        assert (update * np.asarray(gradients[name]["kernel"]).reshape(update.shape)).sum() < 0  # downhill
+        np.testing.assert_allclose(updates[name]["bias"], [-0.1, 0.1, -0.1], rtol=1e-3)
+
+
+def test_muons_weight_decay_keeps_out_of_its_momentum():
+    config = OptimizerConfig("muon", 0.1, momentum=0.9, weight_decay=0.5, decay_biases=False)
+    update_rule, _ = optimizer.from_config(config, steps_per_epoch=1, epochs=1)
+    params = {"fc": {"kernel": jnp.full((4, 4), 3.0), "bias": jnp.ones(4)}}
+    state = update_rule.init(params)
+    for _ in range(3):
+        updates, state = update_rule.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        np.testing.assert_allclose(updates["fc"]["kernel"], np.full((4, 4), -0.1 * 0.5 * 3.0), rtol=1e-5)
+        np.testing.assert_allclose(updates["fc"]["bias"], np.zeros(4), atol=1e-7)
+
+
+def test_the_average_follows_the_parameters():
+    config = OptimizerConfig("sgd", 1.0, average_decay=0.9)
+    update_rule, _ = optimizer.from_config(config, steps_per_epoch=1, epochs=1)
+    params = {"w": jnp.array([0.0])}
+    state = update_rule.init(params)
+    w = average = 0.0
+    for step in range(200):
+        updates, state = update_rule.update({"w": jnp.array([-0.1])}, state, params)
+        params = optax.apply_updates(params, updates)
+        w += 0.1
+        d = min(0.9, (1 + step) / (10 + step))
+        average = d * average + (1 - d) * w
+    np.testing.assert_allclose(optimizer.averaged(state, params)["w"], [average], rtol=1e-4)
+    assert abs(average - w) > 0.5
+    plain, _ = optimizer.from_config(OptimizerConfig(), steps_per_epoch=1, epochs=1)
+    assert optimizer.averaged(plain.init(params), params) is params

@@ -270,3 +270,26 @@ def test_select_devices():
     assert len(steps.select_devices(None)) == 8
     with pytest.raises(UsageError, match="--num-devices 99: JAX sees 8"):
         steps.select_devices(99)
+
+
+def test_label_smoothing_spreads_a_share_of_the_label(tiny):
+    """The loss and its gradient are those of the cross entropy with smoothed targets."""
+    split, model, devices = tiny["train"], AlexNetSmall(dropout_rate=0.0, initial_bias=0.0), jax.devices()[:1]
+    preprocessing = augment.Preprocessing(augment.Statistics.of(split.images).basis)
+    update = optax.sgd(1.0)
+    step = steps.make_train_step(model, update, preprocessing, devices, label_smoothing=0.3)
+    before = steps.create_state(model, update, (32, 32, 3), jax.random.key(0))
+    params = jax.device_get(before.params)
+    layout = batches(np.arange(100), 16, 1).part(6)  # 4 images and 12 of padding
+    examples = steps.Examples(split.images, split.labels)
+    after, metrics = step(steps.replicate(before, devices), examples, layout, jax.random.key(1))
+
+    def loss(params):
+        logits = model.apply({"params": params}, split.images[96:] / np.float32(255))
+        targets = 0.7 * jax.nn.one_hot(split.labels[96:], 10) + 0.03
+        return -(targets * jax.nn.log_softmax(logits)).sum(axis=1).mean()
+
+    expected, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(metrics.loss[0] / 4, expected, rtol=1e-5)
+    taken = jax.tree.map(lambda old, new: old - new, params, jax.device_get(after.params))
+    assert relative_difference(jax.device_get(gradient), taken) < 1e-3

@@ -1,0 +1,228 @@
+"""Studies: their commands, their arithmetic, runs on cores and side by side."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import jax
+import pytest
+
+from alexnet_jax import cli, datasets, loop
+from alexnet_jax.config import PRESETS
+from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.metrics import read_jsonl
+from alexnet_jax.run import open_run
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))  # its modules import one another as a script's neighbours
+
+import ablate  # noqa: E402
+import ablation_report  # noqa: E402
+import side_by_side  # noqa: E402
+from studies import STUDIES, Study, Variant  # noqa: E402
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_changes_what_it_says_and_nothing_else(name):
+    study = STUDIES[name]
+    configs = {v.name: cli.parse_train(ablate.arguments(study, v, seed=2)) for v in study.variants}
+    assert len(set(configs.values())) == len(study.variants)
+    assert all(config.schedule.seed == 2 for config in configs.values())
+    assert len({v.name for v in study.variants}) == len(study.variants)
+    if name == "tips":
+        base = dataclasses.asdict(configs[study.variants[0].name])
+        for variant in study.variants[1:]:
+            changed = dataclasses.asdict(configs[variant.name])
+            groups = [group for group in base if base[group] != changed[group]]
+            assert len(groups) == 1
+            names = [key for key in base[groups[0]] if base[groups[0]][key] != changed[groups[0]][key]]
+            assert len(names) == 1, variant.name
+
+
+def made_up(variant: str, seed: int, accuracy: float, **more) -> dict:
+    epoch = {"loss": 1.0, "accuracy": 0.5, "seconds": 10.0, "validation_accuracy": None}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "command": f"python train.py x --seed {seed}",
+        "test": {"1": {"accuracy": accuracy, "loss": 1.0, "count": 1000}},
+        "curve": [epoch],
+        "data": {"source": "cifar10", "fingerprint": "0123"},
+        "side_by_side": 1,
+        "device": {"platform": "cpu", "name": "A processor", "count": 1, "cores": 2},
+        "versions": {"python": "3.13.0", "jax": "0.12.0"},
+        "date": "2026-01-02T03:04:05+00:00",
+    } | more
+
+
+STUDY = Study("Does it pay?", "cifar10", (), (Variant("all"), Variant("without"), Variant("never run")))
+
+
+def test_intervals_are_students():
+    # t of 0.975 with 2 degrees of freedom is 4.3027; the standard deviation of 1, 2, 3 is 1.
+    mean, half, runs = ablation_report.estimate([1.0, 2.0, 3.0])
+    assert (mean, runs) == (2.0, 3)
+    assert half == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+    assert ablation_report.estimate([0.5]) == (0.5, None, 1)
+
+
+def test_differences_are_paired_by_seed():
+    """The seeds differ by tens of points, the pairs by one: only pairing shows it."""
+    rows = [made_up("all", seed, 0.5 + 0.1 * seed) for seed in range(3)]
+    rows += [made_up("without", seed, 0.49 + 0.1 * seed + 0.001 * (seed == 1)) for seed in (2, 1, 0, 7)]
+    difference = ablation_report.paired_difference(rows, STUDY.variants[1], STUDY.variants[0], 1)
+    assert difference.runs == 3
+    assert difference.mean == pytest.approx(-0.01 + 0.001 / 3)
+    assert difference.excludes_zero()
+    table = ablation_report.tables(STUDY, rows)
+    assert "| all | 60.00% ± 24.84 |  | 3 |" in table
+    assert "| −0.97 ± 0.14 | 4 |" in table
+    assert "never run" not in table
+
+
+def test_a_difference_inside_the_noise_is_called_so():
+    rows = [made_up("all", 0, 0.5), made_up("all", 1, 0.6), made_up("without", 0, 0.52), made_up("without", 1, 0.59)]
+    assert "+0.50 ± 19.06, inside the noise" in ablation_report.tables(STUDY, rows)
+    assert "+2.00 (one pair)" in ablation_report.tables(STUDY, [rows[0], rows[2]])
+
+
+def test_epochs_until_a_target():
+    def curve(*accuracies):
+        return [{"loss": 1.0, "accuracy": a, "seconds": 2.0, "validation_accuracy": None} for a in accuracies]
+
+    row = made_up("all", 0, 0.5, curve=curve(0.5, 0.74, 0.76, 0.7))
+    assert ablation_report.epochs_until(row, "accuracy", 0.75) == (3, 6.0)
+    assert ablation_report.epochs_until(row, "accuracy", 0.77) is None
+    assert ablation_report.epochs_until(row, "validation_accuracy", 0.1) is None
+    study = dataclasses.replace(STUDY, until=("accuracy", (0.75,)), curves="accuracy")
+    rows = [row, made_up("all", 1, 0.5, curve=curve(0.76)), made_up("all", 2, 0.5, curve=curve(0.1))]
+    assert "| all | 75.00% | 2 of 3 | 2 (1 to 3) | 4 (2 to 6) |" in ablation_report.tables(study, rows)
+
+
+@pytest.mark.parametrize("curves", [None, "accuracy", "validation_accuracy"])
+def test_pictures(curves, tmp_path):
+    study = dataclasses.replace(STUDY, curves=curves, until=("accuracy", (0.75,)))
+    rows = [made_up(name, seed, 0.5 + 0.01 * seed) for name in ("all", "without") for seed in range(2)]
+    ablation_report.draw(study, rows, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_epochs_means_weigh_intervals_by_their_images():
+    records = [
+        {"step": 2, "epoch": 0, "split": "train", "loss": 4.0, "accuracy": 0.0, "images_per_second": 10.0},
+        {"step": 3, "epoch": 0, "split": "train", "loss": 1.0, "accuracy": 1.0, "images_per_second": 5.0},
+        {"step": 3, "epoch": 0, "split": "validation", "loss": 0.5, "accuracy": 0.25, "count": 9},
+        {"step": 6, "epoch": 1, "split": "train", "loss": 2.0, "accuracy": 0.5, "images_per_second": 25.0},
+    ]
+    curve = side_by_side.epoch_curve(records, examples=100, batch_size=40)  # 40, 40 and 20
+    first, second = curve
+    assert first == pytest.approx(
+        {"loss": 0.8 * 4 + 0.2, "accuracy": 0.2, "seconds": 8 + 4, "validation_accuracy": 0.25}
+    )
+    assert second == pytest.approx({"loss": 2.0, "accuracy": 0.5, "seconds": 4.0, "validation_accuracy": None}, abs=0)
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """Four steps on drawn shapes."""
+    small = Study(
+        "Does it run?",
+        "quickstart",
+        ("--epochs", "1", "--drop-epochs", "--batch-size", "2000", "--log-every", "2"),
+        (Variant("as it is"), Variant("no dropout", ("--dropout-rate", "0.0"))),
+        views=(1, 2),
+    )
+    monkeypatch.setattr(ablate, "STUDIES", {"tips": small})
+    return small
+
+
+def test_runs_on_cores(study, tmp_path, capsys, monkeypatch):
+    """What is missing is run, what is there is kept, a torn line is run again."""
+    out = tmp_path / "out.jsonl"
+    args = ["tips", "--seeds", "1", "--out", str(out), "--runs", str(tmp_path / "runs")]
+    ablate.main([*args, "--rows", "as it is"])
+    (line,) = out.read_text().splitlines()
+    row = json.loads(line)
+    assert row["command"].endswith("--log-every 2 --seed 0")
+    assert row["test"]["1"]["count"] == row["test"]["2"]["count"] == 2000
+    assert row["curve"][0]["validation_accuracy"] is not None
+    assert not list((tmp_path / "runs").glob("tips-*"))
+    out.write_text(line + "\n" + line[:50])
+    ablate.main(args)
+    lines = out.read_text().splitlines()
+    assert lines[0] == line
+    assert [json.loads(line)["variant"] for line in lines] == ["as it is", "no dropout"]
+    assert out.with_suffix(".png").exists()
+    monkeypatch.setattr(ablate.Scripts, "run", None)  # now nothing may be run
+    ablate.main(args)
+    assert "| no dropout |" in capsys.readouterr().out
+    ablate.main([*args, "--table"])
+    assert "against as it is, seed by seed" in capsys.readouterr().out
+
+
+def test_side_by_side_computes_what_train_does(tiny, tmp_path):
+    """Two seeds with everything on, against two trainings."""
+    base = PRESETS["cifar10-paper"].config
+    config = dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, dataset="shapes"),
+        optimizer=dataclasses.replace(
+            base.optimizer, learning_rate=1e-3, drop_epochs=(1,), label_smoothing=0.1, average_decay=0.9
+        ),
+        schedule=dataclasses.replace(base.schedule, epochs=2, batch_size=16),
+        run=dataclasses.replace(base.run, num_devices=1, workdir=tmp_path / "0", log_every=3),
+    )
+    outcomes = side_by_side.train(config, tiny, [0, 5], [1, 10])
+    for seed, outcome in zip([0, 5], outcomes, strict=True):
+        alone = dataclasses.replace(
+            config,
+            schedule=dataclasses.replace(config.schedule, seed=seed),
+            run=dataclasses.replace(config.run, workdir=tmp_path / str(seed)),
+        )
+        loop.train_and_evaluate(alone, tiny)
+        records = read_jsonl(tmp_path / str(seed) / "metrics.jsonl")
+        expected = side_by_side.epoch_curve(records, 100, 16)
+        for epoch, other in zip(outcome["curve"], expected, strict=True):
+            assert epoch["loss"] == pytest.approx(other["loss"], rel=1e-4)
+            assert epoch["accuracy"] == pytest.approx(other["accuracy"], abs=0.02)
+            assert epoch["validation_accuracy"] == pytest.approx(other["validation_accuracy"], abs=0.04)
+        run = open_run(tmp_path / str(seed))
+        score = loop.score(run.logits(tiny["test"].images), tiny["test"].labels, tiny.class_names)
+        assert outcome["test"]["1"]["loss"] == pytest.approx(score["loss"], rel=1e-3)
+        assert outcome["test"]["10"]["count"] == 70
+    assert abs(outcomes[0]["curve"][0]["loss"] / outcomes[1]["curve"][0]["loss"] - 1) > 1e-3  # seeds do differ
+
+
+def test_what_is_run_side_by_side_on_an_accelerator(study, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(datasets, "load", lambda config: tiny)
+    out = tmp_path / "out.jsonl"
+    ablate.main(["tips", "--seeds", "2", "--out", str(out), "--runs", str(tmp_path / "runs")])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["variant"], row["seed"], row["side_by_side"]) for row in rows] == [
+        ("as it is", 0, 2), ("as it is", 1, 2), ("no dropout", 0, 2), ("no dropout", 1, 2),
+    ]  # fmt: skip
+    assert rows[0]["curve"] != rows[1]["curve"]
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        (["tips", "--rows", "nothing"], UsageError, "--rows 'nothing': the rows of tips are all tips, tanh"),
+        (["tips", "--table", "--out", "{tmp}/none.jsonl"], AlexNetError, "no finished run of this study"),
+        (["tips", "--table", "--out", "{tmp}/bad.jsonl"], AlexNetError, "bad.jsonl: line 1 is no finished run: remove"),
+        (["all"], UsageError, "all"),
+    ],
+)
+def test_wrong_use_is_told(args, error, message, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"step": 1}\n{}\n')
+    with pytest.raises(error) as raised:
+        ablate.main([arg.format(tmp=tmp_path) for arg in args])
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_that_fails_is_told_in_its_own_words(tmp_path):
+    with pytest.raises(AlexNetError, match=r"^python train.py --data-dir \S+: train.py: .*nowhere"):
+        ablate.Scripts().run("train.py", "--data-dir", str(tmp_path / "nowhere"))
