@@ -201,33 +201,6 @@ def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
-def random_cutout(keys: jax.Array, images: jax.Array, size: int, fill: jax.Array | float) -> jax.Array:
-    """Replaces a square of each image by `fill`: cutout (DeVries and Taylor, 2017).
-
-    The square's centre is uniform over the image's pixels, so that it may hang over the edge; with an even `size` it
-    reaches one pixel further up and left.
-
-    Args:
-      keys: [B] PRNG keys.
-      images: [B, H, W, C].
-      size: side of the square in pixels, at least 1.
-      fill: that broadcasts against [B, H, W, C].
-
-    Returns:
-      [B, H, W, C].
-    """
-
-    def inside(key: jax.Array) -> jax.Array:
-        centre = jax.random.randint(key, (2,), 0, np.array(images.shape[1:3]))
-        rows, columns = (
-            (jnp.arange(side) >= place - size // 2) & (jnp.arange(side) < place - size // 2 + size)
-            for side, place in zip(images.shape[1:3], centre, strict=True)
-        )
-        return rows[:, None] & columns[None, :]
-
-    return jnp.where(jax.vmap(inside)(keys)[..., None], fill, images)
-
-
 class View(NamedTuple):
     """A way to look at an image when testing.
 
@@ -256,7 +229,7 @@ VIEWS: Mapping[int, tuple[View, ...]] = types.MappingProxyType(
 class Preprocessing:
     """From stored uint8 images to the network's input: what training and evaluation do to pixels.
 
-    Training: subtract the mean image -> random crop -> random flip -> PCA colour noise -> cutout -> scale -> enlarge.
+    Training: subtract the mean image -> random crop -> random flip -> PCA colour noise -> scale -> enlarge.
     Evaluation: subtract the mean image -> the view's crop and flip -> scale -> enlarge.
 
     The colour noise is not clipped to 0..255 (the 2012 program does not clip either; the seed clips for display).
@@ -273,7 +246,6 @@ class Preprocessing:
       crop_size: side of the window that is cut out of larger images, at random in training; None: all of the image.
       enlarge_to: side to which the result is enlarged (bilinear); None: it is left.
       input_range: 1 or 255: what the grey levels 0..255 are scaled to.
-      cutout: side of the square that is blotted out at random, in pixels; 0 for none.
     """
 
     basis: PcaBasis
@@ -287,7 +259,6 @@ class Preprocessing:
     crop_size: int | None = None
     enlarge_to: int | None = None
     input_range: int = 1
-    cutout: int = 0
 
     def input_shape(self, image_shape: Sequence[int]) -> tuple[int, int, int]:
         """Shape (H, W, C) of the network's input from stored images of `image_shape`."""
@@ -331,9 +302,6 @@ class Preprocessing:
             x = random_flip(flip_keys, x)
         if self.pca != "none":
             x = self._add_noise(x, images, noise_keys, step)
-        if self.cutout:
-            fill = 0.0 if self.mean_image is not None else jnp.asarray(self.basis.mean, jnp.float32).reshape(1, 1, 1, 3)
-            x = random_cutout(jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys), x, self.cutout, fill)
         return self._scale(x)
 
     def noise(self, keys: jax.Array, images: Images, std: jax.Array | float) -> jax.Array:
@@ -398,5 +366,4 @@ def from_config(config: AugmentationConfig, statistics: Statistics, steps_per_ep
         crop_size=config.crop_size,
         enlarge_to=config.enlarge_to,
         input_range=config.input_range,
-        cutout=config.cutout,
     )

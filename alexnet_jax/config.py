@@ -80,8 +80,6 @@ class AugmentationConfig:
     """Standard deviation of the noise's coefficients."""
     pca_off_epoch: NonNegativeInt | None = None
     """First epoch (from 0) without colour noise."""
-    cutout: NonNegativeInt = 0
-    """Side of the square that is blotted out of each image at random, in pixels; 0: none."""
 
 
 @dataclasses.dataclass(frozen=True)

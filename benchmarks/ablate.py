@@ -16,11 +16,13 @@ import pathlib
 import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import ablation_report
 import jax
@@ -33,10 +35,11 @@ from studies import STUDIES, Study, Variant
 
 from alexnet_jax import cli, datasets
 from alexnet_jax.config import Path, PositiveInt, shown, validate
-from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.files import locked, write_atomically
 from alexnet_jax.metrics import read_jsonl
 from alexnet_jax.run import RunFolder
+from alexnet_jax.signals import HANDLED
 
 ROOT = pathlib.Path(__file__).parent.parent
 Row = dict[str, Any]
@@ -187,7 +190,7 @@ class Ablation:
         def one(variant: Variant, seed: int) -> tuple[Variant, int, Row]:
             return variant, seed, self._by_scripts(scripts, variant, seed) | {"side_by_side": jobs}
 
-        with concurrent.futures.ThreadPoolExecutor(jobs, initializer=bind) as pool:
+        with raised_signals(), concurrent.futures.ThreadPoolExecutor(jobs, initializer=bind) as pool:
             try:
                 for future in concurrent.futures.as_completed([pool.submit(one, *item) for item in todo]):
                     yield future.result()
@@ -230,6 +233,21 @@ class Ablation:
                     yield variant, seed, outcome | {"data": about, "side_by_side": len(group)}
 
 
+@contextlib.contextmanager
+def raised_signals() -> Iterator[None]:
+    """In its `with` block SIGINT and SIGTERM raise StoppedError in the main thread."""
+
+    def stop(number: int, frame: types.FrameType | None) -> NoReturn:
+        raise StoppedError(number, "finished runs are kept; the same command goes on")
+
+    before = {number: signal.signal(number, stop) for number in HANDLED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Scripts:
     """Runs this repository's scripts in processes of their own, and can end those under way."""
 
@@ -247,7 +265,13 @@ class Scripts:
             if self._ended:
                 raise AlexNetError("ended")
             process = subprocess.Popen(
-                [sys.executable, *args], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                [sys.executable, *args],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                # A terminal's Ctrl-C must not reach it beside our own signal: the second one forbids it to save.
+                start_new_session=True,
             )
             self._running.add(process)
         _, complaint = process.communicate()
