@@ -1,6 +1,7 @@
 """From finished runs to means, intervals, paired differences, Markdown tables and a picture."""
 
 import pathlib
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -72,7 +73,9 @@ def tables(study: Study, rows: Sequence[Row]) -> str:
     variants = present(study, rows)
     parts = [heading(study, rows), accuracy_table(study, variants, rows)]
     parts += [until_table(study, variants, rows)] if study.until else []
-    parts.append("\n".join(f"- {name}: {command_of(rows, name)}" for name in (v.name for v in variants)))
+    parts.append(
+        "Each row's first run, from the repository's folder:\n\n```\n" + commands(study, variants, rows) + "\n```"
+    )
     if study.published:
         parts.append("Published: " + "; ".join(f"{name} {figure}" for name, figure in study.published.items()) + ".")
     return "\n\n".join(parts)
@@ -86,7 +89,7 @@ def present(study: Study, rows: Sequence[Row]) -> list[Variant]:
 
 def heading(study: Study, rows: Sequence[Row]) -> str:
     """What was measured, on what."""
-    devices = {f"{row['device']['name']}, {row['device']['cores']} cores" for row in rows}
+    devices = {_device(row) for row in rows}
     versions = {f"Python {row['versions']['python']}, JAX {row['versions']['jax']}" for row in rows}
     data = {f"{row['data']['source']} ({row['data']['fingerprint']})" for row in rows}
     counts = {row["test"][str(study.views[0])]["count"] for row in rows}
@@ -95,6 +98,12 @@ def heading(study: Study, rows: Sequence[Row]) -> str:
         f"{study.question} {'; '.join(sorted(devices))}; {'; '.join(sorted(versions))}; {'; '.join(sorted(data))}; "
         f"{images} test images. Means with 95% intervals (Student's t over the seeds)."
     )
+
+
+def _device(row: Row) -> str:
+    device, beside = row["device"], row["side_by_side"]
+    cores = f", {device['cores']} core{'s' * (device['cores'] > 1)}" if device["platform"] == "cpu" else ""
+    return f"{device['name']}{cores}" + (f", {beside} runs side by side" if beside > 1 else "")
 
 
 def accuracy_table(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> str:
@@ -131,9 +140,7 @@ def until_table(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) 
                 cells.append(f"{statistics.median(epochs):g} ({epochs[0]} to {epochs[-1]})")
                 cells.append(f"{statistics.median(seconds):.0f} ({seconds[0]:.0f} to {seconds[-1]:.0f})")
             lines.append([*cells, "", ""][:5])
-    beside = max(row["side_by_side"] for row in rows)
-    clock = "seconds" if beside == 1 else f"seconds, {beside} runs side by side"
-    return markdown(["row", named, "runs that reach it", "epochs, median (range)", clock], lines)
+    return markdown(["row", named, "runs that reach it", "epochs, median (range)", "seconds"], lines)
 
 
 def share(estimate: Estimate) -> str:
@@ -151,9 +158,15 @@ def verdict(difference: Estimate) -> str:
     return f"{text} ± {100 * difference.half:.2f}" + ("" if difference.excludes_zero() else ", inside the noise")
 
 
-def command_of(rows: Sequence[Row], name: str) -> str:
-    """The command of a row's first seed."""
-    return "`" + min((row for row in rows if row["variant"] == name), key=lambda row: row["seed"])["command"] + "`"
+def commands(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> str:
+    """What to type for each row's first seed."""
+    lines = []
+    for variant in variants:
+        command = min((row for row in rows if row["variant"] == variant.name), key=lambda row: row["seed"])["command"]
+        folder = "runs/" + re.sub(r"[^a-z0-9]+", "-", variant.name.lower())
+        views = "" if study.views[-1] == 1 else f" --views {study.views[-1]}"
+        lines.append(f"{command} --workdir {folder} && python eval.py {folder}{views}")
+    return "\n".join(lines)
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

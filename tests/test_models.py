@@ -204,6 +204,10 @@ def test_four_layer_networks_are_cuda_convnets(variant):
     images = np.random.default_rng(0).uniform(-120, 120, (2, side, side, 3)).astype(np.float32)
     params = jax.jit(from_config(NetworkConfig(network=variant), 10).init)(jax.random.key(0), images)["params"]
     assert {name: layer["kernel"].shape for name, layer in params.items()} == CONVNET_SHAPES[variant]
+    assert (
+        sum(leaf.size for leaf in jax.tree.leaves(params))
+        == {"convnet-18pct": 89_578, "convnet-11pct": 2_112_970}[variant]
+    )
     deviations = {"conv1": 1e-4, "conv2": 0.01, "conv3": 0.01, "local3": 0.04, "local4": 0.04, "logits": 0.01}
     for name, layer in params.items():
         np.testing.assert_allclose(layer["kernel"].std(), deviations[name], rtol=0.05)
