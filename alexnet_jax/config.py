@@ -89,13 +89,13 @@ class NetworkConfig:
     network: Literal[
         "small", "paper", "2012", "caffe", "one-column", "torchvision", "convnet-18pct", "convnet-11pct"
     ] = "small"
-    """`small`: the seed's, for 32x32 images. `convnet-...`: the authors' four-layer networks for CIFAR-10. The others
-    are variants of the ImageNet network (docs/networks.md)."""
+    """`small`: the seed's, for 32x32 images. `convnet-...`: the authors' for CIFAR-10. The others are variants of the
+    ImageNet network (docs/networks.md)."""
     activation: Literal["relu", "tanh"] = "relu"
     """After each hidden layer, for `small` and `convnet-...`; the paper compares the two (section 3.1)."""
-    lrn: Literal["paper", "divided", "none"] | None = None
-    """Local response normalization of `small`: alpha as printed, or divided by the window's size (2012); `none` is for
-    `convnet-...`, too. Unset: the network's own; that of `small` is `paper`."""
+    lrn: Literal["own", "paper", "divided", "none"] = "own"
+    """Local response normalization. `own`: the network's. For `small`: `paper` (its own), alpha as printed, or `divided`
+    by the window's size (2012). For `small` and `convnet-...`: `none`."""
     pool_window: Literal[2, 3] = 3
     """Side of the windows of max pooling in `small`, which lie 2 apart: 3 overlap (section 3.4), 2 do not."""
     conv1_stride: Literal[1, 2] = 2
@@ -385,7 +385,7 @@ def _check_network(network: NetworkConfig) -> None:
     for name in ("initial_bias", "pool_window", "conv1_stride", "dropout_after"):
         if getattr(network, name) != getattr(default, name):
             raise UsageError(f"{flag(name)} is for --network small")
-    if network.lrn in ("paper", "divided") or (network.lrn and not convnet):
+    if network.lrn in ("paper", "divided") or (network.lrn == "none" and not convnet):
         raise UsageError(f"--lrn {network.lrn}: --network {network.network} has its own")
     if network.activation != "relu" and not convnet:
         raise UsageError("--activation is for --network small and convnet-...")
@@ -407,6 +407,7 @@ class Preset:
 
 _COPY = "CIFAR-10 (JPEG-coded copy)"
 _NOT_TO_THE_END = "not trained to the end: that takes a GPU"
+_BEGUN = "not trained to the end; its first epochs are in docs/results.md"
 _EPOCH = "22 s of training an epoch on 2 cores"
 
 PRESETS: Mapping[str, Preset] = types.MappingProxyType(
@@ -456,7 +457,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
         ),
         "cifar10-18pct": Preset(
             "the authors' four-layer network of cuda-convnet, 18% test error without augmentation",
-            _NOT_TO_THE_END,
+            _BEGUN,
             TrainConfig(
                 preset="cifar10-18pct",
                 data=DataConfig(train_on="all"),
@@ -476,7 +477,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
         ),
         "cifar10-11pct": Preset(
             "the authors' network with locally connected layers, 11% test error (10 views) after 520 epochs",
-            _NOT_TO_THE_END,
+            _BEGUN,
             TrainConfig(
                 preset="cifar10-11pct",
                 data=DataConfig(train_on="all"),

@@ -552,7 +552,7 @@ def from_config(config: NetworkConfig, num_classes: int) -> AlexNetSmall | AlexN
             dropout_rate=config.dropout_rate,
             initial_bias=1.0 if config.initial_bias is None else config.initial_bias,
             activation=activation,
-            lrn=config.lrn or "paper",
+            lrn="paper" if config.lrn == "own" else config.lrn,
             pool_window=config.pool_window,
             conv1_stride=config.conv1_stride,
             dropout_after=("fc1", "fc2") if config.dropout_after == "both" else (config.dropout_after,),

@@ -247,7 +247,7 @@ def test_four_layer_networks_are_cuda_convnets(variant):
             x = pool(across(activation(conv(x, "conv2"))))
             x = activation(local(activation(local(x, "local3")), "local4"))
         expected = np.asarray(x.reshape(2, -1) @ params["logits"]["kernel"] + params["logits"]["bias"][None])
-        config = NetworkConfig(network=variant, lrn=None if normalize else "none", activation=name)
+        config = NetworkConfig(network=variant, lrn="own" if normalize else "none", activation=name)
         model = from_config(config, 10)
         logits = np.asarray(jax.jit(model.apply)({"params": params}, images))
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
