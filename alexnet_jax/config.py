@@ -94,8 +94,8 @@ class NetworkConfig:
     activation: Literal["relu", "tanh"] = "relu"
     """After each hidden layer, for `small` and `convnet-...`; the paper compares the two (section 3.1)."""
     lrn: Literal["own", "paper", "divided", "none"] = "own"
-    """Local response normalization. `own`: the network's. For `small`: `paper` (its own), alpha as printed, or `divided`
-    by the window's size (2012). For `small` and `convnet-...`: `none`."""
+    """Local response normalization. `own`: the network's. For `small`: `paper` (its own), alpha as printed, or
+    `divided` by the window's size (2012). For `small` and `convnet-...`: `none`."""
     pool_window: Literal[2, 3] = 3
     """Side of the windows of max pooling in `small`, which lie 2 apart: 3 overlap (section 3.4), 2 do not."""
     conv1_stride: Literal[1, 2] = 2
