@@ -1,6 +1,7 @@
 """Where the time of our training step goes: each part alone, value and gradients, beside the whole step.
 
 `python benchmarks/layers.py [--batch-size N] [--out FILE.json]` prints a table. Parts take turns; medians of rounds.
+With `--choices` it times both ways where the package must choose one.
 """
 
 import dataclasses
@@ -14,11 +15,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+import programs_jax
+from jax import lax
 from programs import BATCHES, Program, Spec
 
-from alexnet_jax import cli, runtime
+from alexnet_jax import cli, layers, runtime
 from alexnet_jax.config import PositiveInt, validate
+from alexnet_jax.convolution import fast_convolution, winograd
 
 # name -> input [H, W, C], kernel [R, R, C, F], stride
 CONVOLUTIONS = {
@@ -27,6 +34,14 @@ CONVOLUTIONS = {
     "conv3": ((4, 4, 128), (3, 3, 128, 192), 1),
     "conv4": ((4, 4, 192), (3, 3, 192, 192), 1),
     "conv5": ((4, 4, 192), (3, 3, 192, 192), 1),
+}
+# Of the authors' networks for CIFAR-10, and of AlexNetSmall with stride 1 in conv1: larger maps, on which Winograd's
+# transforms are more and more of the work.
+WINOGRAD_OR_DIRECT = {
+    "8x8, 32 to 64": ((8, 8, 32), (5, 5, 32, 64)),
+    "12x12, 64 to 64": ((12, 12, 64), (5, 5, 64, 64)),
+    "16x16, 48 to 128": ((16, 16, 48), (5, 5, 48, 128)),
+    "16x16, 32 to 32": ((16, 16, 32), (5, 5, 32, 32)),
 }
 DENSE = {"fc1": (3072, 512), "fc2": (512, 512), "logits": (512, 10)}
 MAPS = {"1": (16, 16, 48), "2": (8, 8, 128)}
@@ -42,37 +57,59 @@ class Options:
     """Blocks of each part."""
     calls: PositiveInt = 10
     """Calls in a block."""
+    choices: bool = False
+    """Time Winograd's and XLA's convolutions, and our and Flax's locally connected layers, instead of the step."""
     out: pathlib.Path | None = None
     """JSON file for the raw times."""
 
 
+def draw(*shape: int) -> jax.Array:
+    """Random numbers, float32."""
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+def with_gradients(function: Callable[..., jax.Array], *operands: jax.Array, constant: int = 0) -> Callable[[], Any]:
+    """Value and gradients but for the first `constant` operands."""
+
+    @jax.jit
+    def both(cotangent: jax.Array, *operands: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        value, vjp = jax.vjp(functools.partial(function, *operands[:constant]), *operands[constant:])
+        return value, vjp(cotangent)
+
+    cotangent = draw(*jax.eval_shape(function, *operands).shape)
+    return lambda: jax.block_until_ready(both(cotangent, *operands))
+
+
+def choices(batch_size: int) -> dict[str, tuple[Callable[[], Any], float]]:
+    """Both ways where there are two, and the GFLOP of the direct algorithm."""
+    found: dict[str, tuple[Callable[[], Any], float]] = {}
+    for name, (image, kernel) in WINOGRAD_OR_DIRECT.items():
+        x, w = draw(batch_size, *image), draw(*kernel)
+        work = 6e-9 * batch_size * image[0] ** 2 * math.prod(kernel)
+        direct = functools.partial(
+            lax.conv_general_dilated,
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        found[f"5x5 on {name}, Winograd"] = (with_gradients(winograd, x, w), work)
+        found[f"5x5 on {name}, direct"] = (with_gradients(direct, x, w), work)
+    for features in (64, 32):
+        x, kernels = draw(batch_size, 6, 6, 64), draw(6, 6, 3, 3, 64, features)
+        flax_layer = nn.ConvLocal(features, (3, 3), padding="SAME", use_bias=False)
+        work = 6e-9 * batch_size * kernels.size
+
+        def by_flax(x: jax.Array, kernel: jax.Array, layer: nn.ConvLocal = flax_layer) -> jax.Array:
+            return layer.apply({"params": {"kernel": kernel}}, x)  # type: ignore[return-value]
+
+        found[f"local 3x3 on 6x6, 64 to {features}"] = (with_gradients(layers.locally_connected, x, kernels), work)
+        flat = kernels.reshape(6, 6, -1, features)
+        found[f"local 3x3 on 6x6, 64 to {features}, Flax"] = (with_gradients(by_flax, x, flat), work)
+    return found
+
+
 def parts(batch_size: int) -> dict[str, tuple[Callable[[], Any], float]]:
     """Each part, and the GFLOP of its direct algorithm: value, gradient of the weights, gradient of the input."""
-    import jax
-    import jax.numpy as jnp
-    from jax import lax
-
-    from alexnet_jax import layers
-    from alexnet_jax.convolution import fast_convolution
-
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(shape, np.float32))
-
-    def with_gradients(
-        function: Callable[..., jax.Array], *operands: jax.Array, constant: int = 0
-    ) -> Callable[[], Any]:
-        """Value and gradients but for the first `constant` operands."""
-
-        @jax.jit
-        def both(cotangent: jax.Array, *operands: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-            value, vjp = jax.vjp(functools.partial(function, *operands[:constant]), *operands[constant:])
-            return value, vjp(cotangent)
-
-        cotangent = draw(*jax.eval_shape(function, *operands).shape)
-        return lambda: jax.block_until_ready(both(cotangent, *operands))
-
     found: dict[str, tuple[Callable[[], Any], float]] = {}
     for name, (image, kernel, stride) in CONVOLUTIONS.items():
         x, w, first = draw(batch_size, *image), draw(*kernel), int(name == "conv1")  # images need no gradient
@@ -94,8 +131,6 @@ def parts(batch_size: int) -> dict[str, tuple[Callable[[], Any], float]]:
 
 def whole_step(batch_size: int, folder: pathlib.Path) -> Program:
     """The training step on random images."""
-    import programs_jax
-
     rng, count = np.random.default_rng(0), BATCHES * batch_size
     images, labels = rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, 10, count, np.int32)
     np.savez(folder / "data.npz", images=images, labels=labels)
@@ -106,9 +141,12 @@ def main(args: Sequence[str]) -> None:
     """Parses the flags, measures, prints a Markdown table."""
     options = validate(cli.parse(Options, args, "layers.py", Options.__doc__ or ""))
     runtime.keep_freed_memory()
-    with tempfile.TemporaryDirectory(prefix="alexnet_jax_layers_") as folder:
-        step = whole_step(options.batch_size, pathlib.Path(folder))
-    runs = parts(options.batch_size) | {"whole step": (lambda: step.run(1), 0.0)}
+    if options.choices:
+        runs = choices(options.batch_size)
+    else:
+        with tempfile.TemporaryDirectory(prefix="alexnet_jax_layers_") as folder:
+            step = whole_step(options.batch_size, pathlib.Path(folder))
+        runs = parts(options.batch_size) | {"whole step": (lambda: step.run(1), 0.0)}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.rounds):
         for name, (run, _) in runs.items():
