@@ -105,7 +105,7 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             "How accurate does the seed's network get?",
             "cifar10-best",
             (),
-            (Variant("cifar10-best"),),
+            (Variant("cifar10-best"), Variant("conv1 with stride 1", ("--conv1-stride", "1"))),
             views=(1, 2, 10),
             published={"the seed": "64.36%", "5+3-layer AlexNets at 32x32": "74% to 82%"},
         ),

@@ -10,6 +10,7 @@ import pytest
 
 from alexnet_jax import cli, datasets, loop
 from alexnet_jax.config import PRESETS
+from alexnet_jax.datasets import shapes
 from alexnet_jax.errors import AlexNetError, UsageError
 from alexnet_jax.metrics import read_jsonl
 from alexnet_jax.run import open_run
@@ -128,12 +129,12 @@ def test_an_epochs_means_weigh_intervals_by_their_images():
 
 @pytest.fixture
 def study(tiny, monkeypatch):
-    """Seven steps on drawn shapes."""
+    """Seven steps on drawn shapes; the rows are one compiled program."""
     small = Study(
         "Does it run?",
         "quickstart",
         ("--epochs", "1", "--drop-epochs", "--batch-size", "16", "--num-devices", "1"),
-        (Variant("as it is"), Variant("no dropout", ("--dropout-rate", "0.0"))),
+        (Variant("as it is"), Variant("other lines", ("--log-every", "2"))),
     )
     monkeypatch.setattr(ablate, "STUDIES", {"tips": small})
     monkeypatch.setattr(datasets, "load", lambda config: tiny)
@@ -160,18 +161,18 @@ def test_runs_on_cores(study, tmp_path, capsys, monkeypatch):
     ablate.main(args)
     lines = out.read_text().splitlines()
     assert lines[0] == line
-    assert [json.loads(line)["variant"] for line in lines] == ["as it is", "no dropout"]
+    assert [json.loads(line)["variant"] for line in lines] == ["as it is", "other lines"]
     assert out.with_suffix(".png").exists()
     monkeypatch.setattr(ablate.Scripts, "run", None)  # now nothing may be run
     ablate.main(args)
-    assert "| no dropout |" in capsys.readouterr().out
+    assert "| other lines |" in capsys.readouterr().out
     ablate.main([*args, "--table"])
     assert "against as it is, seed by seed" in capsys.readouterr().out
 
 
-def test_side_by_side_computes_what_train_does(tiny, tmp_path):
-    """Two seeds with everything on, against two trainings."""
-    base = PRESETS["cifar10-paper"].config
+def test_side_by_side_computes_what_train_does(tmp_path):
+    """Two seeds with everything on, against two trainings of three steps an epoch, the last one padded."""
+    few, base = shapes.load(train=40, validation=30, test=20), PRESETS["cifar10-paper"].config
     config = dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, dataset="shapes"),
@@ -179,38 +180,44 @@ def test_side_by_side_computes_what_train_does(tiny, tmp_path):
             base.optimizer, learning_rate=1e-3, drop_epochs=(1,), label_smoothing=0.1, average_decay=0.9
         ),
         schedule=dataclasses.replace(base.schedule, epochs=2, batch_size=16),
-        run=dataclasses.replace(base.run, num_devices=1, workdir=tmp_path / "0", log_every=3),
+        run=dataclasses.replace(base.run, num_devices=1, log_every=2),
     )
-    outcomes = side_by_side.train(config, tiny, [0, 5], [1, 10])
+    outcomes = side_by_side.train(config, few, [0, 5], [1])
     for seed, outcome in zip([0, 5], outcomes, strict=True):
         alone = dataclasses.replace(
             config,
             schedule=dataclasses.replace(config.schedule, seed=seed),
             run=dataclasses.replace(config.run, workdir=tmp_path / str(seed)),
         )
-        loop.train_and_evaluate(alone, tiny)
-        records = read_jsonl(tmp_path / str(seed) / "metrics.jsonl")
-        expected = side_by_side.epoch_curve(records, 100, 16)
+        loop.train_and_evaluate(alone, few)
+        expected = side_by_side.epoch_curve(read_jsonl(tmp_path / str(seed) / "metrics.jsonl"), 40, 16)
         for epoch, other in zip(outcome["curve"], expected, strict=True):
             assert epoch["loss"] == pytest.approx(other["loss"], rel=1e-4)
-            assert epoch["accuracy"] == pytest.approx(other["accuracy"], abs=0.02)
+            assert epoch["accuracy"] == pytest.approx(other["accuracy"], abs=0.03)
             assert epoch["validation_accuracy"] == pytest.approx(other["validation_accuracy"], abs=0.04)
         run = open_run(tmp_path / str(seed))
-        score = loop.score(run.logits(tiny["test"].images), tiny["test"].labels, tiny.class_names)
+        score = loop.score(run.logits(few["test"].images), few["test"].labels, few.class_names)
         assert outcome["test"]["1"]["loss"] == pytest.approx(score["loss"], rel=1e-3)
-        assert outcome["test"]["10"]["count"] == 70
+        assert outcome["test"]["1"]["count"] == 20
     assert abs(outcomes[0]["curve"][0]["loss"] / outcomes[1]["curve"][0]["loss"] - 1) > 1e-3  # seeds do differ
 
 
-def test_what_is_run_side_by_side_on_an_accelerator(study, tmp_path, monkeypatch):
+def test_an_accelerator_trains_a_rows_seeds_side_by_side(study, tmp_path, monkeypatch):
+    calls = []
+
+    def train(config, dataset, seeds, views):
+        calls.append((config.run.log_every, seeds, views))
+        return [{key: made_up("", seed, 0.5)[key] for key in ("test", "curve")} for seed in seeds]
+
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    out = tmp_path / "out.jsonl"
-    ablate.main(["tips", "--seeds", "2", "--out", str(out), "--runs", str(tmp_path / "runs")])
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["variant"], row["seed"], row["side_by_side"]) for row in rows] == [
-        ("as it is", 0, 2), ("as it is", 1, 2), ("no dropout", 0, 2), ("no dropout", 1, 2),
-    ]  # fmt: skip
-    assert rows[0]["curve"] != rows[1]["curve"]
+    monkeypatch.setattr(side_by_side, "train", train)
+    args = ["tips", "--out", str(tmp_path / "out.jsonl"), "--runs", str(tmp_path / "runs")]
+    ablate.main([*args, "--seeds", "1"])
+    ablate.main([*args, "--seeds", "4", "--jobs", "2"])
+    assert calls == [(100, [0], (1,)), (2, [0], (1,)), *((every, s, (1,)) for every in (100, 2) for s in ([1, 2], [3]))]
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["side_by_side"] for row in rows] == [1, 1, 2, 2, 1, 2, 2, 1]
+    assert rows[-1]["command"].endswith("--log-every 2 --seed 3")
 
 
 @pytest.mark.parametrize(
