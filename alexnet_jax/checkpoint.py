@@ -150,10 +150,14 @@ class Checkpoints:
         """A tree from `restore_tree` in the structure of `template`.
 
         Raises:
-          AlexNetError: an array has another shape or dtype than the template's; nothing is cast.
+          AlexNetError: an array has another shape or dtype than the template's, nothing is cast; or there are others.
         """
-        check_like(tree, flax.serialization.to_state_dict(template), str(self._folder / str(tree.get("step"))))
-        return flax.serialization.from_state_dict(template, tree)
+        where = str(self._folder / str(tree.get("step")))
+        check_like(tree, flax.serialization.to_state_dict(template), where)
+        try:
+            return flax.serialization.from_state_dict(template, tree)
+        except ValueError as error:
+            raise AlexNetError(f"{where}: not a state of this version's optimizer ({_reason(error)})") from error
 
     def close(self) -> None:
         """Ends all work on the folder."""

@@ -37,7 +37,9 @@ NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False, st
 FiniteFloat = Annotated[float, pydantic.Field(allow_inf_nan=False, strict=True)]
 Fraction = Annotated[float, pydantic.Field(ge=0, lt=1, strict=True)]
 Bool = Annotated[bool, pydantic.Field(strict=True)]
-LayerName = Annotated[str, pydantic.Field(pattern=r"^[a-z]+[0-9]*$", max_length=20)]
+LayerName = Literal[
+    "conv1", "conv2", "conv3", "conv4", "conv5", "local3", "local4", "fc1", "fc2", "logits"
+]  # fmt: skip
 Path = Annotated[pathlib.Path, pydantic.AfterValidator(_one_line)]
 
 
@@ -93,15 +95,16 @@ class NetworkConfig:
     ImageNet network (docs/networks.md)."""
     activation: Literal["relu", "tanh"] = "relu"
     """After each hidden layer, for `small` and `convnet-...`; the paper compares the two (section 3.1)."""
-    lrn: Literal["own", "paper", "divided", "none"] = "own"
-    """Local response normalization. `own`: the network's. For `small`: `paper` (its own), alpha as printed, or
-    `divided` by the window's size (2012). For `small` and `convnet-...`: `none`."""
+    lrn: Literal["own", "divided", "none"] = "own"
+    """Local response normalization: the network's own (`small`: the paper's, alpha as printed). For `small`: `divided`,
+    alpha by the window's size (2012). For `small` and `convnet-...`: `none`."""
     pool_window: Literal[2, 3] = 3
     """Side of the windows of max pooling in `small`, which lie 2 apart: 3 overlap (section 3.4), 2 do not."""
     conv1_stride: Literal[1, 2] = 2
     """Distance between the windows of conv1 in `small`; with 1 fc1 grows fourfold."""
     dropout_rate: Fraction = 0.5
-    """Probability that an output of the two hidden dense layers is dropped in training."""
+    """Probability that an output of the two hidden dense layers is dropped in training; 0 for `convnet-...`, which have
+    none."""
     dropout_after: Literal["both", "fc1"] = "both"
     """Hidden dense layers of `small` that dropout follows; `fc1` is the mistake in the seed's program."""
     initial_bias: FiniteFloat | None = None
@@ -355,6 +358,9 @@ def _check_together(config: TrainConfig) -> None:
         raise UsageError(f"--drop-epochs must rise: {shown(' '.join(map(str, optimizer.drop_epochs)))}")
     if optimizer.optimizer == "adam" and (optimizer.nesterov or optimizer.layer_decays):
         raise UsageError("--nesterov and --layer-decays are for --optimizer sgd and muon")
+    layers = [layer for layer, _ in optimizer.layer_decays]
+    if len(set(layers)) < len(layers):
+        raise UsageError(f"--layer-decays names a layer twice: {' '.join(layers)}")
     if optimizer.rate_schedule == "cosine" and (optimizer.drop_epochs or optimizer.plateau_patience):
         raise UsageError("--rate-schedule cosine: --drop-epochs and --plateau-patience are for drops")
     if optimizer.warmup_epochs and optimizer.rate_schedule != "cosine":
@@ -385,8 +391,12 @@ def _check_network(network: NetworkConfig) -> None:
     for name in ("initial_bias", "pool_window", "conv1_stride", "dropout_after"):
         if getattr(network, name) != getattr(default, name):
             raise UsageError(f"{flag(name)} is for --network small")
-    if network.lrn in ("paper", "divided") or (network.lrn == "none" and not convnet):
+    if network.lrn == "divided" or (network.lrn == "none" and not convnet):
         raise UsageError(f"--lrn {network.lrn}: --network {network.network} has its own")
+    if convnet and network.dropout_rate:
+        raise UsageError(
+            f"--dropout-rate {network.dropout_rate:g}: --network {network.network} has no dropout: set it to 0"
+        )
     if network.activation != "relu" and not convnet:
         raise UsageError("--activation is for --network small and convnet-...")
 
@@ -462,7 +472,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
                 preset="cifar10-18pct",
                 data=DataConfig(train_on="all"),
                 augmentation=AugmentationConfig(subtract_mean=True, input_range=255),
-                network=NetworkConfig(network="convnet-18pct"),
+                network=NetworkConfig(network="convnet-18pct", dropout_rate=0.0),
                 optimizer=OptimizerConfig(
                     optimizer="sgd",
                     drop_epochs=(120, 130),
@@ -482,7 +492,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
                 preset="cifar10-11pct",
                 data=DataConfig(train_on="all"),
                 augmentation=AugmentationConfig(crop_size=24, flip=True, subtract_mean=True, input_range=255),
-                network=NetworkConfig(network="convnet-11pct"),
+                network=NetworkConfig(network="convnet-11pct", dropout_rate=0.0),
                 optimizer=OptimizerConfig(
                     optimizer="sgd",
                     drop_epochs=(500, 510),

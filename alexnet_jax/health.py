@@ -23,7 +23,7 @@ def dead_shares(model: nn.Module, params: Mapping[str, Any], images: jax.Array) 
 
     @functools.partial(jax.jit, static_argnums=0)
     def alive(model: nn.Module, params: Mapping[str, Any], images: jax.Array) -> dict[str, jax.Array]:
-        is_layer = lambda module, method: isinstance(module, nn.Conv | nn.Dense) and method == "__call__"  # noqa: E731
+        is_layer = lambda module, method: len(module.path) == 1 and method == "__call__"  # noqa: E731
         _, found = model.apply({"params": params}, images, capture_intermediates=is_layer, mutable=["intermediates"])
         outputs = {name: layer["__call__"][0] for name, layer in found["intermediates"].items()}
         return {name: (x > 0).any(axis=tuple(range(x.ndim - 1))) for name, x in outputs.items()}

@@ -121,18 +121,36 @@ class ConvNetLayer(NamedTuple):
     operations: tuple[str, ...]
 
 
-CONVNETS: Mapping[str, tuple[ConvNetLayer, ...]] = MappingProxyType(
+class FourLayers(NamedTuple):
+    """A variant of `ConvNet`.
+
+    Attributes:
+      input_size: side of the images that it takes.
+      hidden: the layers before the logits.
+    """
+
+    input_size: int
+    hidden: tuple[ConvNetLayer, ...]
+
+
+CONVNETS: Mapping[str, FourLayers] = MappingProxyType(
     {
-        "convnet-18pct": (
-            ConvNetLayer("conv1", 5, 32, 1e-4, ("max pool", "activation", "LRN within")),
-            ConvNetLayer("conv2", 5, 32, 0.01, ("activation", "average pool", "LRN within")),
-            ConvNetLayer("conv3", 5, 64, 0.01, ("activation", "average pool")),
+        "convnet-18pct": FourLayers(
+            32,
+            (
+                ConvNetLayer("conv1", 5, 32, 1e-4, ("max pool", "activation", "LRN within")),
+                ConvNetLayer("conv2", 5, 32, 0.01, ("activation", "average pool", "LRN within")),
+                ConvNetLayer("conv3", 5, 64, 0.01, ("activation", "average pool")),
+            ),
         ),
-        "convnet-11pct": (
-            ConvNetLayer("conv1", 5, 64, 1e-4, ("activation", "max pool", "LRN")),
-            ConvNetLayer("conv2", 5, 64, 0.01, ("activation", "LRN", "max pool")),
-            ConvNetLayer("local3", 3, 64, 0.04, ("activation",)),
-            ConvNetLayer("local4", 3, 32, 0.04, ("activation",)),
+        "convnet-11pct": FourLayers(
+            24,
+            (
+                ConvNetLayer("conv1", 5, 64, 1e-4, ("activation", "max pool", "LRN")),
+                ConvNetLayer("conv2", 5, 64, 0.01, ("activation", "LRN", "max pool")),
+                ConvNetLayer("local3", 3, 64, 0.04, ("activation",)),
+                ConvNetLayer("local4", 3, 32, 0.04, ("activation",)),
+            ),
         ),
     }
 )
@@ -203,7 +221,7 @@ class ConvNet(nn.Module):
           dropout_keys: not used: there is no dropout.
         """
         x = images.astype(self.dtype)
-        for layer in CONVNETS[self.variant]:
+        for layer in CONVNETS[self.variant].hidden:
             if layer.name.startswith("local"):
                 x = LocallyConnected(layer.features, layer.size, layer.deviation, self.dtype, name=layer.name)(x)
             else:
@@ -566,6 +584,8 @@ def from_config(config: NetworkConfig, num_classes: int) -> AlexNetSmall | AlexN
 
 def input_size(config: NetworkConfig) -> int | None:
     """Side of the images that a network takes; None: it adapts to any."""
+    if config.network in CONVNETS:
+        return CONVNETS[config.network].input_size
     return architecture(config.network).input_size if config.network in VARIANTS else None
 
 

@@ -104,7 +104,8 @@ def paper_sgd(
     biases: `decay_biases=False`. `layer_decays` are the weight decays of layers that have another. With `nesterov` the
     weights move by momentum * v + (what was added to v) instead.
     """
-    decay = weight_decay_of(weight_decay, decay_biases, layer_decays)
+    # Masked by nothing: so checkpoints have the tree that they had when optax's own weight decay stood here.
+    decay = optax.masked(weight_decay_of(weight_decay, decay_biases, layer_decays), mask=True)
     return optax.chain(decay, rate, optax.trace(decay=momentum, nesterov=nesterov))
 
 
@@ -135,11 +136,11 @@ def muon_direction(momentum: float, nesterov: bool) -> optax.GradientTransformat
     """
 
     def axes(params: Any) -> Any:
-        def of(leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        def of(path: tuple[Any, ...], leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
             last = leaf.ndim - 1
-            return optax.contrib.MuonDimensionNumbers(tuple(range(last)), last) if last else None
+            return None if is_bias(path) else optax.contrib.MuonDimensionNumbers(tuple(range(last)), last)
 
-        return jax.tree.map(of, params)
+        return jax.tree_util.tree_map_with_path(of, params)
 
     rule = optax.contrib.muon(
         1.0,
@@ -204,7 +205,7 @@ def from_config(
     and 0.999, epsilon 1e-8), which are TensorFlow's in the seed.
     """
     if config.rate_schedule == "cosine":
-        warmup = round(config.warmup_epochs * steps_per_epoch)
+        warmup = min(round(config.warmup_epochs * steps_per_epoch), epochs * steps_per_epoch - 1)
         schedule = optax.warmup_cosine_decay_schedule(
             0.0 if warmup else config.learning_rate, config.learning_rate, warmup, epochs * steps_per_epoch
         )

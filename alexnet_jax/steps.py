@@ -149,7 +149,8 @@ def make_train_step(
       deterministic: see above.
       accumulate: parts in which a device works off its share, one after another, adding up gradients.
       streams: whether `examples` are each device's share of these batches, not the whole split.
-      label_smoothing: share of a label that is spread evenly over all classes in the loss (and in `StepMetrics.loss`).
+      label_smoothing: share of a label that is spread evenly over all classes, for the gradient; `StepMetrics.loss` is
+        of the plain labels.
       runs: whether several runs are trained side by side, each as it would be alone: `state`, `key` and what is
         returned have an axis of runs in front, `batches` have it behind that of devices. For small networks on large
         devices.
@@ -169,13 +170,13 @@ def make_train_step(
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels) * batch.mask
+            objectives = losses
             if label_smoothing:
-                uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
-                losses = (1 - label_smoothing) * losses + label_smoothing * uniform
-            losses *= batch.mask
+                uniform = (jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)) * batch.mask
+                objectives = (1 - label_smoothing) * losses + label_smoothing * uniform
             correct = (jnp.argmax(logits, axis=-1) == labels) & batch.mask
-            return jnp.sum(losses) / count, (jnp.sum(losses), correct.sum(dtype=jnp.int32))
+            return jnp.sum(objectives) / count, (jnp.sum(losses), correct.sum(dtype=jnp.int32))
 
         return jax.grad(loss_fn, has_aux=True)(state.params)
 

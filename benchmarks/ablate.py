@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import ablation_report
@@ -34,7 +34,7 @@ from side_by_side import epoch_curve
 from studies import STUDIES, Study, Variant
 
 from alexnet_jax import cli, datasets
-from alexnet_jax.config import Path, PositiveInt, shown, validate
+from alexnet_jax.config import Path, PositiveInt, shown, to_json, validate
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.files import locked, write_atomically
 from alexnet_jax.metrics import read_jsonl
@@ -43,6 +43,7 @@ from alexnet_jax.signals import HANDLED
 
 ROOT = pathlib.Path(__file__).parent.parent
 Row = dict[str, Any]
+Finished = tuple[Variant, int, Row, pathlib.Path | None]  # row, seed, what came of it, the run's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +61,14 @@ class Options:
     rows: tuple[str, ...] = ()
     """Only these rows (and the first); unset: all."""
     epochs: PositiveInt | None = None
-    """Epochs of every run, instead of the study's."""
+    """Epochs of every run, instead of the study's; they have a file of their own."""
     data_dir: Path | None = None
     """Folder with CIFAR-10, as for train.py."""
     jobs: PositiveInt | None = None
-    """Runs side by side. Unset: one for each core of a CPU, all seeds of a row on an accelerator."""
+    """Runs side by side, on a CPU at most one for each core. Unset: that, or all seeds of a row on an accelerator."""
     out: Path | None = None
-    """File of finished runs, a picture goes beside it. Unset: the repository's results/ablation-STUDY-cpu.jsonl (or
-    -gpu)."""
+    """File of finished runs, a picture goes beside it. Unset: results/ablation-STUDY-cpu.jsonl in the repository (-gpu
+    on a GPU, STUDY-N-epochs with --epochs)."""
     runs: Path | None = None
     """Folder for what is under way; a run's own folder there is removed once its line is written. Unset: the
     repository's runs/ablate."""
@@ -81,14 +82,20 @@ def arguments(study: Study, variant: Variant, seed: int, epochs: int | None = No
     return (study.preset, *study.flags, *variant.flags, *longer, "--seed", str(seed))
 
 
+def settings(args: Sequence[str]) -> Row:
+    """Every setting of a run, but for what says where it is done; as JSON gives them back."""
+    found = json.loads(json.dumps(to_json(cli.parse_train(args))))
+    return {name: value for name, value in found.items() if name not in ("data_dir", "workdir")}
+
+
 def read_rows(path: pathlib.Path) -> list[Row]:
-    """The finished runs in a file; a torn last line (a killed process) is left out, a missing file has none.
+    """The finished runs in a file; a last line without an end (a killed process) is left out, a missing file has none.
 
     Raises:
       AlexNetError: it can't be read, or another line is none of ours.
     """
     try:
-        lines = path.read_text().splitlines()
+        *lines, _ = path.read_text().split("\n")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
@@ -99,12 +106,13 @@ def read_rows(path: pathlib.Path) -> list[Row]:
             row = json.loads(line)
             rows.append({name: row[name] for name in FIELDS})
         except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines):
-                raise AlexNetError(f"{path}: line {number} is no finished run: remove it") from error
+            raise AlexNetError(f"{path}: line {number} is no finished run: remove it") from error
     return rows
 
 
-FIELDS = ("variant", "seed", "command", "test", "curve", "data", "side_by_side", "device", "versions", "date")
+FIELDS = (
+    "variant", "seed", "command", "settings", "test", "curve", "data", "side_by_side", "device", "versions", "date",
+)  # fmt: skip
 
 
 class Ablation:
@@ -118,31 +126,37 @@ class Ablation:
         names = [variant.name for variant in self.study.variants]
         if unknown := [name for name in options.rows if name not in names]:
             raise UsageError(f"--rows '{shown(unknown[0])}': the rows of {options.study} are {', '.join(names)}")
+        if options.epochs and any("--epochs" in variant.flags for variant in self.study.variants):
+            raise UsageError(f"--epochs {options.epochs}: the rows of {options.study} have their own")
         self.variants = [
             v for i, v in enumerate(self.study.variants) if not options.rows or i == 0 or v.name in options.rows
         ]
         self.platform = jax.default_backend()
-        self.out = options.out or ROOT / "results" / f"ablation-{options.study}-{self.platform}.jsonl"
+        name = options.study + (f"-{options.epochs}-epochs" if options.epochs else "")
+        self.out = options.out or ROOT / "results" / f"ablation-{name}-{self.platform}.jsonl"
         self.rows = read_rows(self.out)
 
-    def commands(self, variant: Variant) -> list[str]:
-        """The row's runs, seed by seed, as commands."""
-        options = self.options
-        return [
-            "python train.py " + shlex.join(arguments(self.study, variant, seed, options.epochs))
-            for seed in range(options.seeds)
-        ]
+    def arguments(self, variant: Variant, seed: int) -> tuple[str, ...]:
+        """What follows `python train.py` to give a run."""
+        return arguments(self.study, variant, seed, self.options.epochs)
+
+    def valid_rows(self) -> list[Row]:
+        """The finished runs that today's study would give: a preset may have changed since."""
+        variants = {variant.name: variant for variant in self.study.variants}
+        found = []
+        for row in self.rows:
+            if row["variant"] in variants:
+                wanted = settings(self.arguments(variants[row["variant"]], row["seed"]))
+                # Settings that came later stand at what the run did without them.
+                if all(wanted.get(name) == value for name, value in row["settings"].items()):
+                    found.append(row)
+        return found
 
     def missing(self) -> list[tuple[Variant, int]]:
         """What is still to be run, all rows of one seed before the next: an end too soon leaves the most to compare."""
-        done = {row["command"] for row in self.rows}
-        todo = [
-            (seed, i, variant)
-            for i, variant in enumerate(self.variants)
-            for seed, command in enumerate(self.commands(variant))
-            if command not in done
-        ]
-        return [(variant, seed) for seed, _, variant in sorted(todo, key=lambda item: item[:2])]
+        done = {(row["variant"], row["seed"]) for row in self.valid_rows()}
+        todo = [(variant, seed) for seed in range(self.options.seeds) for variant in self.variants]
+        return [(variant, seed) for variant, seed in todo if (variant.name, seed) not in done]
 
     def run(self) -> None:
         """Runs what is missing.
@@ -150,30 +164,37 @@ class Ablation:
         Raises:
           AlexNetError: a run failed; those beside it are ended, those before it are kept.
         """
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         self.runs.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(locked(self.runs / f"{self.out.stem}.lock", "runs this study")):
+        with contextlib.closing(locked(self.out.with_suffix(".lock"), f"is writing {self.out.name}; wait for it")):
+            self.rows = read_rows(self.out)
             write_atomically(self.out, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
             todo = self.missing()
             finished = self._on_cores(todo) if self.platform == "cpu" else self._on_accelerator(todo)
             about = {"device": run.describe_device(), "versions": run.versions()}
-            with tqdm.tqdm(total=len(todo), unit=" runs", dynamic_ncols=True) as bar, self.out.open("a") as file:
-                for variant, seed, outcome in finished:
+            bar = tqdm.tqdm(total=len(todo), unit=" runs", dynamic_ncols=True)
+            with contextlib.closing(finished), bar, self.out.open("a") as file:
+                for variant, seed, outcome, folder in finished:
+                    args = self.arguments(variant, seed)
                     row = {
                         "variant": variant.name,
                         "seed": seed,
-                        "command": self.commands(variant)[seed],
+                        "command": "python train.py " + shlex.join(args),
+                        "settings": settings(args),
                         **outcome,
                         **about,
                         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                     }
-                    self.rows.append({name: row[name] for name in FIELDS})
-                    file.write(json.dumps(self.rows[-1]) + "\n")
+                    file.write(json.dumps(row) + "\n")
                     file.flush()
+                    self.rows.append(row)
+                    if folder:
+                        shutil.rmtree(folder)
                     bar.update()
                     accuracy = outcome["test"][str(self.study.views[0])]["accuracy"]
                     bar.write(f"{variant.name}, seed {seed}: {accuracy:.2%}")
 
-    def _on_cores(self, todo: Sequence[tuple[Variant, int]]) -> Iterator[tuple[Variant, int, Row]]:
+    def _on_cores(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
         """Runs scripts, each on a core of its own, where the system can bind it to one."""
         bindable = hasattr(os, "sched_setaffinity")
         cores = sorted(os.sched_getaffinity(0)) if bindable else list(range(os.cpu_count() or 1))
@@ -187,8 +208,9 @@ class Ablation:
             if bindable and jobs > 1:
                 os.sched_setaffinity(0, {free.get()})  # of this thread, and so of all that it starts
 
-        def one(variant: Variant, seed: int) -> tuple[Variant, int, Row]:
-            return variant, seed, self._by_scripts(scripts, variant, seed) | {"side_by_side": jobs}
+        def one(variant: Variant, seed: int) -> Finished:
+            outcome, folder = self._by_scripts(scripts, variant, seed)
+            return variant, seed, outcome | {"side_by_side": jobs}, folder
 
         with raised_signals(), concurrent.futures.ThreadPoolExecutor(jobs, initializer=bind) as pool:
             try:
@@ -199,12 +221,12 @@ class Ablation:
                 scripts.end()
                 raise
 
-    def _by_scripts(self, scripts: "Scripts", variant: Variant, seed: int) -> Row:
-        args = arguments(self.study, variant, seed, self.options.epochs)
+    def _by_scripts(self, scripts: "Scripts", variant: Variant, seed: int) -> tuple[Row, pathlib.Path]:
+        args = self.arguments(variant, seed)
         name = hashlib.sha256(shlex.join(args).encode()).hexdigest()[:12]
         folder = RunFolder(self.runs / f"{self.options.study}-{name}")
-        data = [] if self.data_dir is None else ["--data-dir", str(self.data_dir)]
-        scripts.run("train.py", *args, "--workdir", str(folder.path), *data)
+        where = [] if self.data_dir is None else ["--data-dir", str(self.data_dir)]
+        scripts.run("train.py", *args, "--workdir", str(folder.path), *where)
         test = {}
         for views in self.study.views:
             scripts.run("eval.py", str(folder.path), "--views", str(views))
@@ -213,24 +235,24 @@ class Ablation:
         info = folder.read_dataset()
         batch_size = folder.read_config().schedule.batch_size
         curve = epoch_curve(read_jsonl(folder.metrics), info.counts["train"], batch_size)
-        shutil.rmtree(folder.path)
-        return {"test": test, "curve": curve, "data": {"source": info.name, "fingerprint": info.fingerprint[:16]}}
+        data = {"source": info.name, "fingerprint": info.fingerprint[:16]}
+        return {"test": test, "curve": curve, "data": data}, folder.path
 
-    def _on_accelerator(self, todo: Sequence[tuple[Variant, int]]) -> Iterator[tuple[Variant, int, Row]]:
+    def _on_accelerator(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
         """Trains the seeds of a row side by side."""
         for variant in self.variants:
             seeds = [seed for other, seed in todo if other is variant]
             jobs = self.options.jobs or max(len(seeds), 1)
             for first in range(0, len(seeds), jobs):
                 group = seeds[first : first + jobs]
-                config = cli.parse_train(arguments(self.study, variant, group[0], self.options.epochs))
+                config = cli.parse_train(self.arguments(variant, group[0]))
                 data = dataclasses.replace(config.data, data_dir=self.data_dir)
                 dataset = datasets.load(data)
                 assert isinstance(dataset, datasets.Dataset)
                 about = {"source": dataset.name, "fingerprint": dataset.fingerprint()[:16]}
                 outcomes = side_by_side.train(config, dataset, group, self.study.views)
                 for seed, outcome in zip(group, outcomes, strict=True):
-                    yield variant, seed, outcome | {"data": about, "side_by_side": len(group)}
+                    yield variant, seed, outcome | {"data": about, "side_by_side": len(group)}, None
 
 
 @contextlib.contextmanager
@@ -283,7 +305,7 @@ class Scripts:
         """Has those under way save and stop."""
         with self._lock:
             self._ended = True
-            for process in self._running:
+            for process in list(self._running):
                 process.terminate()
 
 
@@ -293,17 +315,13 @@ def main(args: Sequence[str]) -> None:
     ablation = Ablation(options)
     if not options.table:
         ablation.run()
-    wanted = {command for variant in ablation.variants for command in ablation.commands(variant)}
-    report_rows(ablation, [row for row in ablation.rows if row["command"] in wanted])
-
-
-def report_rows(ablation: Ablation, rows: Iterable[Row]) -> None:
-    """Prints the tables, draws the picture beside the file."""
-    rows = list(rows)
+    rows = ablation.valid_rows()
     if not rows:
         raise AlexNetError(f"{ablation.out}: no finished run of this study")
     print(ablation_report.tables(ablation.study, rows))
-    ablation_report.draw(ablation.study, rows, ablation.out.with_suffix(".png"))
+    picture = ablation.out.with_suffix(".png")
+    if ablation_report.draw(ablation.study, rows, picture):
+        print(f"\nPicture: {picture}")
 
 
 if __name__ == "__main__":

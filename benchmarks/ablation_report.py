@@ -11,6 +11,7 @@ import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from report import markdown
 from studies import Study, Variant
 
 from alexnet_jax import plots
@@ -96,7 +97,8 @@ def heading(study: Study, rows: Sequence[Row]) -> str:
     images = ", ".join(f"{count:,}" for count in sorted(counts))
     return (
         f"{study.question} {'; '.join(sorted(devices))}; {'; '.join(sorted(versions))}; {'; '.join(sorted(data))}; "
-        f"{images} test images. Means with 95% intervals (Student's t over the seeds)."
+        f"{images} test images. Means with 95% intervals (Student's t over the seeds); of twenty differences that are "
+        "none, one is expected to look like one."
     )
 
 
@@ -111,7 +113,8 @@ def accuracy_table(study: Study, variants: Sequence[Variant], rows: Sequence[Row
     base = study.variants[0]
     several = len(variants) > 1
     head = ["row", *(f"test accuracy, {n} view{'s' * (n > 1)}" for n in study.views)]
-    head += [f"against {base.name}, seed by seed"] if several else []
+    of_views = "" if len(study.views) == 1 else f", {study.views[-1]} views"
+    head += [f"against {base.name}, seed by seed{of_views}"] if several else []
     lines = []
     for variant in variants:
         estimates = [estimate(list(by_seed(rows, variant, views).values())) for views in study.views]
@@ -169,14 +172,11 @@ def commands(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> 
     return "\n".join(lines)
 
 
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *lines])
-
-
-def draw(study: Study, rows: Sequence[Row], path: pathlib.Path) -> None:
-    """Draws the differences from the first row, or how the runs went, as the study asks."""
+def draw(study: Study, rows: Sequence[Row], path: pathlib.Path) -> bool:
+    """Draws the differences from the first row, or how the runs went, as the study asks; False: there is nothing to."""
     variants = present(study, rows)
+    if not study.curves and (len(variants) < 2 or variants[0] is not study.variants[0]):
+        return False
     figure = Figure(
         figsize=(plots.WIDTH, 1.3 + 0.32 * len(variants) if not study.curves else 4.0), layout="constrained"
     )
@@ -190,6 +190,7 @@ def draw(study: Study, rows: Sequence[Row], path: pathlib.Path) -> None:
     axes.tick_params(labelsize=plots.SMALL)
     axes.set_title(study.question, fontsize=plots.TITLE)
     plots.save(figure, path)
+    return True
 
 
 def _draw_differences(axes: Axes, study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> None:

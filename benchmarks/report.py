@@ -159,7 +159,8 @@ def tables(results: Record) -> str:
     return "\n\n".join(parts)
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
@@ -172,7 +173,7 @@ def _range(values: Mapping[str, float] | None, digits: str) -> str:
 def _training_tables(summary: Record) -> str:
     batch_size = summary["programs"][0]["batch_size"]
     memory = f"peak memory ({summary['programs'][0]['memory_of']})"
-    programs = _markdown(
+    programs = markdown(
         ["training step", "dtype", f"images/s, batch {batch_size}", "ours / this", memory, "ready after"],
         (
             (
@@ -188,7 +189,7 @@ def _training_tables(summary: Record) -> str:
     )
     if not summary["best_peers"]:
         return programs
-    best = _markdown(
+    best = markdown(
         ["fastest peer", "dtype", "ours / this"],
         ((row["program"], row["dtype"], _range(row["ours_by_this"], ".2f")) for row in summary["best_peers"]),
     )
@@ -196,7 +197,7 @@ def _training_tables(summary: Record) -> str:
 
 
 def _operations_table(rows: Sequence[Record]) -> str:
-    return _markdown(
+    return markdown(
         ["operation", "program", "ms", "this / ours"],
         (
             (row["operation"], row["program"], _range(row["ms"], ".2f"), _range(row["this_by_ours"], ".2f"))
@@ -207,18 +208,18 @@ def _operations_table(rows: Sequence[Record]) -> str:
 
 def _start_table(summary: Record) -> str:
     rows = [(f"quickstart's first step, {state} cache", _range(values, ".1f")) for state, values in summary.items()]
-    return _markdown(["start", "s"], rows)
+    return markdown(["start", "s"], rows)
 
 
 def _epoch_table(summary: Record) -> str:
-    return _markdown(
+    return markdown(
         ["bare step, images/s", "whole loop, images/s", "loop / bare"],
         [(_range(summary["bare"], ",.0f"), _range(summary["loop"], ",.0f"), _range(summary["loop_by_bare"], ".3f"))],
     )
 
 
 def _scaling_table(rows: Sequence[Record]) -> str:
-    return _markdown(
+    return markdown(
         ["batch size", "devices", "images/s", "ms a step"],
         (
             (
@@ -233,7 +234,7 @@ def _scaling_table(rows: Sequence[Record]) -> str:
 
 
 def _imagenet_table(rows: Sequence[Record]) -> str:
-    return f"Blocks of {rows[0]['steps']} steps:\n\n" + _markdown(
+    return f"Blocks of {rows[0]['steps']} steps:\n\n" + markdown(
         [
             "torchvision's AlexNet, 224x224",
             "dtype",

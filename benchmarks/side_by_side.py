@@ -55,8 +55,8 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
     Each run computes what `train.py` does with its seed, in its order and with its draws; only rounding differs.
 
     Returns:
-      For each seed `curve`, as `epoch_curve` gives it (the seconds are those of all runs together, divided by their
-      number), and `test`: accuracy, loss and count by number of views.
+      For each seed `curve`, as `epoch_curve` gives it (the seconds are those that all runs took together), and `test`:
+      accuracy, loss and count by number of views.
 
     Raises:
       AlexNetError: a run's loss or gradient is not finite.
@@ -109,7 +109,7 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
                 {
                     "loss": float(metrics.loss[run].sum(dtype=np.float64)) / len(split),
                     "accuracy": int(metrics.correct[run].sum()) / len(split),
-                    "seconds": seconds / len(seeds),
+                    "seconds": seconds,
                     "validation_accuracy": accuracy,
                 }
             )

@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import signal
 import sys
+import threading
+import time
 
 import jax
+import numpy as np
 import pytest
 
-from alexnet_jax import cli, datasets, loop
-from alexnet_jax.config import PRESETS
+from alexnet_jax import cli, datasets, loop, plots
+from alexnet_jax.config import PRESETS, flat_items
 from alexnet_jax.datasets import shapes
-from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.metrics import read_jsonl
 from alexnet_jax.run import open_run
 
@@ -28,20 +33,16 @@ import train  # noqa: E402
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_row_changes_what_it_says_and_nothing_else(name):
+def test_every_row_changes_one_setting(name):
     study = STUDIES[name]
     configs = {v.name: cli.parse_train(ablate.arguments(study, v, seed=2)) for v in study.variants}
     assert len(set(configs.values())) == len(study.variants)
     assert all(config.schedule.seed == 2 for config in configs.values())
     assert len({v.name for v in study.variants}) == len(study.variants)
-    if name == "tips":
-        base = dataclasses.asdict(configs[study.variants[0].name])
-        for variant in study.variants[1:]:
-            changed = dataclasses.asdict(configs[variant.name])
-            groups = [group for group in base if base[group] != changed[group]]
-            assert len(groups) == 1
-            names = [key for key in base[groups[0]] if base[groups[0]][key] != changed[groups[0]][key]]
-            assert len(names) == 1, variant.name
+    base = flat_items(configs[study.variants[0].name])
+    for variant in study.variants[1:]:
+        changed = flat_items(configs[variant.name])
+        assert sum(base[setting] != changed[setting] for setting in base) == 1, variant.name
 
 
 def made_up(variant: str, seed: int, accuracy: float, **more) -> dict:
@@ -50,6 +51,7 @@ def made_up(variant: str, seed: int, accuracy: float, **more) -> dict:
         "variant": variant,
         "seed": seed,
         "command": f"python train.py x --seed {seed}",
+        "settings": {},
         "test": {"1": {"accuracy": accuracy, "loss": 1.0, "count": 1000}},
         "curve": [epoch],
         "data": {"source": "cifar10", "fingerprint": "0123"},
@@ -104,12 +106,36 @@ def test_epochs_until_a_target():
     assert "| all | 75.00% | 2 of 3 | 2 (1 to 3) | 4 (2 to 6) |" in ablation_report.tables(study, rows)
 
 
-@pytest.mark.parametrize("curves", [None, "accuracy", "validation_accuracy"])
-def test_pictures(curves, tmp_path):
-    study = dataclasses.replace(STUDY, curves=curves, until=("accuracy", (0.75,)))
-    rows = [made_up(name, seed, 0.5 + 0.01 * seed) for name in ("all", "without") for seed in range(2)]
-    ablation_report.draw(study, rows, tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+def drawn(study, rows, tmp_path, monkeypatch):
+    """The axes that would be saved."""
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    assert ablation_report.draw(study, rows, tmp_path / "a.png") == bool(figures)
+    return figures[0].axes[0] if figures else None
+
+
+def test_picture_of_differences(tmp_path, monkeypatch):
+    rows = [made_up(name, seed, a + 0.01 * seed) for name, a in (("all", 0.5), ("without", 0.48)) for seed in range(2)]
+    ax = drawn(STUDY, rows, tmp_path, monkeypatch)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["without"]
+    marks = ax.lines[0].get_xdata()
+    np.testing.assert_allclose(marks, [-2.0, -2.0])  # one for each seed
+    assert "50.50%" in ax.get_xlabel()
+    assert drawn(STUDY, rows[:2], tmp_path, monkeypatch) is None  # nothing to compare
+    assert drawn(STUDY, rows[2:], tmp_path, monkeypatch) is None  # nothing to compare with
+    assert "| without | 48.50% ± 6.35 | 2 |" in ablation_report.tables(STUDY, rows[2:])
+
+
+@pytest.mark.parametrize(("key", "value"), [("accuracy", 0.5), ("validation_accuracy", 0.3)])
+def test_picture_of_curves(key, value, tmp_path, monkeypatch):
+    study = dataclasses.replace(STUDY, curves=key, until=("accuracy", (0.75,)))
+    rows = [made_up("all", seed, 0.5) for seed in range(2)]
+    for row in rows:
+        row["curve"] = [row["curve"][0] | {"validation_accuracy": 0.3}] * 3
+    ax = drawn(study, rows, tmp_path, monkeypatch)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [1 - value] * 3)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["all (2 seeds)"]
+    assert len(ax.lines) == (3 if key == "accuracy" else 2)  # the target is training accuracy's
 
 
 def test_an_epochs_means_weigh_intervals_by_their_images():
@@ -226,11 +252,12 @@ def test_an_accelerator_trains_a_rows_seeds_side_by_side(study, tmp_path, monkey
         (["tips", "--rows", "nothing"], UsageError, "--rows 'nothing': the rows of tips are all tips, tanh"),
         (["tips", "--table", "--out", "{tmp}/none.jsonl"], AlexNetError, "no finished run of this study"),
         (["tips", "--table", "--out", "{tmp}/bad.jsonl"], AlexNetError, "bad.jsonl: line 1 is no finished run: remove"),
+        (["time", "--epochs", "5"], UsageError, "--epochs 5: the rows of time have their own"),
         (["all"], UsageError, "all"),
     ],
 )
 def test_wrong_use_is_told(args, error, message, tmp_path):
-    (tmp_path / "bad.jsonl").write_text('{"step": 1}\n{}\n')
+    (tmp_path / "bad.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(error) as raised:
         ablate.main([arg.format(tmp=tmp_path) for arg in args])
     assert message in str(raised.value)
@@ -240,3 +267,48 @@ def test_wrong_use_is_told(args, error, message, tmp_path):
 def test_a_run_that_fails_is_told_in_its_own_words(tmp_path):
     with pytest.raises(AlexNetError, match=r"^python train.py --data-dir \S+: train.py: .*nowhere"):
         ablate.Scripts().run("train.py", "--data-dir", str(tmp_path / "nowhere"))
+
+
+def test_a_changed_preset_makes_its_rows_old(study, tmp_path):
+    """A row counts if today's study would give it; settings that came after it don't matter."""
+    out = tmp_path / "out.jsonl"
+    args = ablate.arguments(study, study.variants[0], 0)
+    rows = [made_up("as it is", 0, 0.5, settings=ablate.settings(args)) for _ in range(3)]
+    rows[1]["settings"]["learning_rate"] *= 2
+    del rows[2]["settings"]["label_smoothing"]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ablation = ablate.Ablation(ablate.Options("tips", seeds=2, out=out))
+    assert ablation.valid_rows() == [rows[0], rows[2]]
+    assert [(variant.name, seed) for variant, seed in ablation.missing()] == [
+        ("other lines", 0), ("as it is", 1), ("other lines", 1),
+    ]  # fmt: skip
+
+
+def test_a_signal_ends_what_is_under_way(study, tmp_path, monkeypatch):
+    """A run is finished and kept; while it is told a signal comes, and the run beside it is ended."""
+    script = tmp_path / "sleeper.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    complaints, begun = [], threading.Event()
+
+    def by_scripts(self, scripts, variant, seed):
+        if variant.name == "as it is":
+            begun.wait()
+            return {key: made_up("", 0, 0.5)[key] for key in ("test", "curve", "data")}, None
+        threading.Timer(1.0, begun.set).start()
+        try:
+            scripts.run(str(script))
+        except AlexNetError as error:
+            complaints.append(str(error))
+            raise
+
+    monkeypatch.setattr(ablate.Ablation, "_by_scripts", by_scripts)
+    monkeypatch.setattr(ablate.tqdm.tqdm, "write", lambda bar, line: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
+    out, before, begin = tmp_path / "out.jsonl", signal.getsignal(signal.SIGTERM), time.monotonic()
+    with pytest.raises(StoppedError, match="finished runs are kept"):
+        ablate.main(["tips", "--seeds", "1", "--out", str(out), "--runs", str(tmp_path / "runs")])
+    assert time.monotonic() - begin < 30
+    assert complaints == [f"python {script}: no reason"]
+    assert len(out.read_text().splitlines()) == 1
+    assert signal.getsignal(signal.SIGTERM) is before

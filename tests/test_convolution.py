@@ -119,3 +119,20 @@ def test_large_maps_go_to_xla():
     images, kernel = draw((1, 17, 16, 2), (3, 3, 2, 2))
     lowered = jax.jit(lambda x, w: fast_convolution(x, w, (1, 1), "SAME", dimension_numbers=NUMBERS))
     assert "stablehlo.convolution" in lowered.lower(images, kernel).as_text()
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "pays"),
+    [
+        ((2, 8, 8, 48), (5, 5, 48, 128), True),
+        ((2, 4, 4, 192), (3, 3, 192, 192), True),
+        ((2, 13, 13, 256), (3, 3, 256, 384), True),
+        ((2, 16, 16, 48), (5, 5, 48, 128), True),
+        ((2, 16, 16, 32), (5, 5, 32, 32), False),
+        ((2, 27, 27, 64), (5, 5, 64, 192), False),
+    ],
+)
+def test_winograd_is_taken_where_it_pays(image, kernel, pays):
+    convolve = jax.jit(lambda x, k: fast_convolution(x, k, (1, 1), "SAME", dimension_numbers=NUMBERS))
+    program = convolve.lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (image, kernel))).as_text()
+    assert ("stablehlo.convolution" not in program) == pays

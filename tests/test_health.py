@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax import health
-from alexnet_jax.models import AlexNetSmall
+from alexnet_jax.models import AlexNetSmall, ConvNet
 
 
 def test_dead_shares(tiny):
@@ -21,6 +21,12 @@ def test_dead_shares(tiny):
     shares = health.dead_shares(model, params, images)
     assert shares["conv1"] == 0.25
     assert shares["fc2"] == 1.0
+
+
+def test_locally_connected_layers_count():
+    model, images = ConvNet("convnet-11pct"), jnp.ones((2, 24, 24, 3))
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0), images))["params"]
+    assert list(health.dead_shares(model, params, images)) == ["conv1", "conv2", "local3", "local4"]
 
 
 def test_update_ratios():

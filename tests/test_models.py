@@ -161,8 +161,9 @@ def test_options_of_the_small_network(settings, activation, normalize, window, s
     logits, params = logits_of(images, **settings)
     expected = np.asarray(by_hand(images, params, activation, normalize, window, stride))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    usual, _ = logits_of(images) if stride == 2 else (np.zeros_like(logits), None)
-    assert settings == {} or np.abs(usual - logits).max() > 1e-3 * np.abs(logits).max()
+    if settings and stride == 2:  # with another stride fc1 has other weights
+        usual, _ = logits_of(images)
+        assert np.abs(usual - logits).max() > 1e-3 * np.abs(logits).max()
 
 
 def test_the_seeds_mistake_drops_after_fc1_alone(params):

@@ -1,3 +1,4 @@
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +77,21 @@ def test_a_plateaus_scale_reaches_the_updates(name):
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
+def test_checkpoints_of_the_first_version_fit():
+    """Its weight decay was optax's own, and left its mark on the tree of the state."""
+    config = PRESETS["cifar10-paper"].config.optimizer
+    update_rule, schedule = optimizer.from_config(config, steps_per_epoch=10, epochs=30)
+    params = {"conv1": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}}
+    old = optax.chain(
+        optax.add_decayed_weights(5e-4, lambda params: jax.tree.map(lambda _: True, params)),
+        optimizer.scale_by_rate(schedule),
+        optax.trace(decay=0.9),
+    )
+    tree = flax.serialization.to_state_dict(old.init(params))
+    state = flax.serialization.from_state_dict(update_rule.init(params), tree)
+    assert jax.tree.structure(state) == jax.tree.structure(update_rule.init(params))
+
+
 def cosine(**settings) -> OptimizerConfig:
     return OptimizerConfig("sgd", 0.1, rate_schedule="cosine", **settings)
 
@@ -86,6 +102,8 @@ def test_cosine_rises_and_falls_to_zero():
     np.testing.assert_allclose(rates[:6], [0.0, 0.02, 0.04, 0.06, 0.08, 0.1], atol=1e-7)
     falling = [0.05 * (1 + np.cos(np.pi * step / 35)) for step in range(36)]
     np.testing.assert_allclose(rates[5:], falling, atol=1e-7)
+    _, all_warm = optimizer.from_config(cosine(warmup_epochs=0.99), steps_per_epoch=10, epochs=1)
+    np.testing.assert_allclose([float(all_warm(step)) for step in (0, 9)], [0.0, 0.1], atol=1e-7)
     _, at_once = optimizer.from_config(cosine(), steps_per_epoch=10, epochs=4)
     np.testing.assert_allclose(float(at_once(0)), 0.1, rtol=1e-6)
 
@@ -117,13 +135,14 @@ def test_muon_evens_out_singular_values():
     """Kernels get a matrix whose singular values are all alike, of root mean square 0.2, biases what Adam gives."""
     rng = np.random.default_rng(0)
     shapes = {"conv": (5, 5, 8, 16), "fc": (64, 32)}
-    params = {name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(3)} for name, shape in shapes.items()}
+    # A bias is one whatever its shape: locally connected layers have maps of them.
+    params = {name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros((1, 3))} for name, shape in shapes.items()}
     # One direction is a hundred times as strong as the others: plain momentum would follow it alone.
     gradients = {}
     for name, shape in shapes.items():
         matrix = rng.normal(size=(np.prod(shape[:-1]), shape[-1]))
         matrix += 100 * np.outer(rng.normal(size=len(matrix)), rng.normal(size=shape[-1])) / 10
-        gradients[name] = {"kernel": jnp.float32(matrix.reshape(shape)), "bias": jnp.array([4.0, -0.5, 0.01])}
+        gradients[name] = {"kernel": jnp.float32(matrix.reshape(shape)), "bias": jnp.array([[4.0, -0.5, 0.01]])}
     config = OptimizerConfig("muon", 0.1, momentum=0.9)
     update_rule, _ = optimizer.from_config(config, steps_per_epoch=1, epochs=1)
     updates, _ = update_rule.update(gradients, update_rule.init(params), params)
@@ -135,7 +154,7 @@ def test_muon_evens_out_singular_values():
         assert 0.3 < np.median(after) < 1.3
         assert after.max() < 1.5
         assert (update * np.asarray(gradients[name]["kernel"]).reshape(update.shape)).sum() < 0  # downhill
-        np.testing.assert_allclose(updates[name]["bias"], [-0.1, 0.1, -0.1], rtol=1e-3)
+        np.testing.assert_allclose(updates[name]["bias"], [[-0.1, 0.1, -0.1]], rtol=1e-3)
 
 
 def test_muons_weight_decay_keeps_out_of_its_momentum():
