@@ -18,6 +18,7 @@ from alexnet_jax import plots
 
 Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
+FAR = 0.15  # a difference that is told in words
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito's colour-blind safe set
 
 
@@ -88,6 +89,12 @@ def present(study: Study, rows: Sequence[Row]) -> list[Variant]:
     return [variant for variant in study.variants if variant.name in names]
 
 
+def question(study: Study, rows: Sequence[Row]) -> str:
+    """What the study asks, and for how long a training, where that is one for all."""
+    epochs = {row["settings"].get("epochs") for row in rows}
+    return study.question + (f" ({epochs.pop()} epochs)" if len(epochs) == 1 else "")
+
+
 def heading(study: Study, rows: Sequence[Row]) -> str:
     """What was measured, on what."""
     devices = {_device(row) for row in rows}
@@ -96,7 +103,7 @@ def heading(study: Study, rows: Sequence[Row]) -> str:
     counts = {row["test"][str(study.views[0])]["count"] for row in rows}
     images = ", ".join(f"{count:,}" for count in sorted(counts))
     return (
-        f"{study.question} {'; '.join(sorted(devices))}; {'; '.join(sorted(versions))}; {'; '.join(sorted(data))}; "
+        f"{question(study, rows)} {'; '.join(sorted(devices))}; {'; '.join(sorted(versions))}; {'; '.join(sorted(data))}; "
         f"{images} test images. Means with 95% intervals (Student's t over the seeds); of twenty differences that are "
         "none, one is expected to look like one."
     )
@@ -188,7 +195,7 @@ def draw(study: Study, rows: Sequence[Row], path: pathlib.Path) -> bool:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=plots.SMALL)
-    axes.set_title(study.question, fontsize=plots.TITLE)
+    axes.set_title(question(study, rows), fontsize=plots.TITLE)
     plots.save(figure, path)
     return True
 
@@ -198,6 +205,10 @@ def _draw_differences(axes: Axes, study: Study, variants: Sequence[Variant], row
     found = [(v, d) for v in variants if v is not base and (d := paired_difference(rows, v, base, views))]
     found.sort(key=lambda item: item[1].mean)
     for place, (variant, difference) in enumerate(found):
+        if abs(difference.mean) > FAR:  # drawn, it would press all the others together
+            words = f" {verdict(difference)}: off the scale"
+            axes.text(0, place, words, transform=axes.get_yaxis_transform(), va="center", fontsize=plots.SMALL)
+            continue
         color = plots.TRAIN if difference.excludes_zero() else "0.55"
         own, other = by_seed(rows, variant, views), by_seed(rows, base, views)
         points = [100 * (own[seed] - other[seed]) for seed in sorted(own.keys() & other.keys())]
@@ -205,6 +216,7 @@ def _draw_differences(axes: Axes, study: Study, variants: Sequence[Variant], row
         half = None if difference.half is None else 100 * difference.half
         axes.errorbar(100 * difference.mean, place, xerr=half, color=color, marker="o", markersize=5, capsize=3)
     axes.axvline(0, color=plots.INK, linewidth=0.8)
+    axes.set_ylim(-0.5, len(found) - 0.5)
     axes.set_yticks(range(len(found)), [variant.name for variant, _ in found])
     reference = share(estimate(list(by_seed(rows, base, views).values())))
     axes.set_xlabel(

@@ -45,13 +45,24 @@ def test_every_row_changes_one_setting(name):
         assert sum(base[setting] != changed[setting] for setting in base) == 1, variant.name
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("ablation-*.jsonl")), ids=lambda path: path.stem)
+def test_the_document_shows_what_was_measured(path):
+    name = path.stem.split("-")[1]
+    ablation = ablate.Ablation(ablate.Options(name, out=path))
+    assert ablation.valid_rows() == ablation.rows
+    document = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert ablation_report.tables(STUDIES[name], ablation.rows) in document, (
+        f"put the output of python benchmarks/ablate.py {name} --table --out {path} into docs/results.md"
+    )
+
+
 def made_up(variant: str, seed: int, accuracy: float, **more) -> dict:
     epoch = {"loss": 1.0, "accuracy": 0.5, "seconds": 10.0, "validation_accuracy": None}
     return {
         "variant": variant,
         "seed": seed,
         "command": f"python train.py x --seed {seed}",
-        "settings": {},
+        "settings": {"epochs": 3},
         "test": {"1": {"accuracy": accuracy, "loss": 1.0, "count": 1000}},
         "curve": [epoch],
         "data": {"source": "cifar10", "fingerprint": "0123"},
@@ -85,6 +96,9 @@ def test_differences_are_paired_by_seed():
     assert "| all | 60.00% ± 24.84 |  | 3 |" in table
     assert "| −0.97 ± 0.14 | 4 |" in table
     assert "never run" not in table
+    assert table.startswith(
+        "Does it pay? (3 epochs) A processor, 2 cores; Python 3.13.0, JAX 0.12.0; cifar10 (0123); 1,000 test"
+    )
 
 
 def test_a_difference_inside_the_noise_is_called_so():
@@ -121,6 +135,10 @@ def test_picture_of_differences(tmp_path, monkeypatch):
     marks = ax.lines[0].get_xdata()
     np.testing.assert_allclose(marks, [-2.0, -2.0])  # one for each seed
     assert "50.50%" in ax.get_xlabel()
+    far = [*rows, *(made_up("never run", seed, 0.1) for seed in range(2))]
+    ax = drawn(STUDY, far, tmp_path, monkeypatch)
+    assert [text.get_text() for text in ax.texts] == [" −40.50 ± 6.35: off the scale"]
+    assert ax.get_xlim()[0] > -5
     assert drawn(STUDY, rows[:2], tmp_path, monkeypatch) is None  # nothing to compare
     assert drawn(STUDY, rows[2:], tmp_path, monkeypatch) is None  # nothing to compare with
     assert "| without | 48.50% ± 6.35 | 2 |" in ablation_report.tables(STUDY, rows[2:])
