@@ -102,10 +102,10 @@ def heading(study: Study, rows: Sequence[Row]) -> str:
     data = {f"{row['data']['source']} ({row['data']['fingerprint']})" for row in rows}
     counts = {row["test"][str(study.views[0])]["count"] for row in rows}
     images = ", ".join(f"{count:,}" for count in sorted(counts))
+    where = "; ".join(", ".join(sorted(found)) for found in (devices, versions, data))
     return (
-        f"{question(study, rows)} {'; '.join(sorted(devices))}; {'; '.join(sorted(versions))}; {'; '.join(sorted(data))}; "
-        f"{images} test images. Means with 95% intervals (Student's t over the seeds); of twenty differences that are "
-        "none, one is expected to look like one."
+        f"{question(study, rows)} {where}; {images} test images. Means with 95% intervals (Student's t over the seeds); of "
+        "twenty differences that are none, one is expected to look like one."
     )
 
 
