@@ -79,7 +79,7 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
         "relu": Study(
             "How much sooner do ReLUs reach 25% training error than tanh (paper, figure 1)?",
             "cifar10-18pct",
-            ("--drop-epochs", "--weight-decay", "0.0", "--layer-decays", "--train-on", "train", "--epochs", "6"),
+            ("--drop-epochs", "--weight-decay", "0.0", "--layer-decays", "--train-on", "train", "--epochs", "5"),
             (Variant("ReLU"), Variant("tanh", ("--activation", "tanh"))),
             until=("accuracy", (0.50, 0.60, 0.70, 0.75)),
             curves="accuracy",
