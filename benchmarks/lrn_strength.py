@@ -25,7 +25,7 @@ class Options:
     data_dir: Path | None = None
     """Where the data lies, if no longer where the run found it."""
     images: PositiveInt = 1000
-    """Test images to look at."""
+    """Training images to look at."""
 
 
 def factors(layer: jax.Array, divide_by_size: bool) -> np.ndarray:
@@ -41,7 +41,7 @@ def main(args: Sequence[str]) -> None:
     if run.config.network.network != "small" or run.config.network.lrn == "none":
         raise UsageError(f"{options.run}: --network small with LRN is needed")
     data = dataclasses.replace(run.config.data, data_dir=options.data_dir or run.config.data.data_dir)
-    images = run.preprocessing.evaluation(datasets.load(data)["test"].images[: options.images])
+    images = run.preprocessing.evaluation(datasets.load(data).sample(options.images).images)
     _, found = run.model.apply({"params": run.params}, images, capture_intermediates=True)
     print(f"LRN multiplies by, at k^-0.75 = {2**-0.75:.4f} where the sum of squares is nothing:")
     for name in ("conv1", "conv2"):
