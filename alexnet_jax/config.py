@@ -445,7 +445,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
         ),
         "cifar10-best": Preset(
             "the seed's network as accurate as 12 epochs make it: Muon, cosine, label smoothing, averaged weights",
-            _NOT_TO_THE_END,
+            f"{_COPY}: 80.06%, with --views 2 81.78% (means of 3 seeds); 80 s an epoch on one core",
             TrainConfig(
                 preset="cifar10-best",
                 data=DataConfig(train_on="all"),
