@@ -234,7 +234,7 @@ def _draw_curves(axes: Axes, study: Study, variants: Sequence[Variant], rows: Se
         runs = [row for row in rows if row["variant"] == variant.name]
         for number, row in enumerate(runs):
             values = [np.nan if epoch[key] is None else 1 - epoch[key] for epoch in row["curve"]]
-            name = f"{variant.name} ({len(runs)} seeds)" if number == 0 else None
+            name = f"{variant.name} ({len(runs)} seed{'s' * (len(runs) > 1)})" if number == 0 else None
             axes.plot(
                 range(1, len(values) + 1), values, color=color, linewidth=1.1, marker="o", markersize=2, label=name
             )

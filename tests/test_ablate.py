@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -47,8 +48,8 @@ def test_every_row_changes_one_setting(name):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("ablation-*.jsonl")), ids=lambda path: path.stem)
 def test_the_document_shows_what_was_measured(path):
-    name = path.stem.split("-")[1]
-    ablation = ablate.Ablation(ablate.Options(name, out=path))
+    name, epochs = re.fullmatch(r"ablation-([a-z]+)-(?:(\d+)-epochs-)?[a-z]+", path.stem).groups()
+    ablation = ablate.Ablation(ablate.Options(name, out=path, epochs=int(epochs) if epochs else None))
     assert ablation.valid_rows() == ablation.rows
     document = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert ablation_report.tables(STUDIES[name], ablation.rows) in document, (
