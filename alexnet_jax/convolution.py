@@ -52,8 +52,8 @@ def _winograd_pays(images: Sequence[int], kernel: Sequence[int]) -> bool:
     """Whether `winograd` is faster, from the shapes [B, H, W, C] and [R, R, C, F].
 
     Its products with dense maps grow with the square of the pixels, and with C + F where the convolution's grow with
-    C F. It was faster with up to 1.3 times the multiplications of a direct convolution, gradients included (16x16, 48
-    to 128 channels, 5x5: 0.62 of the time), and slower with 2.7 times (16x16, 32 to 32 channels: 1.8).
+    C F. With 1.3 times the multiplications of a direct convolution it took 0.86 of the time, gradients included (16x16,
+    48 to 128 channels, 5x5), with 2.7 times twice as long (16x16, 32 to 32): `benchmarks/layers.py --choices`.
     """
     (_, height, width, channels), (size, *_, features) = images, kernel
     points = (TILE + size - 1) ** 2 * -(-height // TILE) * -(-width // TILE)
