@@ -131,9 +131,8 @@ def muon_direction(momentum: float, nesterov: bool) -> optax.GradientTransformat
     A kernel [..., inputs, outputs] counts as a matrix with a row for each output. The matrices are scaled to a root
     mean square of 0.2, as Adam's updates have (Liu et al., Muon is Scalable for LLM Training, 2025), and biases get
     Adam's (NAdam's with `nesterov`), so that one rate serves both. Three Newton-Schulz steps with AOL scaling (Boissin
-    et al., Turbo-Muon, 2025) train `AlexNetSmall` as well as five without (71.3% and 70.8% after 3 epochs, one seed), at 1.2 times the speed on a
-    CPU core (results/best-tried-cpu.jsonl).
-    Source of Muon: Jordan et al., 2024.
+    et al., Turbo-Muon, 2025) train `AlexNetSmall` as well as five without (71.3% and 70.8% after 3 epochs, one seed),
+    at 1.2 times the speed on a CPU core (results/best-tried-cpu.jsonl). Source of Muon: Jordan et al., 2024.
     """
 
     def axes(params: Any) -> Any:
