@@ -1,4 +1,4 @@
-"""Evaluate a trained network: `python eval.py RUN [flags]`; `--help` explains."""
+"""Evaluate trained networks: `python eval.py RUN [RUN ...] [flags]`; `--help` explains."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from alexnet_jax import cli
 
 
 def main(args: Sequence[str]) -> None:
-    """Parses the flags, opens the run, evaluates."""
+    """Parses the flags, opens the runs, evaluates."""
     config = cli.parse_eval(args)
-    from alexnet_jax import loop
+    from alexnet_jax import evaluation
 
-    loop.evaluate(config)
+    evaluation.main(config)
 
 
 if __name__ == "__main__":

@@ -219,10 +219,20 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluate a trained network: accuracy, cross entropy, confusion matrix, first-layer kernels."""
+    """Evaluate a trained network: accuracy, cross entropy, confusion matrix, first-layer kernels.
+
+    With several runs, compare them on the same images. With --images, classify pictures of your own.
+    """
 
     run: tyro.conf.Positional[Path]
     """Folder of the run, train.py's --workdir."""
+    others: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """More runs, each to be compared with the first on the same images: one table, curves, McNemar's test."""
+    images: tuple[Path, ...] = ()
+    """Pictures, or folders of them, to classify: the top 5 of each, and a sheet in the run's eval/images.png."""
+    report: Bool = False
+    """Also write eval/report.html: one page with curves, the images behind the confusion matrix, kernels, feature maps,
+    calibration, settings. It needs no network."""
     split: Literal["test", "validation", "train"] | None = None
     """Images to evaluate on. Unset: test, or validation where the data set has no test images."""
     checkpoint: str = "last"

@@ -25,7 +25,7 @@ def dead_shares(model: nn.Module, params: Mapping[str, Any], images: jax.Array) 
     def alive(model: nn.Module, params: Mapping[str, Any], images: jax.Array) -> dict[str, jax.Array]:
         is_layer = lambda module, method: len(module.path) == 1 and method == "__call__"  # noqa: E731
         _, found = model.apply({"params": params}, images, capture_intermediates=is_layer, mutable=["intermediates"])
-        outputs = {name: layer["__call__"][0] for name, layer in found["intermediates"].items()}
+        outputs = {name: found["intermediates"][name]["__call__"][0] for name in params}
         return {name: (x > 0).any(axis=tuple(range(x.ndim - 1))) for name, x in outputs.items()}
 
     shares = {name: 1 - float(np.mean(x)) for name, x in jax.device_get(alive(model, params, images)).items()}

@@ -1,14 +1,11 @@
-"""Training and evaluation: the only place where the parts are wired together."""
+"""Training: the place where its parts are wired together."""
 
 import contextlib
 import dataclasses
-import io
 import math
-import pathlib
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -18,27 +15,22 @@ import tqdm
 from alexnet_jax import augment, health, models, optimizer, plots, runtime, steps
 from alexnet_jax.batches import Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import EvalConfig, TrainConfig
-from alexnet_jax.datasets import Dataset, ImageNet, load
+from alexnet_jax.config import TrainConfig
+from alexnet_jax.datasets import Dataset, ImageNet
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, warn
-from alexnet_jax.files import to_bytes, write_atomically
+from alexnet_jax.evaluation import predict_split
 from alexnet_jax.metrics import (
     JsonlWriter,
-    Record,
     TensorBoardWriter,
     Totals,
     Writer,
     Writers,
-    confusion_matrix,
     cross_entropies,
     read_jsonl,
-    softmax,
-    top_k_correct,
 )
-from alexnet_jax.run import DatasetInfo, RunFolder, open_run, versions
+from alexnet_jax.run import DatasetInfo, RunFolder
 from alexnet_jax.signals import StopSignals
 
-MOST_CLASSES_PRINTED = 30
 SAMPLE = 512  # training images to draw and to measure on
 
 
@@ -433,135 +425,3 @@ def draw_data(dataset: Dataset | ImageNet, preprocessing: augment.Preprocessing,
     noise = np.asarray(preprocessing.noise(keys, np.stack([image] * 10), preprocessing.pca_std))
     perturbed = np.clip(image + noise[:, None, None, :], 0, 255).astype(np.uint8)
     plots.save(plots.pca_strip(perturbed, noise, image), folder.plots / "pca_noise.png")
-
-
-def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Evaluates a run on a split, prints a table, writes `eval/` in the run's folder.
-
-    Returns:
-      What `eval/<split>.json` holds.
-
-    Raises:
-      AlexNetError: the run or its data can't be read, or the data is not the run's.
-    """
-    runtime.cache_compilations(config.compilation_cache)
-    devices = steps.select_devices(config.num_devices)
-    run = open_run(config.run, config.checkpoint)
-    data = (
-        run.config.data if config.data_dir is None else dataclasses.replace(run.config.data, data_dir=config.data_dir)
-    )
-    dataset = load(data)
-    if dataset.fingerprint() != run.dataset.fingerprint:
-        raise AlexNetError(f"{config.run} was trained on other images than those from {dataset.source}")
-    name = config.split or ("test" if "test" in dataset.splits else "validation")
-    augmentation = run.config.augmentation
-    if config.views == 10 and not (augmentation.crop_size or augmentation.crop_padding):
-        raise UsageError(f"--views 10: {config.run} was trained without crops; 2 adds the mirrored images")
-    predict_step = steps.make_predict_step(run.model, run.preprocessing, devices, config.views)
-    params = steps.replicate(run.params, devices)
-    logits, labels = predict_split(
-        predict_step, params, dataset, name, config.batch_size, len(devices), data.loader_workers
-    )
-    results = score(logits, labels, run.class_names) | {
-        "split": name,
-        "views": config.views,
-        "step": run.step,
-        "checkpoint": config.checkpoint,
-        "dataset": dataset.name,
-        "source": dataset.source,
-        "versions": versions(),
-    }
-    suffix = "" if name == "test" else f"-{name}"
-    folder = run.folder.eval
-    write_atomically(folder / f"{name}.json", to_bytes(results))
-    predictions = io.BytesIO()
-    np.savez_compressed(predictions, probabilities=softmax(logits), predicted=logits.argmax(axis=1), labels=labels)
-    write_atomically(folder / f"predictions{suffix}.npz", predictions.getvalue())
-    matrix = np.array(results["confusion"])
-    title = f"{name}: {results['correct']:,} of {results['count']:,} correct ({results['accuracy']:.2%})"
-    plots.save(plots.confusion_matrix(matrix, run.class_names, title), folder / f"confusion{suffix}.png")
-    plots.save(plots.kernels(run.params["conv1"]["kernel"]), folder / "kernels.png")
-    print_results(results, folder)
-    return results
-
-
-def predict_split(
-    predict_step: Callable[[Any, np.ndarray], jax.Array],
-    params: Any,
-    dataset: Dataset | ImageNet,
-    split: str,
-    batch_size: int,
-    num_devices: int,
-    workers: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, float32 [N, classes], and labels, int [N], of every image of a split once, in order.
-
-    Args:
-      predict_step: from `steps.make_predict_step`.
-      params: replicated over the devices.
-      dataset: has the split.
-      split: its name.
-      batch_size: images a step; rounded up to a multiple of `num_devices`.
-      num_devices: that the step runs on.
-      workers: processes that decode, if the images are streamed.
-    """
-    if isinstance(dataset, Dataset):
-        images, labels = dataset[split].images, dataset[split].labels
-        return steps.predict_logits(predict_step, params, images, batch_size, num_devices), labels
-    batch_size = -(-batch_size // num_devices) * num_devices
-    parts = []
-    for batch in tqdm.tqdm(
-        dataset.stream(split, 0, None, batch_size, num_devices, workers=workers),
-        total=-(-len(dataset[split]) // batch_size),
-        desc=split,
-        leave=False,
-        disable=None,
-    ):
-        logits = jax.device_get(predict_step(params, batch.images))
-        parts.append((logits[batch.mask], batch.labels[batch.mask]))
-    all_logits, all_labels = zip(*parts, strict=True)
-    return np.concatenate(all_logits), np.concatenate(all_labels)
-
-
-def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Exact counts and means over examples.
-
-    Args:
-      logits: float32 [N, classes].
-      labels: int [N].
-      class_names: name of each class.
-
-    Returns:
-      JSON-ready: accuracy, top5_accuracy (the label is among the five largest logits), loss (mean cross entropy, nats),
-      count, correct, per_class, confusion (row = true class).
-    """
-    matrix = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
-    correct, counts = matrix.diagonal(), matrix.sum(axis=1)
-    return {
-        "accuracy": int(correct.sum()) / len(labels),
-        "top5_accuracy": int(top_k_correct(logits, labels, 5)) / len(labels),
-        "loss": float(cross_entropies(logits, labels).mean()),
-        "count": len(labels),
-        "correct": int(correct.sum()),
-        "per_class": [
-            {"class": name, "count": int(n), "correct": int(c), "accuracy": int(c) / int(n) if n else None}
-            for name, n, c in zip(class_names, counts, correct, strict=True)
-        ],
-        "confusion": matrix.tolist(),
-    }
-
-
-def print_results(results: Record, folder: pathlib.Path) -> None:
-    """Prints an evaluation for a person."""
-    rows = [row for row in results["per_class"] if row["count"]]
-    if len(rows) > MOST_CLASSES_PRINTED:
-        rows = sorted(rows, key=lambda row: -row["accuracy"])
-        rows = rows[: MOST_CLASSES_PRINTED // 2] + rows[-MOST_CLASSES_PRINTED // 2 :]
-        print(f"The {len(rows) // 2} best and the {len(rows) // 2} worst of {len(results['per_class'])} classes:")
-    width = max(len(row["class"]) for row in rows)
-    for row in rows:
-        accuracy = row["accuracy"] or 0.0
-        print(f"{row['class']:>{width}}  {accuracy:7.2%}  {'█' * round(40 * accuracy)}")
-    print(f"\n{results['split']} accuracy: {results['accuracy']:.4f} ({results['correct']:,} of {results['count']:,})")
-    print(f"top-5 accuracy: {results['top5_accuracy']:.4f}, mean cross entropy: {results['loss']:.4f}")
-    print(f"step {results['step']:,}; details and pictures in {folder}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,89 @@ def top_k_correct(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts, int64 [num_classes, num_classes]: row = true class, column = predicted class."""
     return np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibration:
+    """How often a network is right when it says how sure it is.
+
+    Attributes:
+      count: int [bins], examples whose largest probability falls into each of equally wide bins of [0, 1].
+      confidence: float [bins], their mean largest probability; NaN where there is none.
+      accuracy: float [bins], the share of them that is right; NaN where there is none.
+      error: expected calibration error, the mean of |accuracy - confidence| over examples (Guo et al., 2017).
+    """
+
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    error: float
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
+    """Sorts examples by their largest probability and asks how many are right in each bin.
+
+    Args:
+      probabilities: float [N, classes], N > 0.
+      labels: int [N].
+      bins: equally wide; a probability on a border counts to the lower bin, as in the source.
+    """
+    largest = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    bin_of = np.clip(np.ceil(largest * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    confidence, accuracy = (
+        np.divide(np.bincount(bin_of, weights=x, minlength=bins), count, out=np.full(bins, np.nan), where=count > 0)
+        for x in (largest, right)
+    )
+    gaps = np.abs(accuracy - confidence)[count > 0]
+    return Calibration(count, confidence, accuracy, float((gaps * count[count > 0]).sum() / len(labels)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedTest:
+    """Two networks on the same examples.
+
+    Attributes:
+      first_only: examples that only the first has right.
+      second_only: examples that only the second has right.
+      difference: accuracy of the second less that of the first.
+      interval: of the difference, 95%, from the normal approximation.
+      p_value: McNemar's exact test: how probable so uneven a split of these examples is if each is a fair coin.
+    """
+
+    first_only: int
+    second_only: int
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> PairedTest:
+    """Compares two networks by the examples that only one of them has right (McNemar, 1947).
+
+    With b and c such examples of N: difference = (c - b) / N, its variance (b + c - (c - b)^2 / N) / N^2, and the
+    p-value is the two-sided binomial one of b in b + c.
+
+    Args:
+      first: bool [N], whether the first network has each example right.
+      second: bool [N], the same of the second.
+    """
+    import scipy.stats  # not before: it takes longer to import than most of eval.py
+
+    b, c, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
+    difference = (c - b) / n
+    half = 1.96 * math.sqrt(b + c - (c - b) ** 2 / n) / n
+    p_value = float(scipy.stats.binomtest(b, b + c).pvalue) if b + c else 1.0
+    return PairedTest(b, c, difference, (difference - half, difference + half), p_value)
+
+
+def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
+    """95% interval (Wilson's) of an accuracy as that of a draw of `count` images; it knows nothing of seeds."""
+    import scipy.stats
+
+    interval = scipy.stats.binomtest(correct, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def read_jsonl(path: pathlib.Path) -> list[Record]:

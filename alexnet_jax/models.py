@@ -85,22 +85,33 @@ class AlexNetSmall(nn.Module):
         layer_keys = None if dropout_keys is None else jax.vmap(jax.random.split)(dropout_keys)
 
         x = images.astype(self.dtype)
-        x = self.activation(conv(48, (7, 7), strides=self.conv1_stride, name="conv1")(x))
-        x = max_pool(self._normalize(x), self.pool_window)
-        x = self.activation(conv(128, (5, 5), name="conv2")(x))
-        x = max_pool(self._normalize(x), self.pool_window)
+        x = self._activate("conv1", conv(48, (7, 7), strides=self.conv1_stride, name="conv1")(x))
+        x = self._normalize_and_pool("conv1", x)
+        x = self._activate("conv2", conv(128, (5, 5), name="conv2")(x))
+        x = self._normalize_and_pool("conv2", x)
         for name in ("conv3", "conv4", "conv5"):
-            x = self.activation(conv(192, (3, 3), name=name)(x))
+            x = self._activate(name, conv(192, (3, 3), name=name)(x))
         x = x.reshape(x.shape[0], -1)
         for i, name in enumerate(("fc1", "fc2")):
-            x = self.activation(dense(512, name=name)(x))
+            x = self._activate(name, dense(512, name=name)(x))
             if layer_keys is not None and name in self.dropout_after:
                 x = dropout(x, self.dropout_rate, layer_keys[:, i])
         logits = dense(self.num_classes, name="logits")(x)
         return logits.astype(jnp.float32)
 
-    def _normalize(self, x: jax.Array) -> jax.Array:
-        return x if self.lrn == "none" else local_response_norm(x, divide_by_size=self.lrn == "divided")
+    def _activate(self, layer: str, x: jax.Array) -> jax.Array:
+        return _kept(self, f"{layer} activation", self.activation(x))
+
+    def _normalize_and_pool(self, layer: str, x: jax.Array) -> jax.Array:
+        if self.lrn != "none":
+            x = _kept(self, f"{layer} LRN", local_response_norm(x, divide_by_size=self.lrn == "divided"))
+        return _kept(self, f"{layer} pool", max_pool(x, self.pool_window))
+
+
+def _kept(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+    """The value itself, kept under its name for whoever asks for `intermediates` (`inspection.activations`)."""
+    module.sow("intermediates", name, x)
+    return x
 
 
 class ConvNetLayer(NamedTuple):
@@ -234,7 +245,8 @@ class ConvNet(nn.Module):
                     name=layer.name,
                 )(x)
             for operation in layer.operations:
-                x = self._operate(operation, x)
+                if self.normalize or not operation.startswith("LRN"):
+                    x = _kept(self, f"{layer.name} {operation}", self._operate(operation, x))
         logits = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="logits")(
             x.reshape(x.shape[0], -1)
         )
@@ -248,11 +260,10 @@ class ConvNet(nn.Module):
                 return max_pool(x)
             case "average pool":
                 return average_pool(x)
-            case "LRN within" if self.normalize:
+            case "LRN within":
                 return local_response_norm_within_channel(x, size=3, alpha=5e-5)
-            case "LRN" if self.normalize:
+            case _:
                 return local_response_norm(x, size=9, alpha=1e-3, k=1.0, divide_by_size=True)
-        return x
 
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
@@ -409,7 +420,7 @@ class AlexNet(nn.Module):
         for i, operations in enumerate(network.operations):
             x = self._convolve(network, i, x)
             for operation in operations:
-                x = _operate(network, operation, x)
+                x = _kept(self, f"{LAYERS[i]} {operation}", _operate(network, operation, x))
         x = x.reshape(x.shape[0], -1)
         layer_keys = None if dropout_keys is None else jax.vmap(jax.random.split)(dropout_keys)
         for name, features in zip(LAYERS[5:], (4096, 4096, self.num_classes), strict=True):
@@ -417,7 +428,7 @@ class AlexNet(nn.Module):
                 x = dropout(x, self.dropout_rate, layer_keys[:, network.dropped.index(name)])
             kernel_init, bias_init = _initializers(network, name, x.shape[1])
             x = nn.Dense(features, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)(x)
-            x = nn.relu(x) if name != "logits" else x
+            x = _kept(self, f"{name} ReLU", nn.relu(x)) if name != "logits" else x
         return x.astype(jnp.float32)
 
     def _convolve(self, network: Architecture, i: int, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""From the bytes of any picture to the square that is stored: what `prepare` does to each image of ImageNet.
+"""From the bytes of any picture to a square: for `prepare`, which stores ImageNet, and for eval.py --images.
 
 Imports no JAX: many processes run this, and each would pay for it.
 """
@@ -10,8 +10,10 @@ import msgpack
 import numpy as np
 import PIL.Image
 import PIL.ImageChops
+import PIL.ImageOps
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # by content: ImageNet has a PNG that is named .JPEG
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 JPEG_QUALITY = 95
 
 
@@ -19,12 +21,16 @@ class PictureError(Exception):
     """A file is no picture that can be used; the message says why, in one line."""
 
 
-def decode(data: bytes) -> PIL.Image.Image:
+def decode(data: bytes, as_seen: bool = False) -> PIL.Image.Image:
     """A picture in RGB, 8 bits a channel, whatever the file's name says that it is.
 
-    Greyscale is repeated, CMYK converted (inverted where an Adobe marker says so), an alpha channel dropped, 16 bits
-    cut to the upper 8. A note of the camera (EXIF) that the picture should be turned is ignored, as other programs that
-    prepare ImageNet do.
+    Greyscale is repeated, CMYK converted (inverted where an Adobe marker says so), 16 bits cut to the upper 8. An alpha
+    channel is dropped, and a note of the camera (EXIF) that the picture should be turned is ignored, as other programs
+    that prepare ImageNet do.
+
+    Args:
+      data: the file's contents.
+      as_seen: turn the picture as its EXIF note says and lay it on white where it is transparent, as viewers do.
 
     Raises:
       PictureError: none of FORMATS, a truncated one, or more than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million).
@@ -36,6 +42,8 @@ def decode(data: bytes) -> PIL.Image.Image:
             warnings.simplefilter("ignore")  # about damaged EXIF blocks and large pictures
             image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
+            if as_seen:
+                image = PIL.ImageOps.exif_transpose(image)
             if image.mode.startswith("I") or image.mode == "F":  # 16 bits; Pillow would cut off what is above 255
                 levels: np.ndarray = np.asarray(image).astype(np.int64)
                 image = PIL.Image.fromarray((levels >> (8 if levels.max() > 255 else 0)).astype(np.uint8))
@@ -43,6 +51,9 @@ def decode(data: bytes) -> PIL.Image.Image:
                 image = image.convert("RGBA")
             if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
                 image = PIL.ImageChops.invert(image)  # Pillow takes every CMYK JPEG for one of Adobe's
+            if as_seen and image.has_transparency_data:
+                layer = image.convert("RGBA")
+                image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layer.size, "white"), layer)
             return image.convert("RGB")
     except MemoryError:
         raise  # the machine's fault

@@ -26,6 +26,7 @@ DPI, MAX_PIXELS = 200, 1600  # sharp on a dense screen; wider figures get fewer 
 WIDTH = 7.5  # inches
 TITLE, LABEL, SMALL = 10, 9, 8  # font sizes in points
 TRAIN, VALIDATION, INK = "#0072B2", "#D55E00", "#444444"  # blue and vermilion of Okabe and Ito's colour-blind safe set
+RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # the same set
 MAX_NUMBERED_CLASSES = 30  # beyond, the numbers in a confusion matrix are too small to read
 
 
@@ -137,6 +138,161 @@ def training_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def compared_curves(records: Mapping[str, Iterable[Mapping[str, Any]]], steps_per_epoch: Mapping[str, int]) -> Figure:
+    """Draws loss and accuracy of several runs over the epochs: validation in full lines, training in thin dashed ones.
+
+    Args:
+      records: the lines of each run's `metrics.jsonl` by its name, as for `training_curves`.
+      steps_per_epoch: of each run by its name, as batches may differ.
+    """
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for number, (name, lines) in enumerate(records.items()):
+        color = RUNS[number % len(RUNS)]
+        by_split: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
+        for record in lines:
+            by_split[record["split"]][record["step"]] = record
+        for split, by_step in by_split.items():
+            ordered = [by_step[step] for step in sorted(by_step)]
+            epochs = [record["step"] / steps_per_epoch[name] for record in ordered]
+            style = "--" if split == "train" else "-"
+            width, marker = (0.8, "") if split == "train" else (1.6, "o")
+            for ax, key in zip(axes, ("loss", "accuracy"), strict=True):
+                ax.plot(
+                    epochs, _values(ordered, key), style, color=color, linewidth=width, marker=marker, markersize=2.5
+                )
+        axes[0].plot([], [], color=color, label=textwrap.shorten(name, 50))
+    axes[0].plot([], [], "-", color=INK, linewidth=1.6, label="validation")
+    axes[0].plot([], [], "--", color=INK, linewidth=0.8, label="training, dropout on")
+    for ax, label in zip(axes, ("Cross entropy (nats)", "Accuracy"), strict=True):
+        ax.set_xlabel("Epoch", fontsize=LABEL)
+        ax.set_ylabel(label, fontsize=LABEL)
+        ax.set_xlim(left=0)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="0.9", linewidth=0.6)
+        ax.tick_params(labelsize=SMALL)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes[0].set_ylim(bottom=0)
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.legend(loc="outside upper center", ncols=3, fontsize=SMALL, frameon=False)
+    return figure
+
+
+def predictions(
+    images: ArrayLike, names: Sequence[str], tops: Sequence[Sequence[tuple[str, float]]], columns: int = 6
+) -> Figure:
+    """Draws images with the classes that a network takes them for, as in the paper's figure 4.
+
+    Args:
+      images: uint8 [N, H, W, 3], grey levels 0..255, or float [N, H, W, 3] in [0, 1].
+      names: N names, drawn above.
+      tops: for each image its most probable classes with their probabilities, drawn as bars below.
+      columns: images in a row.
+
+    Raises:
+      ValueError: the images are none of the above, or lengths differ.
+    """
+    pixels = _unit_images(images)
+    if not len(pixels) == len(names) == len(tops):
+        raise ValueError(f"{len(names)} names and {len(tops)} predictions for {len(pixels)} images")
+    most = max(map(len, tops))
+    columns = min(columns, len(pixels))
+    rows = -(-len(pixels) // columns)
+    side, bar, line, gap = 1.05, 0.155, 0.2, 0.14  # inches: image, a class, the name, between
+    size = (columns * (side + gap) + gap, rows * (line + side + most * bar + gap) + gap)
+    figure = Figure(figsize=size)
+    for i, (image, name, top) in enumerate(zip(pixels, names, tops, strict=True)):
+        row, column = divmod(i, columns)
+        left, above = gap + column * (side + gap), size[1] - gap - row * (line + side + most * bar + gap) - line
+        picture = figure.add_axes(
+            (left / size[0], (above - side) / size[1], side / size[0], side / size[1]), xticks=[], yticks=[]
+        )
+        picture.imshow(image, interpolation="nearest", aspect="auto")
+        picture.spines[:].set_visible(False)
+        picture.set_title(_shortened(name, 18), fontsize=SMALL, pad=3)
+        height = len(top) * bar
+        bars = figure.add_axes(
+            (left / size[0], (above - side - height - 0.03) / size[1], side / size[0], height / size[1])
+        )
+        bars.barh(range(len(top)), [probability for _, probability in top], color="#9ECAE9", height=0.85)
+        for place, (label, probability) in enumerate(top):
+            bars.text(0.02, place, _shortened(label, 13), va="center", fontsize=6.5)
+            bars.text(0.98, place, f"{probability:.0%}", va="center", ha="right", fontsize=6.5)
+        bars.set(xlim=(0, 1), ylim=(len(top) - 0.5, -0.5))
+        bars.set_axis_off()
+    return figure
+
+
+def histograms(values: Mapping[str, ArrayLike], title: str, columns: int = 4) -> Figure:
+    """Draws how the values of each array are distributed, with a logarithmic count; the share of zeros is told.
+
+    Args:
+      values: arrays of any shape by name, such as the weights or the activations of each layer.
+      title: the title.
+      columns: histograms in a row.
+    """
+    columns = min(columns, len(values))
+    rows = -(-len(values) // columns)
+    figure = Figure(figsize=(WIDTH, 1.25 * rows + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=TITLE)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(values) :]:
+        ax.set_axis_off()
+    for ax, (name, array) in zip(axes, values.items(), strict=False):
+        flat = _nan_unless_finite(array).ravel()
+        finite = flat[np.isfinite(flat)]
+        zeros = float((flat == 0).mean()) if flat.size else 0.0
+        ax.hist(finite, bins=60, color=TRAIN, log=True)
+        notes = [f"{zeros:.0%} zeros"] * (zeros >= 0.005) + [f"{len(flat) - len(finite):,} not finite"] * (
+            len(finite) < len(flat)
+        )
+        ax.set_title(" · ".join([name, *notes]), fontsize=SMALL, pad=3)
+        ax.tick_params(labelsize=6.5, length=2)
+        ax.yaxis.set_major_locator(LogLocator(numticks=4))
+        ax.minorticks_off()
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def saliency(image: ArrayLike, occlusion: ArrayLike, gradient: ArrayLike, title: str) -> Figure:
+    """Draws an image beside what a class hangs on: its probability with parts covered, and the logit's gradient.
+
+    Args:
+      image: [H, W, 3], uint8 grey levels or float in [0, 1].
+      occlusion: float [h, w] in [0, 1], from `inspection.occlusion_map`.
+      gradient: float [H, W, 3], from `inspection.input_gradient`; drawn is the largest absolute value of the channels.
+      title: the title, such as the class.
+
+    Raises:
+      ValueError: an array has another shape or range.
+    """
+    pixels, covered, change = (
+        _unit_images(np.asarray(image)[np.newaxis])[0],
+        np.asarray(occlusion),
+        np.asarray(gradient),
+    )
+    if covered.ndim != 2 or change.shape != pixels.shape:
+        raise ValueError(
+            f"maps must be [h, w] and {list(pixels.shape)}, not {list(covered.shape)}, {list(change.shape)}"
+        )
+    figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
+    figure.suptitle(title, fontsize=TITLE)
+    axes = figure.subplots(1, 3)
+    height, width = pixels.shape[:2]
+    extent = (0, width, height, 0)
+    axes[0].imshow(pixels, interpolation="nearest", extent=extent)
+    axes[0].set_title("Image", fontsize=LABEL)
+    heat = axes[1].imshow(covered, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+    axes[1].set_title("Probability if covered here", fontsize=LABEL)
+    steep = axes[2].imshow(np.abs(change).max(axis=-1), cmap="magma", interpolation="nearest", extent=extent)
+    axes[2].set_title("|gradient| (per grey level)", fontsize=LABEL)
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, drawn in ((axes[1], heat), (axes[2], steep)):
+        figure.colorbar(drawn, ax=ax, fraction=0.05, pad=0.02).ax.tick_params(labelsize=SMALL)
+    return figure
+
+
 def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str], title: str) -> Figure:
     """Draws how often each true class (row) was predicted as each class (column), with the recall of each row.
 
@@ -168,7 +324,7 @@ def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str], title: str) 
     ax.set_ylabel("True class", fontsize=LABEL)
 
     ticks = range(0, classes, 1 if numbered else -(-classes // 25))
-    names = [name if len(name) <= 20 else name[:19] + "…" for name in (class_names[tick] for tick in ticks)]
+    names = [_shortened(class_names[tick], 20) for tick in ticks]
     ax.set_yticks(ticks, names, fontsize=SMALL)
     ax.set_xticks(ticks, names, fontsize=SMALL, rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(length=2 if not numbered else 0)
@@ -270,6 +426,10 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise AlexNetError(f"cannot write the picture {target}: {error.strerror or error}") from error
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _unit_images(images: ArrayLike) -> np.ndarray:

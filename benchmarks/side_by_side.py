@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import augment, loop, models, optimizer, steps
+from alexnet_jax import augment, evaluation, loop, models, optimizer, steps
 from alexnet_jax.batches import Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.config import TrainConfig
 from alexnet_jax.datasets import Dataset
@@ -117,7 +117,7 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
     for run, curve in enumerate(curves):
         test = {}
         for count in views:
-            score = loop.score(logits_of(run, "test", count), dataset["test"].labels, dataset.class_names)
+            score = evaluation.score(logits_of(run, "test", count), dataset["test"].labels, dataset.class_names)
             test[str(count)] = {name: score[name] for name in ("accuracy", "loss", "count")}
         outcomes.append({"curve": curve, "test": test})
     return outcomes

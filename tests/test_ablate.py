@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import cli, datasets, loop, plots
+from alexnet_jax import cli, datasets, evaluation, loop, plots
 from alexnet_jax.config import PRESETS, flat_items
 from alexnet_jax.datasets import shapes
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
@@ -239,7 +239,7 @@ def test_side_by_side_computes_what_train_does(tmp_path):
             assert epoch["accuracy"] == pytest.approx(other["accuracy"], abs=0.03)
             assert epoch["validation_accuracy"] == pytest.approx(other["validation_accuracy"], abs=0.04)
         run = open_run(tmp_path / str(seed))
-        score = loop.score(run.logits(few["test"].images), few["test"].labels, few.class_names)
+        score = evaluation.score(run.logits(few["test"].images), few["test"].labels, few.class_names)
         assert outcome["test"]["1"]["loss"] == pytest.approx(score["loss"], rel=1e-3)
         assert outcome["test"]["1"]["count"] == 20
     assert abs(outcomes[0]["curve"][0]["loss"] / outcomes[1]["curve"][0]["loss"] - 1) > 1e-3  # seeds do differ

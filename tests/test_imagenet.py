@@ -13,7 +13,7 @@ from test_loop import assert_same_run, stop_after
 from test_prepare import configure, make_folder
 
 import alexnet_jax
-from alexnet_jax import datasets, loop, prepare
+from alexnet_jax import datasets, evaluation, loop, prepare
 from alexnet_jax.batches import batches, epoch_order
 from alexnet_jax.config import PRESETS, DataConfig, EvalConfig
 from alexnet_jax.datasets.imagenet import open_prepared
@@ -154,11 +154,11 @@ def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
     loop.train_and_evaluate(make_config(prepared, tmp_path / "broken"), dataset)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
-    results = loop.evaluate(EvalConfig(tmp_path / "whole", views=10, num_devices=4, batch_size=3))
+    results = evaluation.evaluate(EvalConfig(tmp_path / "whole", views=10, num_devices=4, batch_size=3))
     assert (results["split"], results["count"], results["views"]) == ("validation", 6, 10)
     assert json.loads((tmp_path / "whole" / "eval" / "validation.json").read_text()) == results
     assert results["top5_accuracy"] == 1.0  # of three classes
-    one = loop.evaluate(EvalConfig(tmp_path / "whole"))
+    one = evaluation.evaluate(EvalConfig(tmp_path / "whole"))
     run = alexnet_jax.open_run(tmp_path / "whole")
     stream = dataset.stream("validation", 0, None, 6, 1)
     images, labels, _ = (array[0] for array in next(stream))
@@ -169,7 +169,7 @@ def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
         "curves.png",
     }
     with pytest.raises(AlexNetError, match="has no split 'test'"):
-        loop.evaluate(EvalConfig(tmp_path / "whole", split="test"))
+        evaluation.evaluate(EvalConfig(tmp_path / "whole", split="test"))
 
 
 def test_sizes_that_do_not_fit_are_refused(prepared, tmp_path):

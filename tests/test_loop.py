@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import alexnet_jax
-from alexnet_jax import datasets, loop
+from alexnet_jax import datasets, evaluation, loop
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import PRESETS, EvalConfig, TrainConfig
 from alexnet_jax.datasets.dataset import Dataset, Split
@@ -192,14 +192,14 @@ def test_a_plateau_lowers_the_rate_also_across_a_stop(tiny, tmp_path, monkeypatc
 
 
 def test_ten_views_need_crops(finished, tiny_shapes, tmp_path):
-    results = loop.evaluate(EvalConfig(finished, views=10))
+    results = evaluation.evaluate(EvalConfig(finished, views=10))
     assert results["views"] == 10
     assert results["top5_accuracy"] >= results["accuracy"]
     plain = shutil.copytree(finished, tmp_path / "plain")
     settings = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps(settings | {"crop_padding": 0}))
     with pytest.raises(UsageError, match=r"--views 10: .* was trained without crops"):
-        loop.evaluate(EvalConfig(plain, views=10))
+        evaluation.evaluate(EvalConfig(plain, views=10))
 
 
 def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(whole, tiny, tmp_path, capsys):
@@ -399,12 +399,12 @@ def test_the_best_checkpoint_is_kept(tiny, tmp_path):
 @pytest.fixture
 def tiny_shapes(tiny, monkeypatch):
     """`load` gives the tiny data set instead of the whole `shapes`."""
-    monkeypatch.setattr(loop, "load", lambda config: tiny)
+    monkeypatch.setattr(evaluation, "load", lambda config: tiny)
 
 
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 64), (8, 100), (3, 1)])
 def test_evaluation_is_exact_and_needs_no_other_flag(finished, tiny, tiny_shapes, capsys, num_devices, batch_size):
-    results = loop.evaluate(EvalConfig(finished, batch_size=batch_size, num_devices=num_devices))
+    results = evaluation.evaluate(EvalConfig(finished, batch_size=batch_size, num_devices=num_devices))
     split, run = tiny["test"], alexnet_jax.open_run(finished)
     predicted = run.predict_class(split.images)
     assert results["count"] == 70
@@ -422,18 +422,18 @@ def test_evaluation_is_exact_and_needs_no_other_flag(finished, tiny, tiny_shapes
 
 
 def test_evaluation_of_another_split_does_not_overwrite_the_tests(finished, tiny_shapes):
-    loop.evaluate(EvalConfig(finished))
+    evaluation.evaluate(EvalConfig(finished))
     before = (finished / "eval" / "predictions.npz").read_bytes()
-    results = loop.evaluate(EvalConfig(finished, split="validation", checkpoint="best"))
+    results = evaluation.evaluate(EvalConfig(finished, split="validation", checkpoint="best"))
     assert results["count"] == 30
     assert (finished / "eval" / "predictions.npz").read_bytes() == before
 
 
 def test_evaluation_on_other_images_is_refused(finished, tiny, monkeypatch):
     other = dataclasses.replace(tiny, splits={**tiny.splits, "test": tiny["validation"]})
-    monkeypatch.setattr(loop, "load", lambda config: other)
+    monkeypatch.setattr(evaluation, "load", lambda config: other)
     with pytest.raises(AlexNetError, match="trained on other images"):
-        loop.evaluate(EvalConfig(finished))
+        evaluation.evaluate(EvalConfig(finished))
 
 
 def test_predict_takes_grey_levels_and_floats(finished, tiny):

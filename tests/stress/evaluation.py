@@ -9,7 +9,7 @@ import numpy as np
 import report
 import tqdm
 
-from alexnet_jax import augment, loop, models, steps
+from alexnet_jax import augment, evaluation, models, steps
 from alexnet_jax.config import PRESETS
 from alexnet_jax.datasets import shapes
 
@@ -33,7 +33,7 @@ def main() -> None:
         replicated = steps.replicate(params, devices)
         for size in SIZES:
             logits = steps.predict_logits(step, replicated, split.images[:size], batch_size, num_devices)
-            results = loop.score(logits, split.labels[:size], dataset.class_names)
+            results = evaluation.score(logits, split.labels[:size], dataset.class_names)
             found[size].add((results["count"], results["correct"]))
             largest = max(largest, float(np.abs(logits - first.setdefault(size, logits)).max()))
     wrong = [size for size, counts in found.items() if len(counts) != 1 or next(iter(counts))[0] != size]

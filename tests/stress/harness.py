@@ -461,11 +461,11 @@ def _serve() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name in ("train", "eval", "matplotlib.pyplot", "orbax.checkpoint"):
         importlib.import_module(name)
-    from alexnet_jax import datasets, loop, plots
+    from alexnet_jax import datasets, evaluation, plots
     from alexnet_jax.datasets import shapes
 
     tiny = shapes.load(train=100, validation=30, test=70)
-    datasets.load = loop.load = lambda config: tiny
+    datasets.load = evaluation.load = lambda config: tiny
     with tempfile.TemporaryDirectory() as folder:  # fonts are read once
         plots.save(plots.portraits(tiny["train"].images[:4], ["a"] * 4), pathlib.Path(folder) / "portraits.png")
     shim = ctypes.CDLL(os.environ["FAULTS"])

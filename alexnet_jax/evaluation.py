@@ -1,0 +1,428 @@
+"""What eval.py does: a run on a split, several runs side by side, a run on a person's own pictures."""
+
+import dataclasses
+import io
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from alexnet_jax import batches, pictures, plots, runtime, steps
+from alexnet_jax.config import EvalConfig, shown
+from alexnet_jax.datasets import Dataset, ImageNet, load
+from alexnet_jax.errors import AlexNetError, UsageError, warn
+from alexnet_jax.files import read_bytes, to_bytes, write_atomically
+from alexnet_jax.metrics import (
+    Record,
+    calibration,
+    confusion_matrix,
+    cross_entropies,
+    mcnemar,
+    read_jsonl,
+    softmax,
+    top_k_correct,
+)
+from alexnet_jax.run import Run, open_run, versions
+
+MOST_CLASSES_PRINTED = 30
+MOST_PICTURES_DRAWN = 60  # on the sheet; beyond, it is no longer looked at
+MAX_PICTURE_BYTES = 512 * 1024**2
+TOP = 5  # classes told of a picture
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A run's network on every image of a split.
+
+    Attributes:
+      run: the opened run.
+      dataset: the data it was evaluated on.
+      split: its name.
+      logits: float32 [N, classes]; with several views logarithms of their mean probabilities.
+      labels: int [N].
+      results: what `eval/<split>.json` holds.
+    """
+
+    run: Run
+    dataset: Dataset | ImageNet
+    split: str
+    logits: np.ndarray
+    labels: np.ndarray
+    results: dict[str, Any]
+
+
+def main(config: EvalConfig) -> None:
+    """Does what the flags of eval.py ask for.
+
+    Raises:
+      UsageError: flags contradict each other.
+      AlexNetError: a run, its data or a picture can't be read, or nothing can be written.
+    """
+    if config.images and (config.others or config.report or config.split or config.data_dir):
+        raise UsageError("--images goes with one run, --checkpoint, --views and --batch-size, and with no other flag")
+    if config.others and config.report:
+        raise UsageError("--report is about one run; to compare several, leave it out")
+    if config.images:
+        predict_pictures(config)
+    elif config.others:
+        compare(config)
+    else:
+        evaluate(config)
+
+
+def evaluate(config: EvalConfig) -> dict[str, Any]:
+    """Evaluates a run on a split, prints a table, writes `eval/` in the run's folder; with `report` also the page.
+
+    Returns:
+      What `eval/<split>.json` holds.
+
+    Raises:
+      AlexNetError: the run or its data can't be read, or the data is not the run's.
+    """
+    runtime.cache_compilations(config.compilation_cache)
+    evaluation = _evaluated(config.run, config)
+    run, name, results = evaluation.run, evaluation.split, evaluation.results
+    suffix = "" if name == "test" else f"-{name}"
+    folder = run.folder.eval
+    write_atomically(folder / f"{name}.json", to_bytes(results))
+    predictions = io.BytesIO()
+    np.savez_compressed(
+        predictions,
+        probabilities=softmax(evaluation.logits),
+        predicted=evaluation.logits.argmax(axis=1),
+        labels=evaluation.labels,
+    )
+    write_atomically(folder / f"predictions{suffix}.npz", predictions.getvalue())
+    matrix = np.array(results["confusion"])
+    title = f"{name}: {results['correct']:,} of {results['count']:,} correct ({results['accuracy']:.2%})"
+    plots.save(plots.confusion_matrix(matrix, run.class_names, title), folder / f"confusion{suffix}.png")
+    plots.save(plots.kernels(run.params["conv1"]["kernel"]), folder / "kernels.png")
+    print_results(results, folder)
+    if config.report:
+        from alexnet_jax import report  # not before: plotly and jinja2 take 0.3 s to import
+
+        page = folder / f"report{suffix}.html"
+        write_atomically(page, report.page(evaluation).encode())
+        print(f"report in {page}")
+    return results
+
+
+def _evaluated(path: pathlib.Path, config: EvalConfig) -> Evaluation:
+    """Opens a run and its data, and predicts."""
+    devices = steps.select_devices(config.num_devices)
+    run = open_run(path, config.checkpoint)
+    data = run.config.data
+    if config.data_dir is not None:
+        data = dataclasses.replace(data, data_dir=config.data_dir)
+    dataset = load(data)
+    if dataset.fingerprint() != run.dataset.fingerprint:
+        raise AlexNetError(f"{path} was trained on other images than those from {dataset.source}")
+    name = config.split or ("test" if "test" in dataset.splits else "validation")
+    predict_step = _predict_step(run, config, devices)
+    logits, labels = predict_split(
+        predict_step,
+        steps.replicate(run.params, devices),
+        dataset,
+        name,
+        config.batch_size,
+        len(devices),
+        data.loader_workers,
+    )
+    results = score(logits, labels, run.class_names) | {
+        "split": name,
+        "views": config.views,
+        "step": run.step,
+        "checkpoint": config.checkpoint,
+        "dataset": dataset.name,
+        "source": dataset.source,
+        "versions": versions(),
+    }
+    return Evaluation(run, dataset, name, logits, labels, results)
+
+
+def _predict_step(
+    run: Run, config: EvalConfig, devices: Sequence[jax.Device]
+) -> Callable[[Any, np.ndarray], jax.Array]:
+    augmentation = run.config.augmentation
+    if config.views == 10 and not (augmentation.crop_size or augmentation.crop_padding):
+        raise UsageError(f"--views 10: {run.folder.path} was trained without crops; 2 adds the mirrored images")
+    return steps.make_predict_step(run.model, run.preprocessing, devices, config.views)
+
+
+def compare(config: EvalConfig) -> list[dict[str, Any]]:
+    """Evaluates several runs on the same images, prints a table, writes `eval/comparison.json` and `.png` of the first.
+
+    Each run is tested against the first by McNemar's test on the images that only one of the two has right. With more
+    than two runs the p-values are Holm's, which hold for all of them together.
+
+    Returns:
+      One row a run, as in the file.
+
+    Raises:
+      AlexNetError: a run or its data can't be read, or they were not asked about the same images.
+    """
+    runtime.cache_compilations(config.compilation_cache)
+    paths = [config.run, *config.others]
+    evaluations: list[Evaluation] = []
+    for path in tqdm.tqdm(paths, desc="runs", leave=False, disable=None):
+        evaluation = _evaluated(path, config)
+        first = (evaluations or [evaluation])[0]
+        if evaluation.run.class_names != first.run.class_names or not _same_images(first, evaluation):
+            raise AlexNetError(f"{paths[0]} and {path} can't be compared: they have other images or classes")
+        evaluations.append(evaluation)
+    names = _shortest_names(paths)
+    right = [evaluation.logits.argmax(axis=1) == evaluation.labels for evaluation in evaluations]
+    tests = [mcnemar(right[0], other) for other in right[1:]]
+    adjusted = iter(_holm([test.p_value for test in tests]))
+    rows = []
+    for path, name, evaluation, test in zip(paths, names, evaluations, [None, *tests], strict=True):
+        rows.append(
+            {
+                "run": str(path),
+                "name": name,
+                "preset": evaluation.run.config.preset,
+                "parameters": sum(leaf.size for leaf in jax.tree.leaves(evaluation.run.params)),
+                **{key: evaluation.results[key] for key in ("split", "views", "step", "count", "accuracy")},
+                **{key: evaluation.results[key] for key in ("top5_accuracy", "loss", "calibration_error")},
+                "against_first": None if test is None else dataclasses.asdict(test) | {"p_holm": next(adjusted)},
+            }
+        )
+    folder = evaluations[0].run.folder.eval
+    write_atomically(folder / "comparison.json", to_bytes({"runs": rows, "versions": versions()}))
+    records = {name: read_jsonl(e.run.folder.metrics) for name, e in zip(names, evaluations, strict=True)}
+    steps_per_epoch = {
+        name: batches.steps_per_epoch(e.run.dataset.counts["train"], e.run.config.schedule.batch_size)
+        for name, e in zip(names, evaluations, strict=True)
+    }
+    plots.save(plots.compared_curves(records, steps_per_epoch), folder / "comparison.png")
+    print_comparison(rows, folder)
+    return rows
+
+
+def _same_images(first: Evaluation, second: Evaluation) -> bool:
+    """Whether both were asked about the same images in the same order."""
+    if first.split != second.split or not np.array_equal(first.labels, second.labels):
+        return False
+    if isinstance(first.dataset, Dataset) and isinstance(second.dataset, Dataset):
+        return np.array_equal(first.dataset[first.split].images, second.dataset[second.split].images)
+    return first.dataset.fingerprint() == second.dataset.fingerprint()
+
+
+def _shortest_names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """The last parts of each path, as many as tell them apart; a run that stands there twice gets a number."""
+    parts = [path.absolute().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment: the i-th smallest of m is multiplied by m - i + 1, and none falls below a smaller one."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def print_comparison(rows: Sequence[Record], folder: pathlib.Path) -> None:
+    """Prints a comparison for a person."""
+    width = max(len("run"), *(len(row["name"]) for row in rows))
+    views = f", {rows[0]['views']} views" if rows[0]["views"] > 1 else ""
+    print(f"{rows[0]['count']:,} {rows[0]['split']} images{views}; differences in points, with 95% intervals\n")
+    print(f"{'run':<{width}}  accuracy  cross entropy  calibration error      step  against the first")
+    for row in rows:
+        line = (
+            f"{row['name']:<{width}}  {row['accuracy']:8.2%}  {row['loss']:13.4f}  {row['calibration_error']:17.2%}  "
+            f"{row['step']:8,}"
+        )
+        if test := row["against_first"]:
+            low, high = (100 * bound for bound in test["interval"])
+            line += (
+                f"  {100 * test['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {test['p_holm']:.2g}: only this "
+                f"has {test['second_only']:,} right, only the first {test['first_only']:,}"
+            )
+        print(line)
+    print(
+        "\np: McNemar's exact test on these images"
+        + (", adjusted by Holm for several runs" if len(rows) > 2 else "")
+        + ". It says whether these networks differ, not whether their\nrecipes do: the seeds of one recipe differ too."
+        f"\ndetails and curves in {folder}"
+    )
+
+
+def predict_pictures(config: EvalConfig) -> list[dict[str, Any]]:
+    """Classifies a person's pictures, prints the top 5 of each, writes `eval/images.json` and `.png`.
+
+    Each is turned as its EXIF note says, laid on white where it is transparent, cut to its central square and scaled
+    to the size of the run's images.
+
+    Returns:
+      One row a picture, as in the file.
+
+    Raises:
+      AlexNetError: pictures can't be read: after all others were done, and each was named.
+    """
+    runtime.cache_compilations(config.compilation_cache)
+    devices = steps.select_devices(config.num_devices)
+    run = open_run(config.run, config.checkpoint)
+    predict_step, params = _predict_step(run, config, devices), steps.replicate(run.params, devices)
+    paths, broken = _find_pictures(config.images)
+    read = _read_pictures(paths, run.dataset.image_shape[0], broken)
+    rows: list[dict[str, Any]] = []
+    drawn: list[np.ndarray] = []
+    with tqdm.tqdm(total=len(paths), unit=" pictures", leave=False, disable=None) as bar:
+        while part := list(itertools.islice(read, config.batch_size)):
+            images = np.stack([pixels for _, pixels in part])
+            logits = steps.predict_logits(predict_step, params, images, config.batch_size, len(devices))
+            for (path, pixels), probabilities in zip(part, softmax(logits), strict=True):
+                best = np.argsort(-probabilities, kind="stable")[:TOP]
+                top = [{"class": run.class_names[i], "probability": float(probabilities[i])} for i in best]
+                rows.append({"file": str(path), "top": top})
+                if len(drawn) < MOST_PICTURES_DRAWN:
+                    drawn.append(pixels)
+                bar.clear()
+                print_prediction(rows[-1])
+            bar.update(len(part))
+    if rows:
+        folder = run.folder.eval
+        described = {"step": run.step, "views": config.views, "versions": versions(), "images": rows}
+        write_atomically(folder / "images.json", to_bytes(described))
+        names = [pathlib.Path(row["file"]).name for row in rows[: len(drawn)]]
+        tops = [[(entry["class"], entry["probability"]) for entry in row["top"]] for row in rows[: len(drawn)]]
+        plots.save(plots.predictions(np.stack(drawn), names, tops), folder / "images.png")
+        left = f" (the first {len(drawn)} of {len(rows):,})" if len(rows) > len(drawn) else ""
+        print(f"sheet of pictures{left} in {folder / 'images.png'}, all predictions in {folder / 'images.json'}")
+    if broken:
+        of = f"{len(broken)} of {len(rows) + len(broken):,}"
+        raise AlexNetError(f"{of} could not be read as a picture; the first is {broken[0]}")
+    return rows
+
+
+def _find_pictures(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """Files named, and those in folders that are named like pictures, in order; and what is not there."""
+    found, broken = [], []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in pictures.SUFFIXES and file.is_file()
+            )
+            if not inside:
+                warn(f"skipped {path}: no file in this folder is named like a picture")
+                broken.append(path)
+            found.extend(inside)
+        else:
+            found.append(path)
+    return found, broken
+
+
+def _read_pictures(
+    paths: Sequence[pathlib.Path], size: int, broken: list[pathlib.Path]
+) -> Iterator[tuple[pathlib.Path, np.ndarray]]:
+    """Each picture as uint8 [size, size, 3]; names those that can't be read, and adds them to `broken`."""
+    for path in paths:
+        try:
+            picture = pictures.decode(read_bytes(path, MAX_PICTURE_BYTES), as_seen=True)
+        except (pictures.PictureError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            warn(f"skipped {shown(str(path), 300)}: {reason}")
+            broken.append(path)
+            continue
+        yield path, pictures.central_square(picture, size)
+
+
+def print_prediction(row: Record) -> None:
+    """Prints the most probable classes of a picture for a person."""
+    width = max(len(entry["class"]) for entry in row["top"])
+    print(shown(row["file"], 300))
+    for entry in row["top"]:
+        print(f"  {entry['class']:>{width}}  {entry['probability']:6.1%}  {'█' * round(40 * entry['probability'])}")
+
+
+def predict_split(
+    predict_step: Callable[[Any, np.ndarray], jax.Array],
+    params: Any,
+    dataset: Dataset | ImageNet,
+    split: str,
+    batch_size: int,
+    num_devices: int,
+    workers: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, float32 [N, classes], and labels, int [N], of every image of a split once, in order.
+
+    Args:
+      predict_step: from `steps.make_predict_step`.
+      params: replicated over the devices.
+      dataset: has the split.
+      split: its name.
+      batch_size: images a step; rounded up to a multiple of `num_devices`.
+      num_devices: that the step runs on.
+      workers: processes that decode, if the images are streamed.
+    """
+    if isinstance(dataset, Dataset):
+        images, labels = dataset[split].images, dataset[split].labels
+        return steps.predict_logits(predict_step, params, images, batch_size, num_devices), labels
+    batch_size = -(-batch_size // num_devices) * num_devices
+    parts = []
+    for batch in tqdm.tqdm(
+        dataset.stream(split, 0, None, batch_size, num_devices, workers=workers),
+        total=-(-len(dataset[split]) // batch_size),
+        desc=split,
+        leave=False,
+        disable=None,
+    ):
+        logits = jax.device_get(predict_step(params, batch.images))
+        parts.append((logits[batch.mask], batch.labels[batch.mask]))
+    all_logits, all_labels = zip(*parts, strict=True)
+    return np.concatenate(all_logits), np.concatenate(all_labels)
+
+
+def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """Exact counts and means over examples.
+
+    Args:
+      logits: float32 [N, classes].
+      labels: int [N].
+      class_names: name of each class.
+
+    Returns:
+      JSON-ready: accuracy, top5_accuracy (the label is among the five largest logits), loss (mean cross entropy, nats),
+      calibration_error (see `metrics.calibration`), count, correct, per_class, confusion (row = true class).
+    """
+    matrix = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
+    correct, counts = matrix.diagonal(), matrix.sum(axis=1)
+    return {
+        "accuracy": int(correct.sum()) / len(labels),
+        "top5_accuracy": int(top_k_correct(logits, labels, 5)) / len(labels),
+        "loss": float(cross_entropies(logits, labels).mean()),
+        "calibration_error": calibration(softmax(logits), labels).error,
+        "count": len(labels),
+        "correct": int(correct.sum()),
+        "per_class": [
+            {"class": name, "count": int(n), "correct": int(c), "accuracy": int(c) / int(n) if n else None}
+            for name, n, c in zip(class_names, counts, correct, strict=True)
+        ],
+        "confusion": matrix.tolist(),
+    }
+
+
+def print_results(results: Record, folder: pathlib.Path) -> None:
+    """Prints an evaluation for a person."""
+    rows = [row for row in results["per_class"] if row["count"]]
+    if len(rows) > MOST_CLASSES_PRINTED:
+        rows = sorted(rows, key=lambda row: -row["accuracy"])
+        rows = rows[: MOST_CLASSES_PRINTED // 2] + rows[-MOST_CLASSES_PRINTED // 2 :]
+        print(f"The {len(rows) // 2} best and the {len(rows) // 2} worst of {len(results['per_class'])} classes:")
+    width = max(len(row["class"]) for row in rows)
+    for row in rows:
+        accuracy = row["accuracy"] or 0.0
+        print(f"{row['class']:>{width}}  {accuracy:7.2%}  {'█' * round(40 * accuracy)}")
+    print(f"\n{results['split']} accuracy: {results['accuracy']:.4f} ({results['correct']:,} of {results['count']:,})")
+    print(f"top-5 accuracy: {results['top5_accuracy']:.4f}, mean cross entropy: {results['loss']:.4f}")
+    print(f"step {results['step']:,}; details and pictures in {folder}")
