@@ -213,13 +213,13 @@ def _same_images(first: Evaluation, second: Evaluation) -> bool:
 
 
 def _shortest_names(paths: Sequence[pathlib.Path]) -> list[str]:
-    """The last parts of each path, as many as tell them apart; a run that stands there twice gets a number."""
-    parts = [path.absolute().parts for path in paths]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+    """The last parts of each path, as many as tell them apart; a path that stands there twice gets numbers."""
+    parts = [path.absolute().parts[1:] for path in paths]
+    count = 1
+    while len({part[-count:] for part in parts}) < len(set(parts)):
+        count += 1
+    names = ["/".join(part[-count:]) for part in parts]
+    return [f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:

@@ -361,20 +361,43 @@ def kernels(kernel: ArrayLike, columns: int = 16) -> Figure:
     Raises:
       ValueError: the kernel is not [KH, KW, 3, N].
     """
-    weights = _nan_unless_finite(kernel)
-    if weights.ndim != 4 or weights.shape[2] != 3 or weights.shape[3] == 0:
-        raise ValueError(f"kernel must be [KH, KW, 3, N], not {list(weights.shape)}")
-    height, width, _, count = weights.shape
-    scale = _percentile(np.abs(weights))
-    tiles = np.moveaxis(np.clip(0.5 + weights / (2 * scale), 0, 1), -1, 0)
-    mosaic = np.nan_to_num(_mosaic(tiles, columns), nan=1.0)
+    tiles, scale = kernel_tiles(kernel)
+    count, height, width, _ = tiles.shape
+    picture = np.nan_to_num(mosaic(tiles, columns), nan=1.0)
     title = (
         f"First-layer kernels: {count} of {height} \N{MULTIPLICATION SIGN} {width} \N{MULTIPLICATION SIGN} 3 "
         f"(grey is 0, full colour ±{scale:.2g})"
     )
-    figure, ax = _mosaic_figure(mosaic, title)
-    ax.imshow(mosaic, interpolation="nearest")
+    figure, ax = _mosaic_figure(picture, title)
+    ax.imshow(picture, interpolation="nearest")
     return figure
+
+
+def kernel_tiles(kernel: ArrayLike) -> tuple[np.ndarray, float]:
+    """Kernels [KH, KW, 3, N] as N pictures, float [N, KH, KW, 3] in [0, 1], and the weight that is full colour.
+
+    The scale is that of `kernels`; NaN where a weight is not finite.
+
+    Raises:
+      ValueError: the kernel is not [KH, KW, 3, N].
+    """
+    weights = _nan_unless_finite(kernel)
+    if weights.ndim != 4 or weights.shape[2] != 3 or weights.shape[3] == 0:
+        raise ValueError(f"kernel must be [KH, KW, 3, N], not {list(weights.shape)}")
+    scale = _percentile(np.abs(weights))
+    return np.moveaxis(np.clip(0.5 + weights / (2 * scale), 0, 1), -1, 0), scale
+
+
+def mosaic(tiles: np.ndarray, columns: int = 16) -> np.ndarray:
+    """Joins float tiles [N, H, W, C] row by row into one picture, with NaN between them and in the places left over."""
+    count, height, width, channels = tiles.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    gap = 1 + width // 16
+    padded = np.full((rows * columns, height + gap, width + gap, channels), np.nan)
+    padded[:count, :height, :width] = tiles
+    grid = padded.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+    return grid.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
 
 
 def feature_maps(maps: ArrayLike, columns: int = 16, title: str = "Feature maps") -> Figure:
@@ -395,10 +418,10 @@ def feature_maps(maps: ArrayLike, columns: int = 16, title: str = "Feature maps"
     if values.ndim != 3 or values.size == 0:
         raise ValueError(f"maps must be [H, W, C], not {list(values.shape)}")
     height, width, channels = values.shape
-    mosaic = _mosaic(np.moveaxis(values, -1, 0)[..., np.newaxis], columns)[..., 0]
-    figure, ax = _mosaic_figure(mosaic, f"{title}: {channels} of {height} \N{MULTIPLICATION SIGN} {width}", beside=0.7)
+    picture = mosaic(np.moveaxis(values, -1, 0)[..., np.newaxis], columns)[..., 0]
+    figure, ax = _mosaic_figure(picture, f"{title}: {channels} of {height} \N{MULTIPLICATION SIGN} {width}", beside=0.7)
     low = float(np.min(values, initial=0.0, where=np.isfinite(values)))
-    image = ax.imshow(mosaic, cmap="viridis", vmin=low, vmax=_percentile(values), interpolation="nearest")
+    image = ax.imshow(picture, cmap="viridis", vmin=low, vmax=_percentile(values), interpolation="nearest")
     bar = figure.colorbar(image, ax=ax, aspect=30, fraction=0.04, pad=0.01)
     bar.ax.tick_params(labelsize=SMALL)
     bar.set_label("Activation", fontsize=LABEL)
@@ -520,18 +543,6 @@ def _percentile(values: np.ndarray) -> float:
     finite = values[np.isfinite(values)]
     percentile = float(np.percentile(finite, 99.5)) if finite.size else 0.0
     return percentile if percentile > 0 else 1.0
-
-
-def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Joins float tiles [N, H, W, C] row by row into one picture, with NaN between them and in the places left over."""
-    count, height, width, channels = tiles.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    gap = 1 + width // 16
-    padded = np.full((rows * columns, height + gap, width + gap, channels), np.nan)
-    padded[:count, :height, :width] = tiles
-    grid = padded.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
-    return grid.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
 
 
 def _mosaic_figure(mosaic: np.ndarray, title: str, beside: float = 0.0) -> tuple[Figure, Axes]:

@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, strict ranks, and a data set small enough to train on in seconds."""
 
+import dataclasses
 import os
 import tempfile
 
@@ -21,3 +22,22 @@ def tiny():  # type: ignore[no-untyped-def]
     from alexnet_jax.datasets import shapes
 
     return shapes.load(train=100, validation=30, test=70)
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny, tmp_path_factory):  # type: ignore[no-untyped-def]
+    """The folder of AlexNetSmall after an epoch of the paper's recipe on `tiny`; eval/ may be written to."""
+    from alexnet_jax import loop
+    from alexnet_jax.config import PRESETS
+
+    config, workdir = PRESETS["cifar10-paper"].config, tmp_path_factory.mktemp("runs") / "small"
+    loop.train_and_evaluate(
+        dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, dataset="shapes"),
+            schedule=dataclasses.replace(config.schedule, epochs=1, batch_size=16),
+            run=dataclasses.replace(config.run, workdir=workdir, num_devices=1, log_every=3),
+        ),
+        tiny,
+    )
+    return workdir

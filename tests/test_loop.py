@@ -14,9 +14,9 @@ import optax
 import pytest
 
 import alexnet_jax
-from alexnet_jax import datasets, evaluation, loop
+from alexnet_jax import datasets, loop
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import PRESETS, EvalConfig, TrainConfig
+from alexnet_jax.config import PRESETS, TrainConfig
 from alexnet_jax.datasets.dataset import Dataset, Split
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.metrics import JsonlWriter, read_jsonl
@@ -189,17 +189,6 @@ def test_a_plateau_lowers_the_rate_also_across_a_stop(tiny, tmp_path, monkeypatc
         leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree["opt_state"]) if "plateau_scale" in str(path)
     ]
     assert scales == [pytest.approx(0.01)]
-
-
-def test_ten_views_need_crops(finished, tiny_shapes, tmp_path):
-    results = evaluation.evaluate(EvalConfig(finished, views=10))
-    assert results["views"] == 10
-    assert results["top5_accuracy"] >= results["accuracy"]
-    plain = shutil.copytree(finished, tmp_path / "plain")
-    settings = json.loads((plain / "config.json").read_text())
-    (plain / "config.json").write_text(json.dumps(settings | {"crop_padding": 0}))
-    with pytest.raises(UsageError, match=r"--views 10: .* was trained without crops"):
-        evaluation.evaluate(EvalConfig(plain, views=10))
 
 
 def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(whole, tiny, tmp_path, capsys):
@@ -394,46 +383,6 @@ def test_the_best_checkpoint_is_kept(tiny, tmp_path):
     run = alexnet_jax.open_run(tmp_path / "run", "best")
     assert run.step == best["step"]
     assert np.mean(run.predict_class(tiny["validation"].images) == tiny["validation"].labels) == best["accuracy"]
-
-
-@pytest.fixture
-def tiny_shapes(tiny, monkeypatch):
-    """`load` gives the tiny data set instead of the whole `shapes`."""
-    monkeypatch.setattr(evaluation, "load", lambda config: tiny)
-
-
-@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 64), (8, 100), (3, 1)])
-def test_evaluation_is_exact_and_needs_no_other_flag(finished, tiny, tiny_shapes, capsys, num_devices, batch_size):
-    results = evaluation.evaluate(EvalConfig(finished, batch_size=batch_size, num_devices=num_devices))
-    split, run = tiny["test"], alexnet_jax.open_run(finished)
-    predicted = run.predict_class(split.images)
-    assert results["count"] == 70
-    assert results["correct"] == int((predicted == split.labels).sum())
-    assert results["accuracy"] == results["correct"] / 70
-    assert np.sum(results["confusion"]) == 70
-    assert [row["count"] for row in results["per_class"]] == np.bincount(split.labels, minlength=10).tolist()
-    assert json.loads((finished / "eval" / "test.json").read_text()) == results
-    with np.load(finished / "eval" / "predictions.npz") as saved:
-        np.testing.assert_array_equal(saved["predicted"], predicted)
-        np.testing.assert_array_equal(saved["labels"], split.labels)
-        np.testing.assert_allclose(saved["probabilities"], run.predict(split.images), atol=1e-5)
-    assert {"confusion.png", "kernels.png"} <= {p.name for p in (finished / "eval").iterdir()}
-    assert f"test accuracy: {results['accuracy']:.4f}" in capsys.readouterr().out
-
-
-def test_evaluation_of_another_split_does_not_overwrite_the_tests(finished, tiny_shapes):
-    evaluation.evaluate(EvalConfig(finished))
-    before = (finished / "eval" / "predictions.npz").read_bytes()
-    results = evaluation.evaluate(EvalConfig(finished, split="validation", checkpoint="best"))
-    assert results["count"] == 30
-    assert (finished / "eval" / "predictions.npz").read_bytes() == before
-
-
-def test_evaluation_on_other_images_is_refused(finished, tiny, monkeypatch):
-    other = dataclasses.replace(tiny, splits={**tiny.splits, "test": tiny["validation"]})
-    monkeypatch.setattr(evaluation, "load", lambda config: other)
-    with pytest.raises(AlexNetError, match="trained on other images"):
-        evaluation.evaluate(EvalConfig(finished))
 
 
 def test_predict_takes_grey_levels_and_floats(finished, tiny):

@@ -8,8 +8,11 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from alexnet_jax.metrics import (
     JsonlWriter,
     TensorBoardWriter,
+    accuracy_interval,
+    calibration,
     confusion_matrix,
     cross_entropies,
+    mcnemar,
     read_jsonl,
     softmax,
     top_k_correct,
@@ -68,3 +71,46 @@ def test_tensorboard_events_can_be_read_back(tmp_path):
     events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
     (scalar,) = events.Scalars("validation/loss")
     assert (scalar.step, scalar.value) == (7, 1.25)
+
+
+def test_calibration_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.55, 0.45]])
+    found = calibration(probabilities, np.array([0, 0, 1, 0]), bins=2)  # 0.9 right, 0.8 wrong, 0.6 wrong, 0.55 right
+    assert found.count.tolist() == [0, 4]
+    assert np.isnan(found.accuracy[0])
+    assert found.accuracy[1] == 0.5
+    assert found.confidence[1] == pytest.approx(0.7125)
+    assert found.error == pytest.approx(0.2125)
+    found = calibration(probabilities, np.array([0, 0, 1, 0]), bins=4)  # borders at 0.5, 0.75
+    assert found.count.tolist() == [0, 0, 2, 2]
+    assert found.error == pytest.approx((2 * abs(0.5 - 0.575) + 2 * abs(0.5 - 0.85)) / 4)
+
+
+def test_a_network_that_tells_the_truth_is_calibrated():
+    probabilities = softmax(LOGITS)
+    labels = np.array(
+        [np.random.default_rng(i).choice(10, p=p / p.sum()) for i, p in enumerate(probabilities.astype(float))]
+    )
+    many = np.tile(probabilities, (20, 1))
+    assert calibration(probabilities, labels).error < 0.1
+    assert calibration(many, np.tile((labels + 1) % 10, 20)).error > 0.5
+
+
+def test_mcnemar_by_hand():
+    first, second = np.array([1] * 10 + [0] * 3 + [1, 0], bool), np.array([0] * 10 + [1] * 3 + [1, 0], bool)
+    test = mcnemar(first, second)
+    assert (test.first_only, test.second_only) == (10, 3)
+    assert test.difference == pytest.approx(-7 / 15)
+    # Both tails of 13 fair coins with at most 3 heads: 2 (1 + 13 + 78 + 286) / 2^13.
+    assert test.p_value == pytest.approx(2 * 378 / 8192)
+    half = 1.96 * (13 - 49 / 15) ** 0.5 / 15
+    assert test.interval == pytest.approx((-7 / 15 - half, -7 / 15 + half))
+    assert mcnemar(first, first).p_value == 1
+    assert mcnemar(first, first).interval == (0, 0)
+
+
+def test_wilsons_interval_by_hand():
+    p, n, z = 0.8, 100, 1.959964
+    middle, half = (p + z**2 / 2 / n) / (1 + z**2 / n), z * (p * (1 - p) / n + (z / 2 / n) ** 2) ** 0.5 / (1 + z**2 / n)
+    assert accuracy_interval(80, 100) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    assert accuracy_interval(0, 10)[0] == 0

@@ -60,6 +60,10 @@ class Dataset:
         """(H, W, C) of every image."""
         return self["train"].images.shape[1:]
 
+    def examples(self, split: str, indices: np.ndarray) -> Split:
+        """Those of a split, in the order of `indices`."""
+        return Split(self[split].images[indices], self[split].labels[indices])
+
     def sample(self, count: int) -> Split:
         """The first training images, at most `count`: to draw and to measure on."""
         train = self["train"]

@@ -148,13 +148,16 @@ class ImageNet:
             raise AlexNetError(f"{path}: its mean image is {statistics.mean_image.shape}, not {self.image_shape}")
         return statistics
 
+    def examples(self, split: str, indices: np.ndarray) -> Split:
+        """Those of a split, in the order of `indices`, at least one; some thousand at most, as all are decoded."""
+        found = _Examples(self[split], indices, self.description["size"])
+        images, labels = zip(*(found[place] for place in range(len(indices))), strict=True)
+        return Split(np.stack(images), np.array(labels, np.int32))
+
     def sample(self, count: int) -> Split:
         """Training images spread over all of them, at most 64: to draw and to measure on."""
-        shards = self["train"]
-        chosen = np.linspace(0, len(shards) - 1, min(count, 64, len(shards))).astype(int)
-        examples = _Examples(shards, chosen, self.description["size"])
-        images, labels = zip(*(examples[place] for place in range(len(chosen))), strict=True)
-        return Split(np.stack(images), np.array(labels, np.int32))
+        number = len(self["train"])
+        return self.examples("train", np.linspace(0, number - 1, min(count, 64, number)).astype(int))
 
     def verify(self) -> None:
         """Compares every shard with its SHA-256; reads all of them.

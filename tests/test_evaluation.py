@@ -1,0 +1,232 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import alexnet_jax
+from alexnet_jax import cli, evaluation, pictures
+from alexnet_jax.config import EvalConfig
+from alexnet_jax.datasets.dataset import Split
+from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.metrics import mcnemar
+
+
+@pytest.fixture(autouse=True)
+def tiny_shapes(tiny, monkeypatch):
+    """`load` gives the tiny data set instead of the whole `shapes`."""
+    monkeypatch.setattr(evaluation, "load", lambda config: tiny)
+
+
+def test_ten_views_need_crops(small_run, tiny_shapes, tmp_path):
+    results = evaluation.evaluate(EvalConfig(small_run, views=10))
+    assert results["views"] == 10
+    assert results["top5_accuracy"] >= results["accuracy"]
+    plain = shutil.copytree(small_run, tmp_path / "plain")
+    settings = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps(settings | {"crop_padding": 0}))
+    with pytest.raises(UsageError, match=r"--views 10: .* was trained without crops"):
+        evaluation.evaluate(EvalConfig(plain, views=10))
+
+
+@pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 64), (8, 100), (3, 1)])
+def test_evaluation_is_exact_and_needs_no_other_flag(small_run, tiny, tiny_shapes, capsys, num_devices, batch_size):
+    results = evaluation.evaluate(EvalConfig(small_run, batch_size=batch_size, num_devices=num_devices))
+    split, run = tiny["test"], alexnet_jax.open_run(small_run)
+    predicted = run.predict_class(split.images)
+    assert results["count"] == 70
+    assert results["correct"] == int((predicted == split.labels).sum())
+    assert results["accuracy"] == results["correct"] / 70
+    assert np.sum(results["confusion"]) == 70
+    assert [row["count"] for row in results["per_class"]] == np.bincount(split.labels, minlength=10).tolist()
+    assert json.loads((small_run / "eval" / "test.json").read_text()) == results
+    with np.load(small_run / "eval" / "predictions.npz") as saved:
+        np.testing.assert_array_equal(saved["predicted"], predicted)
+        np.testing.assert_array_equal(saved["labels"], split.labels)
+        np.testing.assert_allclose(saved["probabilities"], run.predict(split.images), atol=1e-5)
+    assert {"confusion.png", "kernels.png"} <= {p.name for p in (small_run / "eval").iterdir()}
+    assert f"test accuracy: {results['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_evaluation_of_another_split_does_not_overwrite_the_tests(small_run, tiny_shapes):
+    evaluation.evaluate(EvalConfig(small_run))
+    before = (small_run / "eval" / "predictions.npz").read_bytes()
+    results = evaluation.evaluate(EvalConfig(small_run, split="validation", checkpoint="best"))
+    assert results["count"] == 30
+    assert (small_run / "eval" / "predictions.npz").read_bytes() == before
+
+
+def test_evaluation_on_other_images_is_refused(small_run, tiny, monkeypatch):
+    other = dataclasses.replace(tiny, splits={**tiny.splits, "test": tiny["validation"]})
+    monkeypatch.setattr(evaluation, "load", lambda config: other)
+    with pytest.raises(AlexNetError, match="trained on other images"):
+        evaluation.evaluate(EvalConfig(small_run))
+
+
+def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeypatch, capsys):
+    other = shutil.copytree(small_run, tmp_path / "other")
+    opened = evaluation.open_run
+
+    def with_another_bias(path, checkpoint):
+        run = opened(path, checkpoint)
+        if path == other:
+            run.params["logits"]["bias"] = run.params["logits"]["bias"] + np.eye(10, dtype=np.float32)[3]
+        return run
+
+    monkeypatch.setattr(evaluation, "open_run", with_another_bias)
+    rows = evaluation.compare(EvalConfig(small_run, others=(other, small_run)))
+    assert [row["name"] for row in rows] == ["small (1)", "other", "small (2)"]
+    first, second = alexnet_jax.open_run(small_run), with_another_bias(other, "last")
+    split = tiny["test"]
+    right = [run.predict_class(split.images) == split.labels for run in (first, second)]
+    assert rows[1]["against_first"]["first_only"] == int((right[0] & ~right[1]).sum())
+    assert rows[1]["against_first"]["second_only"] == int((right[1] & ~right[0]).sum())
+    assert rows[1]["against_first"]["difference"] == pytest.approx(rows[1]["accuracy"] - rows[0]["accuracy"])
+    assert rows[1]["against_first"]["p_value"] == mcnemar(*right).p_value
+    assert rows[1]["against_first"]["p_holm"] == min(1, 2 * rows[1]["against_first"]["p_value"])
+    assert rows[2]["against_first"]["p_holm"] == 1
+    saved = json.loads((small_run / "eval" / "comparison.json").read_text())
+    assert saved["runs"] == json.loads(json.dumps(rows))
+    assert (small_run / "eval" / "comparison.png").stat().st_size > 10_000
+    out = capsys.readouterr().out
+    assert "70 test images" in out
+    assert "other" in out
+    assert "McNemar" in out
+
+
+def test_runs_on_other_images_are_not_compared(small_run, tiny, monkeypatch, tmp_path):
+    other = shutil.copytree(small_run, tmp_path / "other")
+    turned = dataclasses.replace(tiny, splits={**tiny.splits, "test": _turned(tiny["test"])})
+    description = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(description | {"fingerprint": turned.fingerprint()}))
+    datasets = iter([tiny, turned])
+    monkeypatch.setattr(evaluation, "load", lambda config: next(datasets))
+    with pytest.raises(AlexNetError, match=r"small and .*other can't be compared"):
+        evaluation.compare(EvalConfig(small_run, others=(other,)))
+
+
+def _turned(split):
+    return Split(np.ascontiguousarray(split.images[:, ::-1]), split.labels)
+
+
+def test_names_are_as_short_as_they_can_be(tmp_path):
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "run"]
+    assert evaluation._shortest_names(paths) == ["a/run", "b/run (1)", "b/run (2)"]
+    assert evaluation._shortest_names(paths[:1]) == ["run"]
+
+
+def test_holm_against_its_definition():
+    assert evaluation._holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert evaluation._holm([0.9, 0.5]) == [1.0, 1.0]
+    assert evaluation._holm([0.2]) == [0.2]
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """Pictures of every kind that a person may have, all of test image 0 but for the broken ones."""
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    image = PIL.Image.fromarray(tiny["test"].images[0])
+    image.save(folder / "a.png")
+    image.resize((96, 96), PIL.Image.Resampling.NEAREST).save(folder / "large.bmp")
+    image.convert("L").save(folder / "grey.png")
+    wide = PIL.Image.new("RGB", (50, 32), "red")
+    wide.paste(image, (9, 0))
+    wide.save(folder / "wide.png")
+    turned = image.transpose(PIL.Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter for viewing
+    turned.save(folder / "deeper" / "camera.png", exif=exif)
+    clear = image.convert("RGBA")
+    clear.putalpha(0)
+    clear.save(folder / "deeper" / "clear.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("no picture either")
+    return folder
+
+
+def test_pictures_are_classified_as_a_person_sees_them(small_run, tiny, folder, monkeypatch, capsys):
+    read = {}
+    found = evaluation._read_pictures
+    monkeypatch.setattr(
+        evaluation,
+        "_read_pictures",
+        lambda *args: (read.setdefault(path.name, (path, pixels)) for path, pixels in found(*args)),
+    )
+    with pytest.raises(AlexNetError, match=r"^2 of 8 could not be read as a picture; the first is .*nothing.png$"):
+        evaluation.predict_pictures(EvalConfig(small_run, images=(folder / "nothing.png", folder)))
+    original = tiny["test"].images[0]
+    for name in ("a.png", "wide.png", "camera.png"):
+        np.testing.assert_array_equal(read[name][1], original)
+    assert np.abs(read["large.bmp"][1].astype(int) - original).mean() < 8
+    grey = read["grey.png"][1]
+    assert (grey[..., 0] == grey[..., 1]).all()
+    assert (read["clear.png"][1] == 255).all()
+    saved = json.loads((small_run / "eval" / "images.json").read_text())
+    rows = {row["file"].rsplit("/", 1)[1]: row["top"] for row in saved["images"]}
+    assert set(rows) == {"a.png", "camera.png", "clear.png", "grey.png", "large.bmp", "wide.png"}
+    expected = alexnet_jax.open_run(small_run).predict(original[None])[0]
+    assert [entry["probability"] for entry in rows["a.png"]] == pytest.approx(sorted(expected)[:-6:-1], abs=1e-5)
+    assert rows["a.png"][0]["class"] == tiny.class_names[expected.argmax()]
+    assert (small_run / "eval" / "images.png").stat().st_size > 10_000
+    output = capsys.readouterr()
+    assert "warning: skipped" in output.err
+    assert "broken.jpg: it is no JPEG" in output.err
+    assert "notes.txt" not in output.err
+    assert output.out.count("%") == 5 * 6
+
+
+def test_pictures_come_in_batches(small_run, folder):
+    (folder / "broken.jpg").unlink()
+    alone = evaluation.predict_pictures(EvalConfig(small_run, images=(folder,), batch_size=1))
+    together = evaluation.predict_pictures(EvalConfig(small_run, images=(folder,), batch_size=4, num_devices=2))
+    assert [row["file"] for row in alone] == [row["file"] for row in together]
+    for one, other in zip(alone, together, strict=True):
+        assert [e["probability"] for e in one["top"]] == pytest.approx(
+            [e["probability"] for e in other["top"]], abs=1e-5
+        )
+
+
+def test_without_a_readable_picture_nothing_is_written(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AlexNetError, match="1 of 1 could not be read"):
+        evaluation.predict_pictures(EvalConfig(run, images=(tmp_path / "empty",)))
+    assert not (run / "eval").exists()
+
+
+@pytest.mark.parametrize("mode", ["LA", "P", "1", "I;16", "CMYK"])
+def test_every_mode_becomes_what_is_seen(mode, tmp_path):
+    levels = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
+    image = PIL.Image.fromarray(levels)
+    image = PIL.Image.fromarray(levels.astype(np.uint16) * 256) if mode == "I;16" else image.convert(mode)
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    image.save(path)
+    seen = np.asarray(pictures.decode(path.read_bytes(), as_seen=True))
+    assert seen.shape == (32, 32, 3)
+    expected = levels if mode != "1" else np.asarray(PIL.Image.fromarray(levels).convert("1").convert("L"))
+    np.testing.assert_allclose(seen, np.repeat(expected[..., None], 3, axis=2), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["run", "other", "--images", "a.png"], "--images goes with one run"),
+        (["run", "--images", "a.png", "--report"], "--images goes with one run"),
+        (["run", "other", "--report"], "--report is about one run"),
+    ],
+)
+def test_flags_that_contradict_each_other(flags, reason):
+    with pytest.raises(UsageError, match=reason):
+        evaluation.main(cli.parse_eval(flags))
+
+
+def test_flags_choose_what_is_done(monkeypatch):
+    done = []
+    for name in ("evaluate", "compare", "predict_pictures"):
+        monkeypatch.setattr(evaluation, name, lambda config, name=name: done.append(name))
+    for flags in (["run"], ["run", "other", "third"], ["run", "--images", "a.png", "folder"], ["run", "--report"]):
+        evaluation.main(cli.parse_eval(flags))
+    assert done == ["evaluate", "compare", "predict_pictures", "evaluate"]
