@@ -334,6 +334,27 @@ class Preprocessing:
         return centre + (noisy - centre) / (1 + std)
 
 
+def visible_noise(preprocessing: Preprocessing, image: np.ndarray, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """PCA perturbations of one image, to be looked at.
+
+    The noise is the configuration's own; where that is "none" or "per-image" it is per image, with standard deviation 5
+    as in the seed's picture, because 0.1 can't be seen.
+
+    Args:
+      preprocessing: whose noise.
+      image: uint8 [H, W, 3].
+      count: how many, from a fixed key.
+
+    Returns:
+      The perturbed images, uint8 [count, H, W, 3], clipped, and the shift of each, float32 [count, 3], grey levels.
+    """
+    if preprocessing.pca in ("none", "per-image"):
+        preprocessing = dataclasses.replace(preprocessing, pca="per-image", pca_std=5.0)
+    keys = jax.random.split(jax.random.key(0), count)
+    noise = np.asarray(preprocessing.noise(keys, np.stack([image] * count), preprocessing.pca_std))
+    return np.clip(image + noise[:, None, None, :], 0, 255).astype(np.uint8), noise
+
+
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """What is measured on the training images and lies beside the weights.

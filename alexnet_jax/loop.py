@@ -408,20 +408,12 @@ def check_sizes(config: TrainConfig, image_shape: Sequence[int]) -> None:
 
 
 def draw_data(dataset: Dataset | ImageNet, preprocessing: augment.Preprocessing, folder: RunFolder) -> None:
-    """Draws random training images with their labels, and ten PCA perturbations of one image.
-
-    The strip shows the run's own noise; where that is "none" or "per-image", at standard deviation 5 as in the seed,
-    because 0.1 can't be seen.
-    """
+    """Draws random training images with their labels, and ten PCA perturbations of one image."""
     train = dataset.sample(SAMPLE)
     chosen = np.random.default_rng(0).choice(len(train), min(20, len(train)), replace=False)
     titles = [dataset.class_names[label] for label in train.labels[chosen]]
     plots.save(plots.portraits(train.images[chosen], titles), folder.plots / "portraits.png")
 
-    if preprocessing.pca in ("none", "per-image"):
-        preprocessing = dataclasses.replace(preprocessing, pca="per-image", pca_std=5.0)
     image = train.images[min(4, len(train) - 1)]  # the seed's choice
-    keys = jax.random.split(jax.random.key(0), 10)
-    noise = np.asarray(preprocessing.noise(keys, np.stack([image] * 10), preprocessing.pca_std))
-    perturbed = np.clip(image + noise[:, None, None, :], 0, 255).astype(np.uint8)
+    perturbed, noise = augment.visible_noise(preprocessing, image)
     plots.save(plots.pca_strip(perturbed, noise, image), folder.plots / "pca_noise.png")

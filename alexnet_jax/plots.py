@@ -282,7 +282,8 @@ def saliency(image: ArrayLike, occlusion: ArrayLike, gradient: ArrayLike, title:
     extent = (0, width, height, 0)
     axes[0].imshow(pixels, interpolation="nearest", extent=extent)
     axes[0].set_title("Image", fontsize=LABEL)
-    heat = axes[1].imshow(covered, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+    low, high = float(covered.min()), max(float(covered.max()), float(covered.min()) + 0.05)  # no drama from nothing
+    heat = axes[1].imshow(covered, cmap="viridis", vmin=low, vmax=high, interpolation="nearest", extent=extent)
     axes[1].set_title("Probability if covered here", fontsize=LABEL)
     steep = axes[2].imshow(np.abs(change).max(axis=-1), cmap="magma", interpolation="nearest", extent=extent)
     axes[2].set_title("|gradient| (per grey level)", fontsize=LABEL)

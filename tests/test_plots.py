@@ -366,3 +366,85 @@ def test_importing_brings_in_neither_pyplot_nor_pandas() -> None:
     code = "import sys, alexnet_jax.plots; print(sorted({'matplotlib.pyplot', 'pandas', 'seaborn'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+class TestComparedCurves:
+    def test_draws_each_run_against_its_own_epochs(self) -> None:
+        runs = {
+            "a": [train_record(10, 0), validation_record(20, 0, accuracy=0.4), validation_record(40, 1, accuracy=0.7)],
+            "b": [train_record(100, 0, loss=float("nan")), train_record(200, 0, loss=0.3)],
+        }
+        figure = plots.compared_curves(runs, {"a": 20, "b": 100})
+        draw(figure)
+        loss, accuracy = figure.axes
+        np.testing.assert_allclose(loss.lines[0].get_xdata(), [0.5])
+        a = next(line for line in accuracy.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2)
+        np.testing.assert_allclose(a.get_xdata(), [1, 2])
+        np.testing.assert_allclose(a.get_ydata(), [0.4, 0.7])
+        b = next(line for line in loss.lines if list(line.get_xdata()) == [1, 2] and line.get_linestyle() == "--")
+        assert np.isnan(b.get_ydata()[0])
+        assert a.get_color() != b.get_color()
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "validation", "training, dropout on"]
+
+
+class TestPredictions:
+    def test_draws_bars_under_each_image(self, images: np.ndarray) -> None:
+        tops = [[("cat", 0.75), ("dog", 0.25)]] * 6 + [[("an extraordinarily long name", 1.0)]]
+        figure = plots.predictions(images, [f"picture {i}" for i in range(7)], tops, columns=3)
+        draw(figure)
+        pictures, bars = figure.axes[::2], figure.axes[1::2]
+        for ax, image in zip(pictures, images, strict=True):
+            np.testing.assert_allclose(pixels(ax) * 255, image, atol=1e-9)
+        assert [ax.get_title() for ax in pictures] == [f"picture {i}" for i in range(7)]
+        assert [patch.get_width() for patch in bars[0].patches] == [0.75, 0.25]
+        assert [text.get_text() for text in bars[0].texts] == ["cat", "75%", "dog", "25%"]
+        assert bars[6].texts[0].get_text() == "an extraordi…"
+        for above, below in zip(pictures, bars, strict=True):  # the first class is nearest to the image
+            assert below.get_position().y1 < above.get_position().y0
+            assert below.get_ylim()[0] > below.get_ylim()[1]
+        for other in pictures[3:6]:
+            assert other.get_position().y1 < bars[0].get_position().y0
+
+    def test_lengths_must_agree(self, images: np.ndarray) -> None:
+        with pytest.raises(ValueError, match="6 names and 7 predictions for 7 images"):
+            plots.predictions(images, ["a"] * 6, [[("cat", 1.0)]] * 7)
+
+
+class TestHistograms:
+    def test_tells_zeros_and_what_is_not_finite(self) -> None:
+        values = {"conv1": np.arange(100.0), "fc1": np.array([0, 0, 1, np.nan]), "fc2": np.zeros((3, 4))}
+        figure = plots.histograms(values, "Weights", columns=2)
+        draw(figure)
+        titles = [ax.get_title() for ax in figure.axes]
+        assert titles == ["conv1 · 1% zeros", "fc1 · 50% zeros · 1 not finite", "fc2 · 100% zeros", ""]
+        assert sum(patch.get_height() for patch in figure.axes[0].patches) == 100
+
+
+class TestSaliency:
+    def test_draws_the_image_and_both_maps(self, images: np.ndarray) -> None:
+        occlusion, gradient = np.linspace(0, 1, 16).reshape(4, 4), np.zeros((8, 8, 3))
+        gradient[2, 3, 1] = -7
+        figure = plots.saliency(images[0], occlusion, gradient, "cat")
+        draw(figure)
+        image, covered, steep = figure.axes[:3]
+        np.testing.assert_allclose(pixels(image) * 255, images[0], atol=1e-9)
+        np.testing.assert_array_equal(pixels(covered), occlusion)
+        assert covered.images[0].get_clim() == (0, 1)
+        flat = plots.saliency(images[0], np.full((4, 4), 0.9), gradient, "cat")
+        assert flat.axes[1].images[0].get_clim() == pytest.approx((0.9, 0.95))
+        assert pixels(steep)[2, 3] == 7
+        assert image.get_xlim() == covered.get_xlim() == steep.get_xlim()
+
+    def test_shapes_must_agree(self, images: np.ndarray) -> None:
+        with pytest.raises(ValueError, match="maps must be"):
+            plots.saliency(images[0], np.zeros((4, 4)), np.zeros((4, 4, 3)), "cat")
+
+
+def test_kernel_tiles_share_a_scale() -> None:
+    kernel = np.random.default_rng(0).normal(size=(3, 4, 3, 5))
+    tiles, scale = plots.kernel_tiles(kernel)
+    assert tiles.shape == (5, 3, 4, 3)
+    assert scale == pytest.approx(np.percentile(np.abs(kernel), 99.5))
+    inside = np.abs(np.moveaxis(kernel, -1, 0)) < scale
+    np.testing.assert_allclose((tiles[inside] - 0.5) * 2 * scale, np.moveaxis(kernel, -1, 0)[inside])

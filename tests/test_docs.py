@@ -1,0 +1,168 @@
+"""The pages in docs/: their examples run, they build without a warning, their links lead somewhere."""
+
+import html.parser
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import urllib.parse
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from mdit_py_plugins.anchors import anchors_plugin
+from PIL import Image
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+IDEAS = [DOCS / f"{name}.md" for name in ("lrn", "pca_noise", "pooling", "data_parallelism")]
+LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md", ROOT / "results/README.md"]
+MARKDOWN = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)  # anchors as GitHub makes them
+
+
+def name(page: pathlib.Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text("utf-8")], ids=name)
+def test_examples_run_and_give_what_the_page_says(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    examples = list(Sybil([PythonCodeBlockParser()], path=str(DOCS)).parse(page).examples())
+    assert examples
+    for example in examples:  # they share their names, from the top of the page to its end
+        example.evaluate()
+
+
+def test_every_idea_has_what_a_page_needs():
+    for page in IDEAS:
+        kinds = {token.info for token in MARKDOWN.parse(page.read_text("utf-8")) if token.type == "fence"}
+        text = page.read_text("utf-8")
+        assert {"python", "py"} <= kinds, page
+        assert "\n$$\n" in text, page
+        assert f"](images/{page.stem}.png)" in text, page
+        assert "../results/" in text, page
+        assert f"\n{page.stem}\n" in (DOCS / "index.md").read_text("utf-8"), page
+
+
+@pytest.mark.parametrize("page", IDEAS, ids=name)
+def test_quoted_code_is_the_code(page):
+    """A block of `py` on a page about an idea is a piece of a file that the page links to."""
+    sources = [(page.parent / link).resolve() for link, _ in links(page) if re.fullmatch(r"\.\./[\w/]+\.py", link)]
+    code = ["".join(source.read_text("utf-8").split()) for source in sources]
+    quotes = [t.content for t in MARKDOWN.parse(page.read_text("utf-8")) if t.type == "fence" and t.info == "py"]
+    assert quotes
+    for quote in quotes:  # the formatter may break their lines elsewhere
+        assert any("".join(quote.split()) in text for text in code), f"in none of the linked files:\n{quote}"
+
+
+@pytest.mark.parametrize("page", IDEAS, ids=name)
+def test_measured_rows_are_those_of_results(page):
+    """docs/results.md is held to the raw results by another test; here stand rows of its tables, word by word."""
+    known = (DOCS / "results.md").read_text("utf-8").splitlines()
+    rows = [line for line in page.read_text("utf-8").splitlines() if re.match(r"\|.*\d% ± ", line)]
+    assert bool(rows) == (page.stem != "data_parallelism")
+    assert [row for row in rows if row not in known] == []
+
+
+def test_pages_build_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    arguments = [*command, "-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html")]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    for page in PAGES:
+        built = (tmp_path / "html" / page.name).with_suffix(".html").read_text("utf-8")
+        assert "problematic" not in built, page
+    copies = {file.name for file in (tmp_path / "html" / "_downloads").rglob("*.*")}
+    assert {"layers.py", "ablation-tips-cpu.jsonl", "README.md"} <= copies
+    api = (tmp_path / "html" / "api.html").read_text("utf-8")
+    for public in ("open_run", "run.Run.predict", "layers.max_pool", "augment.pca_basis", "models.AlexNet"):
+        assert f'id="alexnet_jax.{public}"' in api
+
+
+@pytest.mark.parametrize("page", [*PAGES, *LINKED], ids=name)
+def test_links_lead_somewhere(page):
+    assert [problem for link, image in links(page) if (problem := problem_with(page, link, image))] == []
+
+
+def test_dead_links_are_found(tmp_path):
+    """The check itself can fail."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A `title`, once\n\n[a](#a-title-once) [b](#gone) [c](gone.md) ![d](page.md) [e](mailto:x) [f](https://)\n"
+        '[g](https://example.org/) <img src="gone.png"> [h](page.md#a-title-once) [i](page.md#gone)\n\n'
+        '```\n[j](in-code.md)\n```\n\n<p>\n<a href="gone">k</a>\n</p>\n',
+        "utf-8",
+    )
+    bad = {link for link, image in links(page) if problem_with(page, link, image)}
+    assert bad == {"#gone", "gone.md", "page.md", "mailto:x", "https://", "gone.png", "page.md#gone", "gone"}
+
+
+class _Attributes(html.parser.HTMLParser):
+    """Collects links and images of a piece of HTML."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, bool]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [(value or "", key == "src") for key, value in attrs if key in ("href", "src")]
+
+
+def links(page: pathlib.Path) -> list[tuple[str, bool]]:
+    """Targets of all links of a page, and whether each is an image."""
+    found = []
+    for block in MARKDOWN.parse(page.read_text("utf-8")):
+        for token in [block, *(block.children or [])]:
+            if token.type == "link_open":
+                found.append((str(token.attrs["href"]), False))
+            elif token.type == "image":
+                found.append((str(token.attrs["src"]), True))
+            elif token.type in ("html_block", "html_inline"):
+                parser = _Attributes()
+                parser.feed(token.content)
+                found += parser.found
+    return found
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    return {str(t.attrs["id"]) for t in MARKDOWN.parse(page.read_text("utf-8")) if t.type == "heading_open"}
+
+
+def problem_with(page: pathlib.Path, link: str, image: bool) -> str | None:
+    """Why a link leads nowhere. Links to other hosts are not followed."""
+    url = urllib.parse.urlsplit(link)
+    if url.scheme or url.netloc:
+        return None if url.scheme in ("http", "https") and url.netloc else f"{link}: not a web address"
+    target = page.parent / urllib.parse.unquote(url.path) if url.path else page
+    if not target.exists():
+        return f"{link}: there is no such file"
+    if image:
+        return None if target.suffix in (".png", ".jpg", ".svg") else f"{link}: no image"
+    if url.fragment and (target.suffix != ".md" or url.fragment not in anchors(target)):
+        return f"{link}: there is no such heading"
+    return None
+
+
+def test_pictures_are_those_that_the_script_draws(tmp_path):
+    spec = importlib.util.spec_from_file_location("docs_pictures", DOCS / "pictures.py")
+    assert spec
+    assert spec.loader
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    pictures.main(tmp_path)
+    drawn = {path.name: path for path in tmp_path.iterdir()}
+    committed = {path.name: path for path in (DOCS / "images").iterdir()}
+    assert drawn.keys() == committed.keys() == pictures.PICTURES.keys()
+    for file, path in committed.items():
+        assert path.stat().st_size < 60_000, file
+        old, new = Image.open(path), Image.open(drawn[file])
+        assert old.size == new.size, file
+        if old.info["Software"] == new.info["Software"]:  # matplotlib's version, on which letters and lines depend
+            difference = np.asarray(old.convert("RGB"), float) - np.asarray(new.convert("RGB"), float)
+            assert abs(difference).mean() < 0.5, f"{file} is not what docs/pictures.py draws: run it"
