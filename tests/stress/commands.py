@@ -1,0 +1,216 @@
+"""Runs every command in the README and the documentation as it stands: `python tests/stress/commands.py`.
+
+A training that would take long is stopped by SIGTERM after a while, which must save and leave with 143; a long
+measurement likewise, once it has shown that it works. Everything happens in a copy of the repository, whose `runs/` and
+`results/` go with it. `--data-dir` names a folder of CIFAR-10; without it, drawn shapes stand in for it.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+
+import markdown_it
+import numpy as np
+import PIL.Image
+import report
+import tqdm
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/README.md", "results/README.md")
+PROGRAM = re.compile(r"(python|pip|pytest|ruff|mypy|pre-commit|sphinx-build|jupyter)\s\S")
+
+# Said elsewhere, or impossible in a copy: what each command hangs on, and who runs it instead.
+ELSEWHERE = {
+    "ruff format --check": ".ci/run, which runs this line on two versions of Python",
+    '".[cuda13]"': "pip install --dry-run would download gigabytes; the extra is jax's own",
+    "pip install": "this script runs in an environment that the line has made; .ci/run makes one with the extra test",
+    "tests/stress/commands.py": "this script",
+}
+LONG = {"tests/stress", "benchmarks/", "pytest"}  # stopped half-way like trainings; SIGTERM ends them at once
+
+
+def commands(root: pathlib.Path = ROOT) -> dict[str, str]:
+    """Every command in a shell block or in backticks, without its comment, and the page where it comes first."""
+    found: dict[str, str] = {}
+    parser = markdown_it.MarkdownIt("commonmark").enable("table")
+    for page in sorted(path for pattern in PAGES for path in root.glob(pattern)):
+        for token in parser.parse(page.read_text()):
+            lines: list[str] = []
+            if token.type == "fence" and token.info.strip() in ("", "bash", "sh", "console"):
+                lines = token.content.splitlines()
+            elif token.type == "inline":
+                lines = [child.content for child in token.children or () if child.type == "code_inline"]
+            for line in lines:
+                line = re.sub(r"\s+#.*", "", line).strip()
+                if PROGRAM.match(line):
+                    found.setdefault(line, page.relative_to(root).as_posix())
+    return found
+
+
+def steps(command: str) -> Iterator[list[str]]:
+    """The programs of a command line, one after another, as words."""
+    words: list[str] = []
+    for word in shlex.split(command):
+        if word == "&&":
+            yield words
+            words = []
+        else:
+            words.append(word)
+    yield words
+
+
+def elsewhere(command: str) -> str | None:
+    """Who runs this command, if not this script."""
+    return next((reason for part, reason in ELSEWHERE.items() if part in command), None)
+
+
+class Place:
+    """A copy of the repository, and what the placeholders in commands stand for."""
+
+    def __init__(self, folder: pathlib.Path, data_dir: pathlib.Path | None) -> None:
+        self.root, self.data_dir = folder / "repository", data_dir
+        files = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        )
+        for name in files.stdout.split("\n"):
+            if name and (ROOT / name).is_file():
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, self.root / name)
+        self.pictures, self.tar = folder / "imagenet", folder / "imagenet.tar"
+        self._draw_imagenet()
+        self.words = {
+            "PREPARED": str(folder / "prepared"),
+            "RUN": "runs/quickstart",
+            "STUDY": "tips",
+            "TAR": str(self.tar),
+            "FILE": str(folder / "out.json"),
+            "...": str(folder / "out.json"),
+        }
+
+    def _draw_imagenet(self) -> None:
+        """An image folder with 10 classes in `train` and `val`, larger than 256 pixels, and a tar of its first half."""
+        rng = np.random.default_rng(0)
+        for split, count in (("train", 30), ("val", 5)):
+            for label in range(10):
+                folder = self.pictures / split / f"n{label:08d}"
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    coarse = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+                    picture = PIL.Image.fromarray(coarse).resize((400, 300), PIL.Image.Resampling.BICUBIC)
+                    picture.save(folder / f"{number}.JPEG", quality=90)
+        with tarfile.open(self.tar, "w") as tar:
+            tar.add(self.pictures / "train", "train")
+
+    def fill(self, words: list[str]) -> list[str]:
+        """Puts what there is in the place of placeholders, and data where CIFAR-10 would be downloaded."""
+        filled = [self.words.get(word, word) for word in words]
+        if filled[0] == "python":
+            filled[0] = sys.executable
+        elif filled[0] != "jupyter":
+            filled[:1] = [
+                sys.executable,
+                "-m",
+                {"sphinx-build": "sphinx", "pre-commit": "pre_commit"}.get(filled[0], filled[0]),
+            ]
+        script = filled[1]
+        if "DIR" in filled:
+            place = filled.index("DIR")
+            if "imagenet" in filled:
+                filled[place] = str(self.pictures)
+            elif self.data_dir is not None:
+                filled[place] = str(self.data_dir)
+            else:
+                filled[place - 1 : place + 1] = ["--dataset", "shapes"] if script == "train.py" else []
+        elif (
+            script == "train.py"
+            and "--help" not in filled
+            and "quickstart" not in filled
+            and "imagenet" not in " ".join(filled)
+        ):
+            filled += ["--dataset", "shapes"] if self.data_dir is None else ["--data-dir", str(self.data_dir)]
+        return filled
+
+
+def run(words: list[str], place: Place, seconds: float) -> tuple[int, float, bool, str]:
+    """Runs a program, stops it after so many seconds; returns exit code, seconds, if it was stopped, last lines."""
+    environment = os.environ | {"ALEXNET_JAX_RUN": "runs/quickstart"}
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            words, cwd=place.root, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            process.wait(seconds)
+            stopped = False
+        except subprocess.TimeoutExpired:
+            stopped = True
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        return process.returncode, time.perf_counter() - begin, stopped, "\n".join(output.read().splitlines()[-5:])
+
+
+def right(words: list[str], code: int, stopped: bool) -> bool:
+    """Whether a program ended as it should: by itself with 0, or stopped in the middle of long work."""
+    if not stopped:
+        return code == 0
+    if words[1] == "train.py":
+        return code == 128 + signal.SIGTERM  # it saved
+    return any(part in " ".join(words) for part in LONG) and code in (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+def main() -> None:
+    """Runs all, writes what came of each, and ends with 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data-dir", type=pathlib.Path, help="folder of CIFAR-10 in a published layout")
+    parser.add_argument("--seconds", type=float, default=40, help="after which a long program is stopped")
+    parser.add_argument("--only", default="", help="part of the commands to run")
+    options = parser.parse_args()
+    chosen = {command: page for command, page in commands().items() if options.only in command}
+    # What others need comes first.
+    order = sorted(chosen, key=lambda command: ("quickstart" not in command, "prepare" not in command))
+    rows, failed = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(pathlib.Path(folder), options.data_dir and options.data_dir.absolute())
+        for command in tqdm.tqdm(order, unit=" commands"):
+            row: dict[str, object] = {"command": command, "page": chosen[command]}
+            rows.append(row)
+            if reason := elsewhere(command):
+                programs = [words for words in steps(command) if words[0] == "python"]
+                row["elsewhere"] = reason
+            else:
+                programs = list(steps(command))
+            for words in programs:
+                filled = place.fill(words)
+                whole = "quickstart" in words or "prepare" in " ".join(words) or words[1:2] == ["eval.py"]
+                code, seconds, stopped, last = run(filled, place, 300 if whole else options.seconds)
+                row.setdefault("programs", []).append(  # type: ignore[attr-defined]
+                    {"seconds": round(seconds, 1), "code": code, "stopped": stopped}
+                )
+                if not right(filled, code, stopped):
+                    failed.append(command)
+                    tqdm.tqdm.write(f"{command}\n  ended with {code} after {seconds:.0f} s:\n{last}")
+    data = "CIFAR-10 (JPEG-coded copy)" if options.data_dir else "drawn shapes in the place of CIFAR-10"
+    figures = {"commands": len(rows), "failed": failed, "data": data, "rows": rows}
+    if not options.only:
+        report.write("commands", "python tests/stress/commands.py --data-dir DIR", figures)
+    if failed:
+        sys.exit(f"{len(failed)} of {len(rows)} failed")
+
+
+if __name__ == "__main__":
+    main()
