@@ -228,7 +228,7 @@ class EvalConfig:
     """Folder of the run, train.py's --workdir."""
     others: tyro.conf.Positional[tuple[Path, ...]] = ()
     """More runs, each to be compared with the first on the same images: one table, curves, McNemar's test."""
-    images: tuple[Path, ...] = ()
+    images: tuple[Path, ...] | None = None
     """Pictures, or folders of them, to classify: the top 5 of each, and a sheet in the run's eval/images.png."""
     report: Bool = False
     """Also write eval/report.html: one page with curves, the images behind the confusion matrix, kernels, feature maps,

@@ -62,6 +62,8 @@ def main(config: EvalConfig) -> None:
       UsageError: flags contradict each other.
       AlexNetError: a run, its data or a picture can't be read, or nothing can be written.
     """
+    if config.images == ():
+        raise UsageError("--images needs pictures, or folders of them")
     if config.images and (config.others or config.report or config.split or config.data_dir):
         raise UsageError("--images goes with one run, --checkpoint, --views and --batch-size, and with no other flag")
     if config.others and config.report:
@@ -235,8 +237,11 @@ def print_comparison(rows: Sequence[Record], folder: pathlib.Path) -> None:
     """Prints a comparison for a person."""
     width = max(len("run"), *(len(row["name"]) for row in rows))
     views = f", {rows[0]['views']} views" if rows[0]["views"] > 1 else ""
-    print(f"{rows[0]['count']:,} {rows[0]['split']} images{views}; differences in points, with 95% intervals\n")
-    print(f"{'run':<{width}}  accuracy  cross entropy  calibration error      step  against the first")
+    print(f"{rows[0]['count']:,} {rows[0]['split']} images{views}; differences from the first run in points\n")
+    print(
+        f"{'run':<{width}}  accuracy  cross entropy  calibration error      step  "
+        "difference (95% interval)   right alone     p"
+    )
     for row in rows:
         line = (
             f"{row['name']:<{width}}  {row['accuracy']:8.2%}  {row['loss']:13.4f}  {row['calibration_error']:17.2%}  "
@@ -244,16 +249,16 @@ def print_comparison(rows: Sequence[Record], folder: pathlib.Path) -> None:
         )
         if test := row["against_first"]:
             low, high = (100 * bound for bound in test["interval"])
-            line += (
-                f"  {100 * test['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {test['p_holm']:.2g}: only this "
-                f"has {test['second_only']:,} right, only the first {test['first_only']:,}"
-            )
+            difference = f"{100 * test['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+            alone = f"{test['second_only']:,} : {test['first_only']:,}"
+            p_value = "<1e-4" if test["p_holm"] < 1e-4 else f"{test['p_holm']:.4f}"
+            line += f"  {difference:>25}  {alone:>12}  {p_value:>6}"
         print(line)
     print(
-        "\np: McNemar's exact test on these images"
-        + (", adjusted by Holm for several runs" if len(rows) > 2 else "")
-        + ". It says whether these networks differ, not whether their\nrecipes do: the seeds of one recipe differ too."
-        f"\ndetails and curves in {folder}"
+        "\nright alone: images that only this run has right : only the first. p: McNemar's exact test on these"
+        + (",\nHolm's for several runs" if len(rows) > 2 else "")
+        + ". It says whether these networks differ. Whether their recipes do, take seeds to say."
+        + f"\ndetails and curves in {folder}"
     )
 
 
@@ -273,7 +278,7 @@ def predict_pictures(config: EvalConfig) -> list[dict[str, Any]]:
     devices = steps.select_devices(config.num_devices)
     run = open_run(config.run, config.checkpoint)
     predict_step, params = _predict_step(run, config, devices), steps.replicate(run.params, devices)
-    paths, broken = _find_pictures(config.images)
+    paths, broken = _find_pictures(config.images or ())
     read = _read_pictures(paths, run.dataset.image_shape[0], broken)
     rows: list[dict[str, Any]] = []
     drawn: list[np.ndarray] = []

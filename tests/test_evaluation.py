@@ -215,6 +215,7 @@ def test_every_mode_becomes_what_is_seen(mode, tmp_path):
     [
         (["run", "other", "--images", "a.png"], "--images goes with one run"),
         (["run", "--images", "a.png", "--report"], "--images goes with one run"),
+        (["run", "--images"], "--images needs pictures"),
         (["run", "other", "--report"], "--report is about one run"),
     ],
 )
