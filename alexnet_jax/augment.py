@@ -205,7 +205,8 @@ class View(NamedTuple):
     """A way to look at an image when testing.
 
     Attributes:
-      row, column: where the window lies, from 0 (top, left) to 1 (bottom, right).
+      row: where the window lies, from 0 (top) to 1 (bottom).
+      column: the same from left to right.
       flip: whether it is mirrored left to right.
     """
 

@@ -51,7 +51,7 @@ def page(evaluation: Evaluation) -> str:
         interval=accuracy_interval(results["correct"], results["count"]),
         epochs=run.step / steps_per_epoch,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(run.params)),
-        network=run.config.network.network,
+        network=type(run.model).__name__,
         figures={"curves": _curves(read_jsonl(run.folder.metrics)), "calibration": _calibration(evaluation)},
         classes=_classes(results),
         confusions=confusions,
@@ -164,8 +164,10 @@ def _calibration(evaluation: Evaluation) -> dict[str, Any]:
 def _as_json(figure: go.Figure) -> dict[str, Any]:
     """Data and layout without plotly's own theme: the page has one, for light and dark."""
     figure.update_layout(
-        template={}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"size": 13}, dragmode="zoom"
+        template={}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"size": 12}, dragmode="zoom"
     )
+    figure.update_xaxes(title_font_size=13)
+    figure.update_yaxes(title_font_size=13)
     content: dict[str, Any] = json.loads(figure.to_json())
     return content
 

@@ -243,7 +243,7 @@ def make_train_step(
         state, metrics = train_step(state, examples, jax.tree.map(lambda x: x[0], batches), key)
         return state, jax.tree.map(lambda x: x[None], metrics)
 
-    # out_axes=None returns the first device's value: everything returned is equal on all devices, by pmean and psum.
+    # out_axes=None returns the first device's value: everything returned is equal on all devices, by psum and all_gather.
     return jax.pmap(
         jax.vmap(train_steps, in_axes=(0, None, 0, 0)) if runs else train_steps,
         axis_name=AXIS,
@@ -289,7 +289,7 @@ def predict_logits(
       params: replicated over the devices.
       images: uint8 or float32 grey levels [N, H, W, 3], N > 0.
       batch_size: images a step; rounded up to a multiple of `num_devices`.
-      num_devices: D.
+      num_devices: number of devices, D.
 
     Returns:
       float32 [N, classes].
