@@ -243,7 +243,7 @@ def make_train_step(
         state, metrics = train_step(state, examples, jax.tree.map(lambda x: x[0], batches), key)
         return state, jax.tree.map(lambda x: x[None], metrics)
 
-    # out_axes=None returns the first device's value: everything returned is equal on all devices, by psum and all_gather.
+    # out_axes=None returns the first device's value: psum and all_gather make everything returned equal on all devices.
     return jax.pmap(
         jax.vmap(train_steps, in_axes=(0, None, 0, 0)) if runs else train_steps,
         axis_name=AXIS,

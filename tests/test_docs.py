@@ -16,6 +16,7 @@ from mdit_py_plugins.anchors import anchors_plugin
 from PIL import Image
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
+from test_weights import torchvision, write_pth  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -36,6 +37,26 @@ def test_examples_run_and_give_what_the_page_says(page, monkeypatch):
     assert examples
     for example in examples:  # they share their names, from the top of the page to its end
         example.evaluate()
+
+
+def test_short_examples_run(small_run, torchvision, tmp_path, monkeypatch):  # noqa: F811
+    """Blocks that need a run, weights or images: those of the README and of the first page."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(small_run, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    blocks = [
+        token.content
+        for page in (ROOT / "README.md", DOCS / "index.md")
+        for token in MARKDOWN.parse(page.read_text("utf-8"))
+        if token.type == "fence" and token.info in ("python", "py")
+    ]
+    assert len(blocks) == 3
+    for block in blocks:
+        side = 32
+        if "alexnet.pth" in block:
+            side = 224
+            write_pth(tmp_path / "alexnet.pth", torchvision)
+        exec(compile(block, "block", "exec"), {"images": np.zeros((2, side, side, 3), np.uint8)})
 
 
 def test_every_idea_has_what_a_page_needs():

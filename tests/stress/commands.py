@@ -95,6 +95,8 @@ class Place:
             "TAR": str(self.tar),
             "FILE": str(folder / "out.json"),
             "...": str(folder / "out.json"),
+            "photo.png": str(next(self.pictures.rglob("*.JPEG"))),
+            "pictures/": str(self.pictures / "val"),
         }
 
     def _draw_imagenet(self) -> None:
