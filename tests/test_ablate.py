@@ -181,7 +181,7 @@ def study(tiny, monkeypatch):
     )
     monkeypatch.setattr(ablate, "STUDIES", {"tips": small})
     monkeypatch.setattr(datasets, "load", lambda config: tiny)
-    monkeypatch.setattr(loop, "load", lambda config: tiny)
+    monkeypatch.setattr(evaluation, "load", lambda config: tiny)
     return small
 
 

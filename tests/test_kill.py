@@ -34,13 +34,13 @@ def test_runs_that_are_killed_become_what_they_would_have_been(server, tmp_path)
 
 def test_a_save_that_is_killed_loses_nothing(saves):
     assert {"mkdir", "rename", "fsync"} <= set(saves.calls)  # the shim sees what it must
-    for call in range(1, len(saves.calls) + 1, 25):
+    for call in range(1, len(saves.calls) + 1, 50):
         saves.kill(call, "kill halfway")  # where the call is no write: before it
     assert saves.figures.failures == []
 
 
 @pytest.mark.parametrize(("number", "once"), [(errno.ENOSPC, False), (errno.EROFS, False), (errno.EIO, True)])
 def test_a_save_that_fails_loses_nothing_and_says_so_in_a_line(saves, number, once):
-    for call in range(5, len(saves.calls) + 1, 45):
+    for call in range(5, len(saves.calls) + 1, 60):
         saves.fail(call, number, once)
     assert saves.figures.failures == []
