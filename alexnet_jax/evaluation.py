@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import pathlib
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def main(config: EvalConfig) -> None:
     if config.images == ():
         raise UsageError("--images needs pictures, or folders of them")
     if config.images and (config.others or config.report or config.split or config.data_dir):
-        raise UsageError("--images goes with one run, --checkpoint, --views and --batch-size, and with no other flag")
+        raise UsageError("--images goes with one run, and not with --report, --split or --data-dir")
     if config.others and config.report:
         raise UsageError("--report is about one run; to compare several, leave it out")
     if config.images:
@@ -86,8 +87,12 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
       AlexNetError: the run or its data can't be read, or the data is not the run's.
     """
     runtime.cache_compilations(config.compilation_cache)
-    evaluation = _evaluated(config.run, config)
-    run, name, results = evaluation.run, evaluation.split, evaluation.results
+    steps.select_devices(config.num_devices)
+    question = _opened(config.run, config)
+    run, name = question.run, question.split
+    records = read_jsonl(run.folder.metrics) if config.report else []
+    evaluation = _answered(question, config)
+    results = evaluation.results
     suffix = "" if name == "test" else f"-{name}"
     folder = run.folder.eval
     write_atomically(folder / f"{name}.json", to_bytes(results))
@@ -105,18 +110,36 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     plots.save(plots.kernels(run.params["conv1"]["kernel"]), folder / "kernels.png")
     print_results(results, folder)
     if config.report:
-        from alexnet_jax import report  # not before: plotly and jinja2 take 0.3 s to import
+        from alexnet_jax import report  # not before: plotly takes long to import
 
         page = folder / f"report{suffix}.html"
-        write_atomically(page, report.page(evaluation).encode())
+        write_atomically(page, report.page(evaluation, records).encode())
         print(f"report in {page}")
     return results
 
 
-def _evaluated(path: pathlib.Path, config: EvalConfig) -> Evaluation:
-    """Opens a run and its data, and predicts."""
-    devices = steps.select_devices(config.num_devices)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Question:
+    """A run and the images that it is to be asked about."""
+
+    run: Run
+    dataset: Dataset | ImageNet
+    split: str
+
+    def has_same_images(self, other: "_Question") -> bool:
+        """Whether both ask about the same images in the same order."""
+        if self.split != other.split or self.run.class_names != other.run.class_names:
+            return False
+        if isinstance(self.dataset, Dataset) and isinstance(other.dataset, Dataset):
+            mine, others = self.dataset[self.split], other.dataset[other.split]
+            return np.array_equal(mine.labels, others.labels) and np.array_equal(mine.images, others.images)
+        return self.dataset.fingerprint() == other.dataset.fingerprint()
+
+
+def _opened(path: pathlib.Path, config: EvalConfig) -> _Question:
+    """Opens a run and its data, and checks that they go with the flags."""
     run = open_run(path, config.checkpoint)
+    _check_views(run, config)
     data = run.config.data
     if config.data_dir is not None:
         data = dataclasses.replace(data, data_dir=config.data_dir)
@@ -124,15 +147,22 @@ def _evaluated(path: pathlib.Path, config: EvalConfig) -> Evaluation:
     if dataset.fingerprint() != run.dataset.fingerprint:
         raise AlexNetError(f"{path} was trained on other images than those from {dataset.source}")
     name = config.split or ("test" if "test" in dataset.splits else "validation")
-    predict_step = _predict_step(run, config, devices)
+    dataset[name]  # raises if there is none
+    return _Question(run, dataset, name)
+
+
+def _answered(question: _Question, config: EvalConfig) -> Evaluation:
+    """Predicts and scores."""
+    run, dataset, name = question.run, question.dataset, question.split
+    devices = steps.select_devices(config.num_devices)
     logits, labels = predict_split(
-        predict_step,
+        steps.make_predict_step(run.model, run.preprocessing, devices, config.views),
         steps.replicate(run.params, devices),
         dataset,
         name,
         config.batch_size,
         len(devices),
-        data.loader_workers,
+        run.config.data.loader_workers,
     )
     results = score(logits, labels, run.class_names) | {
         "split": name,
@@ -146,13 +176,10 @@ def _evaluated(path: pathlib.Path, config: EvalConfig) -> Evaluation:
     return Evaluation(run, dataset, name, logits, labels, results)
 
 
-def _predict_step(
-    run: Run, config: EvalConfig, devices: Sequence[jax.Device]
-) -> Callable[[Any, np.ndarray], jax.Array]:
+def _check_views(run: Run, config: EvalConfig) -> None:
     augmentation = run.config.augmentation
     if config.views == 10 and not (augmentation.crop_size or augmentation.crop_padding):
         raise UsageError(f"--views 10: {run.folder.path} was trained without crops; 2 adds the mirrored images")
-    return steps.make_predict_step(run.model, run.preprocessing, devices, config.views)
 
 
 def compare(config: EvalConfig) -> list[dict[str, Any]]:
@@ -168,14 +195,19 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
       AlexNetError: a run or its data can't be read, or they were not asked about the same images.
     """
     runtime.cache_compilations(config.compilation_cache)
+    steps.select_devices(config.num_devices)
     paths = [config.run, *config.others]
-    evaluations: list[Evaluation] = []
-    for path in tqdm.tqdm(paths, desc="runs", leave=False, disable=None):
-        evaluation = _evaluated(path, config)
-        first = (evaluations or [evaluation])[0]
-        if evaluation.run.class_names != first.run.class_names or not _same_images(first, evaluation):
+    questions: list[_Question] = []
+    for path in paths:
+        question = _opened(path, config)
+        first = (questions or [question])[0]
+        if not first.has_same_images(question):
             raise AlexNetError(f"{paths[0]} and {path} can't be compared: they have other images or classes")
-        evaluations.append(evaluation)
+        questions.append(dataclasses.replace(question, dataset=first.dataset))  # one copy of the images will do
+    histories = [read_jsonl(question.run.folder.metrics) for question in questions]
+    evaluations = [
+        _answered(question, config) for question in tqdm.tqdm(questions, desc="runs", leave=False, disable=None)
+    ]
     names = _shortest_names(paths)
     right = [evaluation.logits.argmax(axis=1) == evaluation.labels for evaluation in evaluations]
     tests = [mcnemar(right[0], other) for other in right[1:]]
@@ -195,7 +227,7 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
         )
     folder = evaluations[0].run.folder.eval
     write_atomically(folder / "comparison.json", to_bytes({"runs": rows, "versions": versions()}))
-    records = {name: read_jsonl(e.run.folder.metrics) for name, e in zip(names, evaluations, strict=True)}
+    records = dict(zip(names, histories, strict=True))
     steps_per_epoch = {
         name: batches.steps_per_epoch(e.run.dataset.counts["train"], e.run.config.schedule.batch_size)
         for name, e in zip(names, evaluations, strict=True)
@@ -203,15 +235,6 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
     plots.save(plots.compared_curves(records, steps_per_epoch), folder / "comparison.png")
     print_comparison(rows, folder)
     return rows
-
-
-def _same_images(first: Evaluation, second: Evaluation) -> bool:
-    """Whether both were asked about the same images in the same order."""
-    if first.split != second.split or not np.array_equal(first.labels, second.labels):
-        return False
-    if isinstance(first.dataset, Dataset) and isinstance(second.dataset, Dataset):
-        return np.array_equal(first.dataset[first.split].images, second.dataset[second.split].images)
-    return first.dataset.fingerprint() == second.dataset.fingerprint()
 
 
 def _shortest_names(paths: Sequence[pathlib.Path]) -> list[str]:
@@ -240,7 +263,7 @@ def print_comparison(rows: Sequence[Record], folder: pathlib.Path) -> None:
     print(f"{rows[0]['count']:,} {rows[0]['split']} images{views}; differences from the first run in points\n")
     print(
         f"{'run':<{width}}  accuracy  cross entropy  calibration error      step  "
-        "difference (95% interval)   right alone     p"
+        "difference (95% interval)   right alone       p"
     )
     for row in rows:
         line = (
@@ -256,8 +279,8 @@ def print_comparison(rows: Sequence[Record], folder: pathlib.Path) -> None:
         print(line)
     print(
         "\nright alone: images that only this run has right : only the first. p: McNemar's exact test on these"
-        + (",\nHolm's for several runs" if len(rows) > 2 else "")
-        + ". It says whether these networks differ. Whether their recipes do, take seeds to say."
+        + (",\nadjusted by Holm for several runs (the intervals are not)" if len(rows) > 2 else "")
+        + ". It says whether these networks\ndiffer; whether their recipes do, only several seeds can say."
         + f"\ndetails and curves in {folder}"
     )
 
@@ -277,15 +300,18 @@ def predict_pictures(config: EvalConfig) -> list[dict[str, Any]]:
     runtime.cache_compilations(config.compilation_cache)
     devices = steps.select_devices(config.num_devices)
     run = open_run(config.run, config.checkpoint)
-    predict_step, params = _predict_step(run, config, devices), steps.replicate(run.params, devices)
+    _check_views(run, config)
+    predict_step = steps.make_predict_step(run.model, run.preprocessing, devices, config.views)
+    params = steps.replicate(run.params, devices)
     paths, broken = _find_pictures(config.images or ())
+    batch_size = min(config.batch_size, max(len(paths), 1))
     read = _read_pictures(paths, run.dataset.image_shape[0], broken)
     rows: list[dict[str, Any]] = []
     drawn: list[np.ndarray] = []
     with tqdm.tqdm(total=len(paths), unit=" pictures", leave=False, disable=None) as bar:
-        while part := list(itertools.islice(read, config.batch_size)):
+        while part := list(itertools.islice(read, batch_size)):
             images = np.stack([pixels for _, pixels in part])
-            logits = steps.predict_logits(predict_step, params, images, config.batch_size, len(devices))
+            logits = steps.predict_logits(predict_step, params, images, batch_size, len(devices))
             for (path, pixels), probabilities in zip(part, softmax(logits), strict=True):
                 best = np.argsort(-probabilities, kind="stable")[:TOP]
                 top = [{"class": run.class_names[i], "probability": float(probabilities[i])} for i in best]
@@ -299,31 +325,33 @@ def predict_pictures(config: EvalConfig) -> list[dict[str, Any]]:
         folder = run.folder.eval
         described = {"step": run.step, "views": config.views, "versions": versions(), "images": rows}
         write_atomically(folder / "images.json", to_bytes(described))
-        names = [pathlib.Path(row["file"]).name for row in rows[: len(drawn)]]
+        names = [shown(pathlib.Path(row["file"]).name) for row in rows[: len(drawn)]]
         tops = [[(entry["class"], entry["probability"]) for entry in row["top"]] for row in rows[: len(drawn)]]
         plots.save(plots.predictions(np.stack(drawn), names, tops), folder / "images.png")
         left = f" (the first {len(drawn)} of {len(rows):,})" if len(rows) > len(drawn) else ""
         print(f"sheet of pictures{left} in {folder / 'images.png'}, all predictions in {folder / 'images.json'}")
     if broken:
         of = f"{len(broken)} of {len(rows) + len(broken):,}"
-        raise AlexNetError(f"{of} could not be read as a picture; the first is {broken[0]}")
+        raise AlexNetError(f"{of} could not be read as a picture; the first is {shown(str(broken[0]), 300)}")
     return rows
 
 
 def _find_pictures(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Files named, and those in folders that are named like pictures, in order; and what is not there."""
+    """Files named, and those in folders that are named like pictures, in order; and folders without any."""
     found, broken = [], []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in pictures.SUFFIXES and file.is_file()
-            )
+        try:
+            if not stat.S_ISDIR(path.stat().st_mode):
+                found.append(path)
+                continue
+            next(path.iterdir(), None)  # raises if it can't be read; rglob would not
+            inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in pictures.SUFFIXES and f.is_file())
             if not inside:
-                warn(f"skipped {path}: no file in this folder is named like a picture")
-                broken.append(path)
+                raise OSError("no file in this folder is named like a picture")
             found.extend(inside)
-        else:
-            found.append(path)
+        except OSError as error:
+            warn(f"skipped {shown(str(path), 300)}: {error.strerror or error}")
+            broken.append(path)
     return found, broken
 
 
@@ -406,7 +434,7 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
         "accuracy": int(correct.sum()) / len(labels),
         "top5_accuracy": int(top_k_correct(logits, labels, 5)) / len(labels),
         "loss": float(cross_entropies(logits, labels).mean()),
-        "calibration_error": calibration(softmax(logits), labels).error,
+        "calibration_error": calibration(softmax(logits).max(axis=1), logits.argmax(axis=1) == labels).error,
         "count": len(labels),
         "correct": int(correct.sum()),
         "per_class": [

@@ -206,13 +206,13 @@ def input_gradient(run: Run, image: np.ndarray, label: int) -> np.ndarray:
     return np.asarray(jax.jit(jax.grad(logit))(grey))[0]
 
 
-def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Rows of the wrongly classified examples, those with the most probable wrong class first: int [<= count].
+def confident_mistakes(confidence: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
+    """Rows of the wrongly classified examples, the surest first: int [<= count].
 
     Args:
-      probabilities: float [N, classes].
-      labels: int [N].
+      confidence: float [N], the largest probability of each.
+      right: bool [N].
       count: how many at most.
     """
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+    wrong = np.flatnonzero(~right)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")][:count]

@@ -86,24 +86,23 @@ class Calibration:
     error: float
 
 
-def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
+def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> Calibration:
     """Sorts examples by their largest probability and asks how many are right in each bin.
 
     Args:
-      probabilities: float [N, classes], N > 0.
-      labels: int [N].
+      confidence: float [N], the largest probability of each of N > 0 examples.
+      right: bool [N], whether its class is the label.
       bins: equally wide; a probability on a border counts to the lower bin, as in the source.
     """
-    largest = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == labels
+    largest = confidence.astype(np.float64)
     bin_of = np.clip(np.ceil(largest * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(bin_of, minlength=bins)
-    confidence, accuracy = (
+    told, accuracy = (
         np.divide(np.bincount(bin_of, weights=x, minlength=bins), count, out=np.full(bins, np.nan), where=count > 0)
         for x in (largest, right)
     )
-    gaps = np.abs(accuracy - confidence)[count > 0]
-    return Calibration(count, confidence, accuracy, float((gaps * count[count > 0]).sum() / len(labels)))
+    gaps = np.abs(accuracy - told)[count > 0]
+    return Calibration(count, told, accuracy, float((gaps * count[count > 0]).sum() / len(right)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,7 @@ def decode(data: bytes, as_seen: bool = False) -> PIL.Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged EXIF blocks and large pictures
             image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+            kind = image.format  # a copy has none
             image.load()
             if as_seen:
                 image = PIL.ImageOps.exif_transpose(image)
@@ -49,7 +50,7 @@ def decode(data: bytes, as_seen: bool = False) -> PIL.Image.Image:
                 image = PIL.Image.fromarray((levels >> (8 if levels.max() > 255 else 0)).astype(np.uint8))
             if image.mode == "P":
                 image = image.convert("RGBA")
-            if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+            if image.mode == "CMYK" and kind == "JPEG" and "adobe" not in image.info:
                 image = PIL.ImageChops.invert(image)  # Pillow takes every CMYK JPEG for one of Adobe's
             if as_seen and image.has_transparency_data:
                 layer = image.convert("RGBA")

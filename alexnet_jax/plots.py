@@ -10,6 +10,7 @@ import io
 import os
 import pathlib
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike
 
@@ -44,7 +46,7 @@ def portraits(images: ArrayLike, titles: Sequence[object], columns: int = 10) ->
     pixels = _unit_images(images)
     if len(titles) != len(pixels):
         raise ValueError(f"{len(titles)} titles for {len(pixels)} images")
-    lines = ["\n".join(textwrap.wrap(str(title), 14)) for title in titles]
+    lines = ["\n".join(textwrap.wrap(_as_it_is(str(title)), 14)) for title in titles]
     figure, axes = _image_grid(pixels, columns, above=max(text.count("\n") + 1 for text in lines))
     for ax, text in zip(axes, lines, strict=True):
         ax.set_title(text, fontsize=SMALL, pad=3)
@@ -147,8 +149,9 @@ def compared_curves(records: Mapping[str, Iterable[Mapping[str, Any]]], steps_pe
     """
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
+    legend: list[tuple[Line2D, str]] = []
     for number, (name, lines) in enumerate(records.items()):
-        color = RUNS[number % len(RUNS)]
+        color, marker = RUNS[number % len(RUNS)], "os^vDPX"[number // len(RUNS) % 7]
         by_split: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
         for record in lines:
             by_split[record["split"]][record["step"]] = record
@@ -156,14 +159,12 @@ def compared_curves(records: Mapping[str, Iterable[Mapping[str, Any]]], steps_pe
             ordered = [by_step[step] for step in sorted(by_step)]
             epochs = [record["step"] / steps_per_epoch[name] for record in ordered]
             style = "--" if split == "train" else "-"
-            width, marker = (0.8, "") if split == "train" else (1.6, "o")
+            width, dot = (0.8, "") if split == "train" else (1.6, marker)
             for ax, key in zip(axes, ("loss", "accuracy"), strict=True):
-                ax.plot(
-                    epochs, _values(ordered, key), style, color=color, linewidth=width, marker=marker, markersize=2.5
-                )
-        axes[0].plot([], [], color=color, label=textwrap.shorten(name, 50))
-    axes[0].plot([], [], "-", color=INK, linewidth=1.6, label="validation")
-    axes[0].plot([], [], "--", color=INK, linewidth=0.8, label="training, dropout on")
+                ax.plot(epochs, _values(ordered, key), style, color=color, linewidth=width, marker=dot, markersize=2.5)
+        legend.append((Line2D([], [], color=color, marker=marker, markersize=4), _as_it_is(shortened(name))))
+    legend.append((Line2D([], [], color=INK, linewidth=1.6), "validation"))
+    legend.append((Line2D([], [], color=INK, linewidth=0.8, linestyle="--"), "training, dropout on"))
     for ax, label in zip(axes, ("Cross entropy (nats)", "Accuracy"), strict=True):
         ax.set_xlabel("Epoch", fontsize=LABEL)
         ax.set_ylabel(label, fontsize=LABEL)
@@ -174,7 +175,8 @@ def compared_curves(records: Mapping[str, Iterable[Mapping[str, Any]]], steps_pe
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes[0].set_ylim(bottom=0)
     axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    figure.legend(loc="outside upper center", ncols=3, fontsize=SMALL, frameon=False)
+    handles, labels = zip(*legend, strict=True)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=SMALL, frameon=False)
     return figure
 
 
@@ -209,14 +211,14 @@ def predictions(
         )
         picture.imshow(image, interpolation="nearest", aspect="auto")
         picture.spines[:].set_visible(False)
-        picture.set_title(_shortened(name, 18), fontsize=SMALL, pad=3)
+        picture.set_title(_as_it_is(shortened(name, 18)), fontsize=SMALL, pad=3)
         height = len(top) * bar
         bars = figure.add_axes(
             (left / size[0], (above - side - height - 0.03) / size[1], side / size[0], height / size[1])
         )
         bars.barh(range(len(top)), [probability for _, probability in top], color="#9ECAE9", height=0.85)
         for place, (label, probability) in enumerate(top):
-            bars.text(0.02, place, _shortened(label, 13), va="center", fontsize=6.5)
+            bars.text(0.02, place, _as_it_is(shortened(label, 13)), va="center", fontsize=6.5)
             bars.text(0.98, place, f"{probability:.0%}", va="center", ha="right", fontsize=6.5)
         bars.set(xlim=(0, 1), ylim=(len(top) - 0.5, -0.5))
         bars.set_axis_off()
@@ -246,7 +248,7 @@ def histograms(values: Mapping[str, ArrayLike], title: str, columns: int = 4) ->
         notes = [f"{zeros:.0%} zeros"] * (zeros >= 0.005) + [f"{len(flat) - len(finite):,} not finite"] * (
             len(finite) < len(flat)
         )
-        ax.set_title(" · ".join([name, *notes]), fontsize=SMALL, pad=3)
+        ax.set_title(_as_it_is(" · ".join([name, *notes])), fontsize=SMALL, pad=3)
         ax.tick_params(labelsize=6.5, length=2)
         ax.yaxis.set_major_locator(LogLocator(numticks=4))
         ax.minorticks_off()
@@ -276,7 +278,7 @@ def saliency(image: ArrayLike, occlusion: ArrayLike, gradient: ArrayLike, title:
             f"maps must be [h, w] and {list(pixels.shape)}, not {list(covered.shape)}, {list(change.shape)}"
         )
     figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
-    figure.suptitle(title, fontsize=TITLE)
+    figure.suptitle(_as_it_is(title), fontsize=TITLE)
     axes = figure.subplots(1, 3)
     height, width = pixels.shape[:2]
     extent = (0, width, height, 0)
@@ -325,7 +327,7 @@ def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str], title: str) 
     ax.set_ylabel("True class", fontsize=LABEL)
 
     ticks = range(0, classes, 1 if numbered else -(-classes // 25))
-    names = [_shortened(class_names[tick], 20) for tick in ticks]
+    names = [_as_it_is(shortened(class_names[tick], 20)) for tick in ticks]
     ax.set_yticks(ticks, names, fontsize=SMALL)
     ax.set_xticks(ticks, names, fontsize=SMALL, rotation=45, ha="right", rotation_mode="anchor")
     ax.tick_params(length=2 if not numbered else 0)
@@ -438,7 +440,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     target = pathlib.Path(path)
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=min(DPI, MAX_PIXELS / figure.get_figwidth()))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")  # names in other scripts are drawn as boxes
+        figure.savefig(png, format="png", dpi=min(DPI, MAX_PIXELS / figure.get_figwidth()))
     # In the same folder, as a rename is atomic only within a file system; with the process id, as two runs may share it
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -452,8 +456,15 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         raise AlexNetError(f"cannot write the picture {target}: {error.strerror or error}") from error
 
 
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def shortened(text: str, length: int = 40) -> str:
+    """The text, or as much of its ends as has room: what tells names apart stands at either."""
+    end = (length - 1) // 2
+    return text if len(text) <= length else f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
+
+
+def _as_it_is(text: str) -> str:
+    """For matplotlib, which takes what stands between two $ for a formula, and leaves a name with _ out of a legend."""
+    return ("\N{THIN SPACE}" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def _unit_images(images: ArrayLike) -> np.ndarray:

@@ -22,19 +22,26 @@ import plotly.offline
 from alexnet_jax import batches, inspection, plots
 from alexnet_jax.config import flag, flat_items
 from alexnet_jax.evaluation import Evaluation
-from alexnet_jax.metrics import accuracy_interval, calibration, read_jsonl, softmax
+from alexnet_jax.metrics import accuracy_interval, calibration, softmax
 
 LARGEST_TABLE = 30  # classes; beyond, the commonest confusions are listed instead of a matrix
 MOST_LISTED = 100  # confusions, if there are more classes
 MOST_IN_CELL = 24  # images of a cell that go into the page
+MOST_TILES = 2_400  # images in all
 MISTAKES = 24
-INSIDE = 10  # images whose feature maps can be looked at
+INSIDE = 10  # images whose feature maps can be looked at; of large networks fewer
+MOST_MAP_PIXELS = 4_000_000  # of all feature maps
 LARGEST_TILE = 64  # pixels; larger images are scaled down
 BLUE, ORANGE, GREY = plots.TRAIN, plots.VALIDATION, "#888888"
 
 
-def page(evaluation: Evaluation) -> str:
-    """The report of an evaluation, HTML."""
+def page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> str:
+    """The report of an evaluation, HTML.
+
+    Args:
+      evaluation: of a run.
+      records: the lines of the run's metrics.jsonl.
+    """
     run, results = evaluation.run, evaluation.results
     probabilities = softmax(evaluation.logits)
     steps_per_epoch = batches.steps_per_epoch(run.dataset.counts["train"], run.config.schedule.batch_size)
@@ -52,11 +59,11 @@ def page(evaluation: Evaluation) -> str:
         epochs=run.step / steps_per_epoch,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(run.params)),
         network=type(run.model).__name__,
-        figures={"curves": _curves(read_jsonl(run.folder.metrics)), "calibration": _calibration(evaluation)},
+        figures={"curves": _curves(records), "calibration": _calibration(evaluation, probabilities)},
         classes=_classes(results),
         confusions=confusions,
-        shown={key: value for key, value in confusions.items() if key not in ("matrix", "totals", "pairs")},
-        most_in_cell=MOST_IN_CELL,
+        shown={key: value for key, value in confusions.items() if key not in ("matrix", "totals", "pairs", "in_cell")},
+        all_classes=len(results["per_class"]),
         kernels=_kernels(run.params["conv1"]["kernel"]),
         layers=layers,
         inside=inside,
@@ -79,12 +86,12 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             values = [record.get(key) for record in ordered]
             if not any(isinstance(value, int | float) for value in values):
                 continue
-            epochs = [f"epoch {record['epoch'] + 1}" for record in ordered]
+            epochs = [f"epoch {record['epoch'] + 1}" if "epoch" in record else "" for record in ordered]
             figure.add_scatter(
                 x=[record["step"] for record in ordered],
                 y=[value if value is not None and math.isfinite(value) else None for value in values],
                 text=epochs,
-                hovertemplate="step %{x:,}, %{text}: %{y:.4g}",
+                hovertemplate="step %{x:,} %{text}: %{y:.4g}",
                 name=label,
                 legendgroup=split,
                 showlegend=row == 1,
@@ -112,9 +119,9 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return _as_json(figure)
 
 
-def _calibration(evaluation: Evaluation) -> dict[str, Any]:
+def _calibration(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, Any]:
     """The reliability diagram: share that is right against the probability told, and how many images tell it."""
-    found = calibration(softmax(evaluation.logits), evaluation.labels)
+    found = calibration(probabilities.max(axis=1), evaluation.logits.argmax(axis=1) == evaluation.labels)
     bins = len(found.count)
     centres = (np.arange(bins) + 0.5) / bins
     some = found.count > 0
@@ -183,44 +190,37 @@ def _confusions(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, 
 
     Returns:
       `names`: of the classes; `matrix`: the counts, or None if there are too many classes; `pairs`: [true, predicted,
-      count] of every confusion that has images here, the commonest first; `mistakes`: the most confident ones;
-      `tiles`: [index, true, predicted, probability] of each image shown; by "true,predicted" `cells`, places in
-      `tiles`, and `counts`, how many images there are; `sheet`, `side`, `columns`: the images as one JPEG, whose tiles
-      are in that order.
+      count] of every confusion that has images here, the commonest first; `in_cell`: how many of them at most;
+      `mistakes`: places of the most confident ones in `tiles`; `tiles`: [index, true, predicted, probability] of
+      each image shown; by "true,predicted" `cells`, places in `tiles`, and `counts`, how many images there are;
+      `sheet`, `side`, `columns`: the images as one JPEG, whose tiles are in that order.
     """
-    labels, predicted = evaluation.labels, probabilities.argmax(axis=1)
+    labels, predicted = evaluation.labels, evaluation.logits.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     matrix = np.array(evaluation.results["confusion"])
     classes = len(matrix)
     listed = classes > LARGEST_TABLE
-    wrong = matrix - np.diag(matrix.diagonal())
-    order = np.argsort(-(wrong if listed else matrix), axis=None, kind="stable")
-    pairs = [(int(i // classes), int(i % classes)) for i in order[: MOST_LISTED if listed else None]]
-    pairs = [pair for pair in pairs if matrix[pair]]
-    chosen: list[int] = []
+    ranked = matrix - np.diag(matrix.diagonal()) if listed else matrix
+    order = np.argsort(-ranked, axis=None, kind="stable")[: MOST_LISTED if listed else None]
+    pairs = [(int(i // classes), int(i % classes)) for i in order if ranked.flat[i]]
+    in_cell = max(1, min(MOST_IN_CELL, MOST_TILES // max(len(pairs), 1)))
+    places: dict[int, int] = {}  # of an image in the sheet, by its index in the split
     cells: dict[str, list[int]] = {}
-    places: dict[int, int] = {}
     for true, taken_for in pairs:
         members = np.flatnonzero((labels == true) & (predicted == taken_for))
-        members = members[np.argsort(-confidence[members], kind="stable")][:MOST_IN_CELL]
-        for index in members:
-            places[int(index)] = len(chosen)
-            chosen.append(int(index))
-        cells[f"{true},{taken_for}"] = [places[int(index)] for index in members]
-    mistakes = inspection.confident_mistakes(probabilities, labels, MISTAKES)
-    for index in mistakes:
-        if int(index) not in places:
-            places[int(index)] = len(chosen)
-            chosen.append(int(index))
-    images = evaluation.dataset.examples(evaluation.split, np.array(chosen)).images
-    sheet, side, columns = _sheet(images)
+        surest = members[np.argsort(-confidence[members], kind="stable")][:in_cell]
+        cells[f"{true},{taken_for}"] = [places.setdefault(int(index), len(places)) for index in surest]
+    surest = inspection.confident_mistakes(confidence, predicted == labels, MISTAKES)
+    mistakes = [places.setdefault(int(index), len(places)) for index in surest]
+    sheet, side, columns = _sheet(evaluation, list(places))
     return {
         "names": list(evaluation.run.class_names),
         "matrix": None if listed else matrix.tolist(),
         "totals": matrix.sum(axis=1).tolist(),
         "pairs": [(true, taken_for, int(matrix[true, taken_for])) for true, taken_for in pairs],
-        "mistakes": [places[int(index)] for index in mistakes],
-        "tiles": [(i, int(labels[i]), int(predicted[i]), round(float(confidence[i]), 4)) for i in chosen],
+        "mistakes": mistakes,
+        "in_cell": in_cell,
+        "tiles": [(i, int(labels[i]), int(predicted[i]), round(float(confidence[i]), 4)) for i in places],
         "cells": cells,
         "counts": {f"{true},{taken_for}": int(matrix[true, taken_for]) for true, taken_for in pairs},
         "sheet": sheet,
@@ -229,15 +229,17 @@ def _confusions(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, 
     }
 
 
-def _sheet(images: np.ndarray) -> tuple[str, int, int]:
-    """Images [N, S, S, 3] as the tiles of one JPEG: its data URI, their side in pixels, how many stand in a row."""
-    side = min(images.shape[1], LARGEST_TILE)
-    columns = max(1, math.ceil(math.sqrt(len(images))))
-    sheet = PIL.Image.new("RGB", (columns * side, -(-len(images) // columns) * side))
-    for place, pixels in enumerate(images):
-        tile = PIL.Image.fromarray(pixels)
-        row, column = divmod(place, columns)
-        sheet.paste(tile if tile.width == side else tile.resize((side, side)), (column * side, row * side))
+def _sheet(evaluation: Evaluation, indices: Sequence[int]) -> tuple[str, int, int]:
+    """Images of the split as the tiles of one JPEG: its data URI, their side in pixels, how many stand in a row."""
+    side = min(evaluation.run.dataset.image_shape[0], LARGEST_TILE)
+    columns = max(1, math.ceil(math.sqrt(len(indices))))
+    sheet = PIL.Image.new("RGB", (columns * side, max(1, -(-len(indices) // columns)) * side))
+    for first in range(0, len(indices), 100):  # large ones are not all in memory at once
+        part = np.array(indices[first : first + 100])
+        for place, pixels in enumerate(evaluation.dataset.examples(evaluation.split, part).images, start=first):
+            tile = PIL.Image.fromarray(pixels)
+            row, column = divmod(place, columns)
+            sheet.paste(tile if tile.width == side else tile.resize((side, side)), (column * side, row * side))
     return _uri(sheet, "JPEG", quality=90, subsampling=0), side, columns
 
 
@@ -257,7 +259,7 @@ def _kernels(kernel: np.ndarray) -> dict[str, Any]:
 
 
 def _feature_maps(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any]]]:
-    """The maps that the first image of each of ten classes gives in every layer, as pictures.
+    """The maps that the first image of each of up to ten classes gives in every layer, as pictures.
 
     Returns:
       The layers' names; for each image its `picture`, `label`, `predicted` and `maps`, one picture a layer.
@@ -265,9 +267,11 @@ def _feature_maps(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any
     run = evaluation.run
     _, first = np.unique(evaluation.labels, return_index=True)
     chosen = np.sort(first[:INSIDE])
+    one = inspection.activations(run, evaluation.dataset.examples(evaluation.split, chosen[:1]).images)
+    layers = [name for name, values in one.items() if values.ndim == 4]
+    chosen = chosen[: max(1, MOST_MAP_PIXELS // sum(one[name].size for name in layers))]
     split = evaluation.dataset.examples(evaluation.split, chosen)
-    found = inspection.activations(run, split.images)
-    layers = [name for name, values in found.items() if values.ndim == 4]
+    found = inspection.activations(run, split.images, layers)
     logits = evaluation.logits[chosen]
     return layers, [
         {
@@ -281,8 +285,9 @@ def _feature_maps(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any
 
 
 def _map_picture(maps: np.ndarray) -> dict[str, Any]:
-    """Maps [H, W, C] of one image, black to yellow from the least to the largest value, as a PNG with a palette."""
-    low, high = float(maps.min()), float(np.percentile(maps, 99.5))
+    """Maps [H, W, C] of one image as a PNG with a palette, dark to yellow from the least to the 99.5th percentile."""
+    low, most, largest = float(maps.min()), float(np.percentile(maps, 99.5)), float(maps.max())
+    high = most if most > low else largest  # hardly a unit answers
     scaled = np.clip((maps - low) / max(high - low, 1e-12), 0, 1)
     grid = plots.mosaic(np.moveaxis(scaled, -1, 0)[..., None])[..., 0]
     picture = PIL.Image.fromarray(np.round(np.nan_to_num(254 * grid, nan=255)).astype(np.uint8))
@@ -291,7 +296,7 @@ def _map_picture(maps: np.ndarray) -> dict[str, Any]:
     return {
         "picture": _uri(picture, transparency=255),
         "size": f"{maps.shape[2]} of {maps.shape[0]}x{maps.shape[1]}",
-        "range": f"{low:.3g} to {high:.3g}",
+        "range": f"{low:.3g} to {largest:.3g}",
     }
 
 

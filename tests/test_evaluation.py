@@ -210,6 +210,40 @@ def test_every_mode_becomes_what_is_seen(mode, tmp_path):
     np.testing.assert_allclose(seen, np.repeat(expected[..., None], 3, axis=2), atol=1)
 
 
+@pytest.mark.parametrize("as_seen", [False, True])
+def test_cmyk_without_adobes_marker_is_not_inverted(as_seen, tmp_path):
+    PIL.Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(tmp_path / "red.jpg")
+    data = (tmp_path / "red.jpg").read_bytes()
+    start = data.index(b"\xff\xee")  # Pillow writes the marker, and values that are inverted with it
+    length = int.from_bytes(data[start + 2 : start + 4], "big")
+    stripped = data[:start] + data[start + 2 + length :]
+    with_marker, without = (np.asarray(pictures.decode(d, as_seen))[0, 0] for d in (data, stripped))
+    np.testing.assert_allclose(with_marker, [255, 0, 0], atol=3)
+    np.testing.assert_allclose(without, [0, 0, 0], atol=3)  # the values as they stand: with full black
+
+
+def test_names_that_no_file_can_have_are_passed_over(small_run, folder, capsys):
+    (folder / "broken.jpg").unlink()
+    with pytest.raises(AlexNetError, match="1 of 7 could not be read"):
+        evaluation.predict_pictures(EvalConfig(small_run, images=(folder.parent / ("x" * 300), folder)))
+    assert "File name too long" in capsys.readouterr().err
+
+
+def test_bad_input_is_found_before_anything_is_predicted_or_written(small_run, tmp_path, monkeypatch):
+    run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    (damaged / "metrics.jsonl").write_text("nonsense\n\n")
+    monkeypatch.setattr(evaluation, "predict_split", lambda *args: pytest.fail("predicted"))
+    with pytest.raises(AlexNetError, match="there is no such folder"):
+        evaluation.compare(EvalConfig(run, others=(tmp_path / "nothing",)))
+    with pytest.raises(AlexNetError, match="line 1 is no record"):
+        evaluation.compare(EvalConfig(run, others=(damaged,)))
+    with pytest.raises(AlexNetError, match="line 1 is no record"):
+        evaluation.evaluate(EvalConfig(damaged, report=True))
+    assert not (run / "eval").exists()
+    assert not (damaged / "eval").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

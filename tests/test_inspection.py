@@ -163,7 +163,6 @@ def test_the_input_gradient_is_the_slope(run, images):
 
 
 def test_confident_mistakes_come_surest_first():
-    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]])
-    labels = np.array([0, 1, 0, 0])
-    assert inspection.confident_mistakes(probabilities, labels, 2).tolist() == [3, 2]
-    assert inspection.confident_mistakes(probabilities, labels, 9).tolist() == [3, 2, 1]
+    confidence, right = np.array([0.9, 0.6, 0.7, 0.8]), np.array([True, False, False, False])
+    assert inspection.confident_mistakes(confidence, right, 2).tolist() == [3, 2]
+    assert inspection.confident_mistakes(confidence, right, 9).tolist() == [3, 2, 1]

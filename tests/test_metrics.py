@@ -74,14 +74,14 @@ def test_tensorboard_events_can_be_read_back(tmp_path):
 
 
 def test_calibration_by_hand():
-    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.55, 0.45]])
-    found = calibration(probabilities, np.array([0, 0, 1, 0]), bins=2)  # 0.9 right, 0.8 wrong, 0.6 wrong, 0.55 right
+    confidence, right = np.array([0.9, 0.8, 0.6, 0.55]), np.array([True, False, False, True])
+    found = calibration(confidence, right, bins=2)
     assert found.count.tolist() == [0, 4]
     assert np.isnan(found.accuracy[0])
     assert found.accuracy[1] == 0.5
     assert found.confidence[1] == pytest.approx(0.7125)
     assert found.error == pytest.approx(0.2125)
-    found = calibration(probabilities, np.array([0, 0, 1, 0]), bins=4)  # borders at 0.5, 0.75
+    found = calibration(confidence, right, bins=4)  # borders at 0.5, 0.75
     assert found.count.tolist() == [0, 0, 2, 2]
     assert found.error == pytest.approx((2 * abs(0.5 - 0.575) + 2 * abs(0.5 - 0.85)) / 4)
 
@@ -91,9 +91,9 @@ def test_a_network_that_tells_the_truth_is_calibrated():
     labels = np.array(
         [np.random.default_rng(i).choice(10, p=p / p.sum()) for i, p in enumerate(probabilities.astype(float))]
     )
-    many = np.tile(probabilities, (20, 1))
-    assert calibration(probabilities, labels).error < 0.1
-    assert calibration(many, np.tile((labels + 1) % 10, 20)).error > 0.5
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    assert calibration(confidence, right).error < 0.1
+    assert calibration(confidence, ~right).error > 0.5
 
 
 def test_mcnemar_by_hand():

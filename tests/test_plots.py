@@ -235,7 +235,7 @@ class TestConfusionMatrix:
         shown = [label.get_text() for label in ax.get_yticklabels()]
         assert not ax.texts
         assert 10 <= len(shown) <= 25
-        assert shown[0] == "n0000_with_a_name_t…"
+        assert shown[0] == "n0000_with…t_goes_on"
         assert [label.get_text()[:5] for label in ax.get_yticklabels()] == [names[int(i)][:5] for i in ax.get_yticks()]
 
     @pytest.mark.parametrize("matrix", [np.zeros((2, 2)), np.zeros((3, 2)), np.zeros(3)])
@@ -387,6 +387,15 @@ class TestComparedCurves:
         (legend,) = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "validation", "training, dropout on"]
 
+    def test_names_are_taken_as_they_are(self) -> None:
+        names = ["$x^$", "_hidden", "a" * 30 + "b" * 30 + "1", "a" * 30 + "b" * 30 + "2", *"cdef"]
+        figure = plots.compared_curves({name: [train_record(10, 0)] for name in names}, dict.fromkeys(names, 10))
+        draw(figure)
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert len(set(labels)) == len(names) + 2
+        styles = {(h.get_color(), h.get_marker()) for h in figure.legends[0].legend_handles[: len(names)]}
+        assert len(styles) == len(names)
+
 
 class TestPredictions:
     def test_draws_bars_under_each_image(self, images: np.ndarray) -> None:
@@ -399,12 +408,21 @@ class TestPredictions:
         assert [ax.get_title() for ax in pictures] == [f"picture {i}" for i in range(7)]
         assert [patch.get_width() for patch in bars[0].patches] == [0.75, 0.25]
         assert [text.get_text() for text in bars[0].texts] == ["cat", "75%", "dog", "25%"]
-        assert bars[6].texts[0].get_text() == "an extraordi…"
+        assert bars[6].texts[0].get_text() == "an ext…g name"
         for above, below in zip(pictures, bars, strict=True):  # the first class is nearest to the image
             assert below.get_position().y1 < above.get_position().y0
             assert below.get_ylim()[0] > below.get_ylim()[1]
         for other in pictures[3:6]:
             assert other.get_position().y1 < bars[0].get_position().y0
+
+    def test_names_are_taken_as_they_are(self, images: np.ndarray, tmp_path: pathlib.Path) -> None:
+        names = ["$x^$", "写真.png", "_x"] + ["x"] * 4
+        figure = plots.predictions(images, names, [[("$x^$", 1.0)]] * 7)
+        plots.save(figure, tmp_path / "sheet.png")
+        plots.save(plots.portraits(images, names), tmp_path / "portraits.png")
+        plots.save(plots.confusion_matrix(np.eye(7, dtype=int), names, "title"), tmp_path / "confusion.png")
+        plots.save(plots.saliency(images[0], np.eye(4), np.zeros((8, 8, 3)), "$x^$"), tmp_path / "saliency.png")
+        plots.save(plots.histograms({"$x^$": np.arange(9.0)}, "title"), tmp_path / "histograms.png")
 
     def test_lengths_must_agree(self, images: np.ndarray) -> None:
         with pytest.raises(ValueError, match="6 names and 7 predictions for 7 images"):

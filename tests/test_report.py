@@ -12,6 +12,7 @@ from playwright.sync_api import Error, sync_playwright
 import alexnet_jax
 from alexnet_jax import evaluation, report
 from alexnet_jax.config import EvalConfig
+from alexnet_jax.metrics import read_jsonl
 
 WIDTHS = {"wide": 1280, "phone": 390}
 
@@ -33,7 +34,8 @@ def tiny_evaluation(small_run, tiny):
     """A real evaluation, with a hostile class name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "load", lambda config: tiny)
-        found = evaluation._evaluated(small_run, EvalConfig(small_run))
+        config = EvalConfig(small_run)
+        found = evaluation._answered(evaluation._opened(small_run, config), config)
     names = ("</script><script>alert(1)</script>", *tiny.class_names[1:])
     dataset = dataclasses.replace(found.run.dataset, class_names=names)
     results = evaluation.score(found.logits, found.labels, names) | {
@@ -45,7 +47,7 @@ def tiny_evaluation(small_run, tiny):
 @pytest.fixture(scope="module")
 def page_file(tiny_evaluation, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(report.page(tiny_evaluation))
+    path.write_text(report.page(tiny_evaluation, read_jsonl(tiny_evaluation.run.folder.metrics)))
     return path
 
 
@@ -70,7 +72,8 @@ def open_page(browser, page_file):
     yield open_it
     for context, said, asked in opened:
         assert said == []
-        assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [page_file.as_uri()]
+        assert [url for url in asked if not url.startswith(("data:", "blob:"))] == asked[:1]  # the page itself
+        assert asked[0].startswith("file:")
         context.close()
 
 
@@ -78,7 +81,7 @@ def open_page(browser, page_file):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_opens_and_fits(open_page, width, scheme):
     page = open_page(width, scheme)
-    assert page.evaluate("document.documentElement.scrollWidth") == WIDTHS[width]
+    page.wait_for_function(f"document.documentElement.scrollWidth === {WIDTHS[width]}", timeout=5000)
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = np.mean([int(level) for level in re.findall(r"\d+", ground)[:3]])
     assert brightness > 200 if scheme == "light" else brightness < 60
@@ -153,36 +156,68 @@ def test_figures_are_the_evaluations(open_page, tiny_evaluation):
     assert "</script><script>" in page.inner_text(".matrix tbody tr:first-child th")  # as text
 
 
-def test_very_many_classes_are_listed(tiny_evaluation, tiny, browser, open_page, tmp_path):
-    names = tuple(f"class {i}" for i in range(40))
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, (70, 40)).astype(np.float32)
-    results = tiny_evaluation.results | evaluation.score(logits, tiny_evaluation.labels, names)
-    run = tiny_evaluation.run
+def with_classes(evaluated, names, logits):
+    """The same evaluation of a network that knows 40 classes."""
+    run = evaluated.run
     logits_layer = {name: np.concatenate([x] * 4, axis=-1) for name, x in run.params["logits"].items()}
     dataset = dataclasses.replace(run.dataset, class_names=names)
     run = dataclasses.replace(run, dataset=dataset, params=run.params | {"logits": logits_layer})
-    wide = dataclasses.replace(tiny_evaluation, run=run, logits=logits, results=results)
+    results = evaluated.results | evaluation.score(logits, evaluated.labels, names)
+    return dataclasses.replace(evaluated, run=run, logits=logits, results=results)
+
+
+def test_very_many_classes_are_listed(tiny_evaluation, open_page, tmp_path):
+    names = tuple(f"{'very long name ' * 4}{'x' * 40} {i}" for i in range(40))
+    logits = np.random.default_rng(0).normal(0, 3, (70, 40)).astype(np.float32)
     path = tmp_path / "report.html"
-    path.write_text(report.page(wide))
-    page = browser.new_page(offline=True)
-    said = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(path.as_uri())
-    first = page.locator(".listed button").first
-    first.click()
-    count = int(first.inner_text().rsplit(": ", 1)[1])
+    path.write_text(report.page(with_classes(tiny_evaluation, names, logits), []))
+    page = open_page("phone", path=path)
+    page.wait_for_function("document.documentElement.scrollWidth === innerWidth", timeout=5000)  # once plotly is done
+    buttons = page.locator(".listed button")
+    listed = [button.get_attribute("data-cell").split(",") for button in buttons.all()]
+    assert listed
+    assert all(true != taken_for for true, taken_for in listed)
+    buttons.first.click()
+    count = int(buttons.first.inner_text().rsplit(": ", 1)[1])
     assert page.locator("#cell figure").count() == count
-    assert said == []
-    page.close()
+    assert "40 classes" in page.inner_text("main")
+
+
+def test_a_network_without_mistakes_has_a_page(tiny_evaluation, open_page, tmp_path):
+    names = tuple(f"class {i}" for i in range(40))
+    logits = 9 * np.eye(40, dtype=np.float32)[tiny_evaluation.labels]
+    path = tmp_path / "report.html"
+    path.write_text(report.page(with_classes(tiny_evaluation, names, logits), []))
+    page = open_page(path=path)
+    assert "There are none." in page.inner_text("main")
+    assert page.locator("figure").count() == 0
+
+
+def test_large_pages_are_kept_small(tiny_evaluation, monkeypatch):
+    monkeypatch.setattr(report, "MOST_TILES", 50)
+    monkeypatch.setattr(report, "MOST_MAP_PIXELS", 150_000)
+    confusions = report._confusions(tiny_evaluation, np.full((70, 10), 0.1))
+    assert confusions["in_cell"] == max(1, 50 // len(confusions["pairs"]))
+    assert len(confusions["tiles"]) <= max(50, len(confusions["pairs"])) + report.MISTAKES
+    layers, inside = report._feature_maps(tiny_evaluation)
+    assert len(inside) < report.INSIDE
+    assert len(inside[0]["maps"]) == len(layers)
+
+
+def test_a_map_in_which_hardly_a_unit_answers():
+    maps = np.zeros((16, 16, 8))
+    maps[3, 4, 5] = 2.0
+    assert report._map_picture(maps)["range"] == "0 to 2"
+    assert report._map_picture(maps)["picture"] != report._map_picture(np.zeros((16, 16, 8)))["picture"]
 
 
 def test_a_run_without_validation_has_a_page(small_run, tiny, tmp_path, monkeypatch):
-    """The curves of a run that is all training, and one with a loss that is not a number."""
+    """The curves of a run that is all training, one of whose losses is not a number, and a line lacks its epoch."""
     run = shutil.copytree(small_run, tmp_path / "run")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [line for line in lines if line["split"] == "train"]
+    kept[0]["loss"] = float("nan")
+    del kept[1]["epoch"]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     monkeypatch.setattr(evaluation, "load", lambda config: tiny)
     evaluation.evaluate(EvalConfig(run, report=True))
