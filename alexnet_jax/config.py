@@ -231,8 +231,8 @@ class EvalConfig:
     images: tuple[Path, ...] | None = None
     """Pictures, or folders of them, to classify: the top 5 of each, and a sheet in the run's eval/images.png."""
     report: Bool = False
-    """Also write eval/report.html: one page with curves, the images behind the confusion matrix, kernels, feature maps,
-    calibration, settings. It needs no network."""
+    """Also write eval/report.html (report-SPLIT.html of other images than test): one page with curves, the images
+    behind the confusion matrix, kernels, feature maps, calibration and settings, which needs no network."""
     split: Literal["test", "validation", "train"] | None = None
     """Images to evaluate on. Unset: test, or validation where the data set has no test images."""
     checkpoint: str = "last"

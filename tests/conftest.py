@@ -4,10 +4,6 @@ import dataclasses
 import os
 import tempfile
 
-# Most of the time goes to compilers: with less optimization the tests take a quarter less. Scripts in tests/stress have
-# it all. Before JAX is imported, and also for the processes that tests start.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
-
 import jax
 import pytest
 

@@ -1,13 +1,13 @@
 """The commands in the README and the documentation: the flags here, the running in tests/stress/commands.py."""
 
+import importlib.util
 import pathlib
 
+import commands
 import pytest
 
-commands = pytest.importorskip("commands", reason="pytest's pythonpath has tests/stress")
-
-from alexnet_jax import cli  # noqa: E402
-from alexnet_jax.errors import UsageError  # noqa: E402
+from alexnet_jax import cli
+from alexnet_jax.errors import UsageError
 
 FOUND = commands.commands()
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,17 +34,49 @@ def test_blocks_and_backticks_are_read(tmp_path):
 
 @pytest.mark.parametrize("command", FOUND)
 def test_every_program_and_flag_exists(command):
+    checked = 0
     for words in commands.steps(command):
-        if words[0] == "python" and not words[1].startswith("-"):
-            assert (ROOT / words[1]).is_file()
-        try:
-            match words:
-                case ["python", "train.py", *flags] if "--help" not in flags:
-                    cli.parse_train(flags)
-                case ["python", "eval.py", *flags]:
-                    cli.parse_eval(flags)
-        except UsageError as error:
-            pytest.fail(str(error))
+        words = [word for word in words if "=" not in word or word.startswith("-")]  # without CIFAR10_DIR=DIR
+        match words:
+            case ["python", "train.py", *flags]:
+                parse(cli.parse_train, [flag for flag in flags if flag != "--help"])
+            case ["python", "eval.py", *flags]:
+                parse(cli.parse_eval, flags)
+            case ["python", "-m", module, *_]:
+                assert importlib.util.find_spec(module)
+            case ["python", script, *flags]:
+                text = (ROOT / script).read_text()
+                assert all(part in text for flag in flags if flag.startswith("--") for part in [flag[2:].split("-")[0]])
+            case ["pytest", *flags]:
+                assert all((ROOT / flag).exists() for flag in flags if flag.startswith("tests/"))
+            case ["jupyter", "execute", *flags]:
+                assert all((ROOT / flag).exists() for flag in flags if not flag.startswith("-"))
+            case [program, *_]:
+                assert program in ("pip", "ruff", "mypy", "pre-commit", "sphinx-build")
+        checked += 1
+    assert checked
+
+
+def parse(parser, flags):
+    try:
+        parser(flags)
+    except UsageError as error:
+        pytest.fail(str(error))
+
+
+def test_folders_and_data_are_put_in(tmp_path):
+    place = commands.Place(tmp_path, None)
+    fill = lambda command: place.fill(command.split())[1:]  # noqa: E731
+    assert fill("python train.py cifar10-paper") == ["train.py", "cifar10-paper", "--dataset", "shapes"]
+    assert fill("python train.py --data-dir DIR") == ["train.py", "--dataset", "shapes"]
+    assert fill("python eval.py RUN") == ["eval.py", "runs/quickstart"]
+    assert fill("python train.py cifar10 --epochs 14")[-2:] == ["--workdir", "runs/cifar10-epochs-14"]
+    prepared = fill("python train.py imagenet-paper --data-dir PREPARED")
+    assert prepared == ["train.py", "imagenet-paper", "--data-dir", str(tmp_path / "prepared")]
+    place.data_dir = tmp_path
+    assert fill("python benchmarks/ablate.py STUDY --data-dir DIR")[1:] == ["tips", "--data-dir", str(tmp_path)]
+    assert fill("pre-commit install") == ["-m", "pre_commit", "install"]
+    assert (place.root / "alexnet_jax" / "models.py").is_file()
 
 
 def test_a_program_must_end_as_it_should():
@@ -54,3 +86,4 @@ def test_a_program_must_end_as_it_should():
     assert not commands.right(train, 1, False)
     assert not commands.right(evaluate, 143, True)
     assert commands.right(["python", "tests/stress/kill.py"], -15, True)
+    assert not commands.right(["pytest", "tests/test_health.py"], 2, True)

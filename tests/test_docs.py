@@ -186,4 +186,5 @@ def test_pictures_are_those_that_the_script_draws(tmp_path):
         assert old.size == new.size, file
         if old.info["Software"] == new.info["Software"]:  # matplotlib's version, on which letters and lines depend
             difference = np.asarray(old.convert("RGB"), float) - np.asarray(new.convert("RGB"), float)
-            assert abs(difference).mean() < 0.5, f"{file} is not what docs/pictures.py draws: run it"
+            changed = (abs(difference).max(axis=-1) > 30).mean()  # a moved curve is a few in a thousand
+            assert changed < 5e-4, f"{file} is not what docs/pictures.py draws: run it"

@@ -55,8 +55,7 @@ def test_what_is_stored_is_whole_and_small(notebook):
     assert counts == list(range(1, len(counts) + 1))  # run once, in order
     assert len(pictures(notebook)) >= 20
     assert not any(o.output_type == "error" for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
-    assert "/home" not in printed(notebook)
-    assert "/tmp" not in printed(notebook)
+    assert not re.search(r"(^|[\s'\"])/\w", printed(notebook))  # no path of the machine that it was run on
 
 
 def test_it_defines_nothing(notebook):

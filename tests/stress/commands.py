@@ -6,6 +6,7 @@ measurement likewise, once it has shown that it works. Everything happens in a c
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import re
@@ -27,16 +28,11 @@ import tqdm
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/README.md", "results/README.md")
-PROGRAM = re.compile(r"(python|pip|pytest|ruff|mypy|pre-commit|sphinx-build|jupyter)\s\S")
+PROGRAM = re.compile(r"(\w+=\S+\s+)*(python|pip|pytest|ruff|mypy|pre-commit|sphinx-build|jupyter)\s\S")
 
-# Said elsewhere, or impossible in a copy: what each command hangs on, and who runs it instead.
-ELSEWHERE = {
-    "ruff format --check": ".ci/run, which runs this line on two versions of Python",
-    '".[cuda13]"': "pip install --dry-run would download gigabytes; the extra is jax's own",
-    "pip install": "this script runs in an environment that the line has made; .ci/run makes one with the extra test",
-    "tests/stress/commands.py": "this script",
-}
-LONG = {"tests/stress", "benchmarks/", "pytest"}  # stopped half-way like trainings; SIGTERM ends them at once
+MODULES = {"sphinx-build": "sphinx", "pre-commit": "pre_commit"}  # programs whose modules have other names
+TEST_COMMAND = "ruff format --check"  # .ci/run runs this line on two versions of Python, as it stands
+LONG = ("tests/stress", "benchmarks/", "-m stress", "CIFAR10_DIR")  # stopped like trainings, if they take long
 
 
 def commands(root: pathlib.Path = ROOT) -> dict[str, str]:
@@ -69,9 +65,11 @@ def steps(command: str) -> Iterator[list[str]]:
     yield words
 
 
-def elsewhere(command: str) -> str | None:
-    """Who runs this command, if not this script."""
-    return next((reason for part, reason in ELSEWHERE.items() if part in command), None)
+def elsewhere(words: list[str]) -> str | None:
+    """Who runs this program, if not this script."""
+    if words[0] == "pip":
+        return "the environment that this script runs in was made by such a line; .ci/run makes one with the extra test"
+    return "this script" if "tests/stress/commands.py" in words else None
 
 
 class Place:
@@ -86,6 +84,7 @@ class Place:
             if name and (ROOT / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, self.root / name)
+        subprocess.run(["git", "init", "--quiet"], cwd=self.root, check=True)  # for `pre-commit install`
         self.pictures, self.tar = folder / "imagenet", folder / "imagenet.tar"
         self._draw_imagenet()
         self.words = {
@@ -115,37 +114,30 @@ class Place:
 
     def fill(self, words: list[str]) -> list[str]:
         """Puts what there is in the place of placeholders, and data where CIFAR-10 would be downloaded."""
-        filled = [self.words.get(word, word) for word in words]
+        filled = [self.words.get(word, word) for word in words if not re.match(r"\w+=", word)]
         if filled[0] == "python":
             filled[0] = sys.executable
         elif filled[0] != "jupyter":
-            filled[:1] = [
-                sys.executable,
-                "-m",
-                {"sphinx-build": "sphinx", "pre-commit": "pre_commit"}.get(filled[0], filled[0]),
-            ]
-        script = filled[1]
-        if "DIR" in filled:
+            filled[:1] = [sys.executable, "-m", MODULES.get(filled[0], filled[0])]
+        script, shapes = filled[1], ["--dataset", "shapes"]
+        data = ["--data-dir", str(self.data_dir)] if self.data_dir else shapes if script == "train.py" else []
+        if "DIR" in filled and "imagenet" in filled:
+            filled[filled.index("DIR")] = str(self.pictures)
+        elif "DIR" in filled:
             place = filled.index("DIR")
-            if "imagenet" in filled:
-                filled[place] = str(self.pictures)
-            elif self.data_dir is not None:
-                filled[place] = str(self.data_dir)
-            else:
-                filled[place - 1 : place + 1] = ["--dataset", "shapes"] if script == "train.py" else []
-        elif (
-            script == "train.py"
-            and "--help" not in filled
-            and "quickstart" not in filled
-            and "imagenet" not in " ".join(filled)
-        ):
-            filled += ["--dataset", "shapes"] if self.data_dir is None else ["--data-dir", str(self.data_dir)]
+            filled[place - 1 : place + 1] = data
+        elif script == "benchmarks/ablate.py" or (script == "train.py" and not {"--help", "quickstart"} & set(filled)):
+            filled += [] if any("imagenet" in word for word in filled) else data
+        # Settings that differ can't share a folder. Without any it is the preset's, which other commands name.
+        settings = [word for word in words[2:] if word.startswith("--") and word not in ("--data-dir", "--help")]
+        if script == "train.py" and settings and "--workdir" not in words:
+            filled += ["--workdir", "runs/" + re.sub(r"\W+", "-", " ".join(words[2:]))]
         return filled
 
 
-def run(words: list[str], place: Place, seconds: float) -> tuple[int, float, bool, str]:
+def run(words: list[str], place: Place, seconds: float, settings: dict[str, str]) -> tuple[int, float, bool, str]:
     """Runs a program, stops it after so many seconds; returns exit code, seconds, if it was stopped, last lines."""
-    environment = os.environ | {"ALEXNET_JAX_RUN": "runs/quickstart"}
+    environment = os.environ | {"ALEXNET_JAX_RUN": "runs/quickstart"} | settings
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -157,11 +149,11 @@ def run(words: list[str], place: Place, seconds: float) -> tuple[int, float, boo
         except subprocess.TimeoutExpired:
             stopped = True
             process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+        process.wait()
         output.seek(0)
         return process.returncode, time.perf_counter() - begin, stopped, "\n".join(output.read().splitlines()[-5:])
 
@@ -170,9 +162,10 @@ def right(words: list[str], code: int, stopped: bool) -> bool:
     """Whether a program ended as it should: by itself with 0, or stopped in the middle of long work."""
     if not stopped:
         return code == 0
-    if words[1] == "train.py":
+    if "train.py" in words:
         return code == 128 + signal.SIGTERM  # it saved
-    return any(part in " ".join(words) for part in LONG) and code in (-signal.SIGTERM, 128 + signal.SIGTERM)
+    # pytest answers with 2 or not at all, a process of Python's own with the signal
+    return any(part in " ".join(words) for part in LONG) and code in (-signal.SIGTERM, 128 + signal.SIGTERM, 2)
 
 
 def main() -> None:
@@ -183,27 +176,26 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of the commands to run")
     options = parser.parse_args()
     chosen = {command: page for command, page in commands().items() if options.only in command}
-    # What others need comes first.
-    order = sorted(chosen, key=lambda command: ("quickstart" not in command, "prepare" not in command))
+    # What others need comes first: runs/quickstart, the prepared ImageNet, then what trains before what evaluates.
+    order = sorted(chosen, key=lambda c: ("train.py quickstart" not in c, "prepare" not in c, "train.py" not in c))
     rows, failed = [], []
     with tempfile.TemporaryDirectory() as folder:
         place = Place(pathlib.Path(folder), options.data_dir and options.data_dir.absolute())
         for command in tqdm.tqdm(order, unit=" commands"):
-            row: dict[str, object] = {"command": command, "page": chosen[command]}
-            rows.append(row)
-            if reason := elsewhere(command):
-                programs = [words for words in steps(command) if words[0] == "python"]
-                row["elsewhere"] = reason
-            else:
-                programs = list(steps(command))
-            for words in programs:
+            programs: list[dict[str, object]] = []
+            rows.append({"command": command, "page": chosen[command], "programs": programs})
+            for words in [] if TEST_COMMAND in command else steps(command):
+                if reason := elsewhere(words):
+                    programs.append({"elsewhere": reason})
+                    continue
+                settings = dict(word.split("=", 1) for word in words if re.match(r"\w+=", word))
+                settings = {name: str(place.data_dir or "") for name in settings}  # there is only CIFAR10_DIR=DIR
                 filled = place.fill(words)
-                whole = "quickstart" in words or "prepare" in " ".join(words) or words[1:2] == ["eval.py"]
-                code, seconds, stopped, last = run(filled, place, 300 if whole else options.seconds)
-                row.setdefault("programs", []).append(  # type: ignore[attr-defined]
-                    {"seconds": round(seconds, 1), "code": code, "stopped": stopped}
-                )
-                if not right(filled, code, stopped):
+                is_long = any(part in command for part in LONG) or ("train.py" in words and "quickstart" not in words)
+                limit = options.seconds if is_long else 600
+                code, seconds, stopped, last = run(filled, place, limit, settings)
+                programs.append({"seconds": round(seconds, 1), "code": code, "stopped": stopped})
+                if not right(filled + list(settings), code, stopped):
                     failed.append(command)
                     tqdm.tqdm.write(f"{command}\n  ended with {code} after {seconds:.0f} s:\n{last}")
     data = "CIFAR-10 (JPEG-coded copy)" if options.data_dir else "drawn shapes in the place of CIFAR-10"
