@@ -9,8 +9,9 @@ def main(args: Sequence[str]) -> None:
     """Parses the flags, loads the data, trains."""
     config = cli.parse_train(args)
     # After parsing, because importing JAX and Flax takes longer than printing --help should.
-    from alexnet_jax import datasets, loop
+    from alexnet_jax import datasets, loop, processes
 
+    processes.join(config.run)
     loop.train_and_evaluate(config, datasets.load(config.data))
 
 

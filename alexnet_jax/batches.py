@@ -20,6 +20,10 @@ class Batches(NamedTuple):
         """The batches [first, first + count)."""
         return Batches(self.indices[:, first : first + count], self.mask[:, first : first + count])
 
+    def of_devices(self, rows: slice) -> "Batches":
+        """The shares of some of the devices."""
+        return Batches(self.indices[rows], self.mask[rows])
+
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Batches in a pass; the last may be smaller, none is dropped."""

@@ -53,7 +53,15 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
         self._folder, self._read_only = folder.absolute(), read_only
         self._saving, self._removing = self._folder / ".saving", self._folder / ".removing"
-        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        # The state is whole in every process, so the first one saves it alone, and each restores it alone: Orbax would
+        # otherwise have all processes wait for each other, for good if one can't write.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix=f"process{jax.process_index()}",
+        )
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
         if not read_only:
             try:
                 self._folder.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ Field names are unique across the nested classes, because flags and config.json 
 
 import dataclasses
 import pathlib
+import re
 import reprlib
 import types
 import unicodedata
@@ -177,7 +178,17 @@ class RunConfig:
     workdir: Path | None = None
     """Folder of the run: config, metrics, checkpoints, pictures. Unset: runs/PRESET. Resumes if a run is there."""
     num_devices: PositiveInt | None = None
-    """Devices to spread each batch over. Unset: all; on a CPU any number can be had, one is the default."""
+    """Devices to spread each batch over; with --distributed those of each process. Unset: all; on a CPU any number can
+    be had, one is the default."""
+    distributed: Bool = False
+    """Train in several processes, on one machine or many, each with a share of every batch. Who they are is known under
+    Slurm, Open MPI, Kubernetes and on Cloud TPU; elsewhere the next three flags say it."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, the same in all."""
+    num_processes: PositiveInt | None = None
+    """How many processes there are."""
+    process_id: NonNegativeInt | None = None
+    """Which of them this is, from 0."""
     steps_per_call: PositiveInt | None = None
     """Steps that the devices take before the host hears of them. Unset: 25, on a CPU 1 (more is slower there).
     Never more than --log-every or --eval-every; 1 where images are streamed."""
@@ -255,7 +266,7 @@ RESUMABLE = frozenset(
     {
         "preset", "data_dir", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size",
         "log_every", "eval_every", "checkpoint_every", "tensorboard", "compilation_cache",
-        "stall_steps", "loader_workers",
+        "stall_steps", "loader_workers", "distributed", "coordinator", "num_processes", "process_id",
     }
 )  # fmt: skip
 
@@ -263,7 +274,8 @@ RESUMABLE = frozenset(
 ADDED = frozenset(
     {
         "activation", "lrn", "pool_window", "conv1_stride", "dropout_after", "rate_schedule", "warmup_epochs",
-        "nesterov", "layer_decays", "label_smoothing", "average_decay",
+        "nesterov", "layer_decays", "label_smoothing", "average_decay", "distributed", "coordinator", "num_processes",
+        "process_id",
     }
 )  # fmt: skip
 
@@ -360,7 +372,23 @@ def _from_nested(config_type: type[C], nested: Mapping[str, Any]) -> C:
     return config
 
 
+def _check_processes(run: RunConfig) -> None:
+    given = {"--coordinator": run.coordinator, "--num-processes": run.num_processes, "--process-id": run.process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if not run.distributed and len(missing) < 3:
+        raise UsageError(f"{', '.join(name for name in given if name not in missing)}: only with --distributed")
+    if run.distributed and 0 < len(missing) < 3:
+        raise UsageError(f"{', '.join(missing)} is missing: give all three, or none where JAX finds out by itself")
+    if run.coordinator is not None and not re.fullmatch(r"\[?[\w.:-]+\]?:[0-9]{1,5}", run.coordinator):
+        raise UsageError(f"--coordinator {shown(run.coordinator)}: HOST:PORT is needed")
+    if run.process_id is not None and run.num_processes is not None and run.process_id >= run.num_processes:
+        raise UsageError(
+            f"--process-id {run.process_id}: with --num-processes {run.num_processes} it is less than that"
+        )
+
+
 def _check_together(config: TrainConfig) -> None:
+    _check_processes(config.run)
     optimizer = config.optimizer
     if optimizer.optimizer == "adam" and (optimizer.momentum or optimizer.weight_decay):
         raise UsageError("--momentum and --weight-decay are for --optimizer sgd and muon; set both to 0 for adam")

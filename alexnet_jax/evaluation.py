@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
-from alexnet_jax import batches, pictures, plots, runtime, steps
+from alexnet_jax import batches, pictures, plots, processes, runtime, steps
 from alexnet_jax.config import EvalConfig, shown
 from alexnet_jax.datasets import Dataset, ImageNet, load
 from alexnet_jax.errors import AlexNetError, UsageError, warn
@@ -394,26 +394,35 @@ def predict_split(
       params: replicated over the devices.
       dataset: has the split.
       split: its name.
-      batch_size: images a step; rounded up to a multiple of `num_devices`.
-      num_devices: that the step runs on.
+      batch_size: images a step (of streamed images, in all processes); rounded up to a multiple of the devices.
+      num_devices: of this process, that the step runs on. Each of several processes predicts a share.
       workers: processes that decode, if the images are streamed.
     """
+    share = process, count = jax.process_index(), jax.process_count()
     if isinstance(dataset, Dataset):
         images, labels = dataset[split].images, dataset[split].labels
-        return steps.predict_logits(predict_step, params, images, batch_size, num_devices), labels
-    batch_size = -(-batch_size // num_devices) * num_devices
+        each = -(-len(labels) // count)
+        own = np.minimum(
+            np.arange(process * each, (process + 1) * each), len(labels) - 1
+        )  # what is too many comes last
+        own_images = images if count == 1 else images[own]
+        logits = steps.predict_logits(predict_step, params, own_images, batch_size, num_devices)
+        return processes.gathered(logits)[: len(labels)], labels
+    batch_size = -(-batch_size // (num_devices * count)) * num_devices * count
     parts = []
     for batch in tqdm.tqdm(
-        dataset.stream(split, 0, None, batch_size, num_devices, workers=workers),
+        dataset.stream(split, 0, None, batch_size, num_devices, share=share, workers=workers),
         total=-(-len(dataset[split]) // batch_size),
         desc=split,
         leave=False,
-        disable=None,
+        disable=None if process == 0 else True,
     ):
-        logits = jax.device_get(predict_step(params, batch.images))
-        parts.append((logits[batch.mask], batch.labels[batch.mask]))
-    all_logits, all_labels = zip(*parts, strict=True)
-    return np.concatenate(all_logits), np.concatenate(all_labels)
+        parts.append((jax.device_get(predict_step(params, batch.images)), batch.labels, batch.mask))
+    # [devices, batches, ...] of each process, and with those of the others between batches and devices.
+    all_logits, all_labels, mask = (
+        processes.gathered(np.stack(arrays, axis=1)).swapaxes(0, 1) for arrays in zip(*parts, strict=True)
+    )
+    return all_logits[mask], all_labels[mask]
 
 
 def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:

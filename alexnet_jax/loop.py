@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tqdm
 
-from alexnet_jax import augment, health, models, optimizer, plots, runtime, steps
+from alexnet_jax import augment, health, models, optimizer, plots, processes, runtime, steps
 from alexnet_jax.batches import Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import TrainConfig
@@ -111,10 +111,18 @@ class Trainer:
         info, statistics = describe(dataset), dataset.statistics()
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as opened:
-            opened.enter_context(self.folder.claim())
-            self.folder.prepare(config, info, statistics)
+            self._claim(info, statistics, opened)
             self._set_up(info, statistics, opened)
             self._resources = opened.pop_all()
+
+    def _claim(self, info: DatasetInfo, statistics: augment.Statistics, opened: contextlib.ExitStack) -> None:
+        """Locks the folder and describes the run there; of several processes the first does it for all."""
+
+        def claim() -> None:
+            opened.enter_context(self.folder.claim())
+            self.folder.prepare(self.config, info, statistics)
+
+        processes.on_main(claim)
 
     def _set_up(self, info: DatasetInfo, statistics: augment.Statistics, opened: contextlib.ExitStack) -> None:
         config, dataset, devices = self.config, self.dataset, self.devices
@@ -135,7 +143,7 @@ class Trainer:
             streams=isinstance(dataset, ImageNet),
             label_smoothing=config.optimizer.label_smoothing,
         )
-        self.predict_step = steps.make_predict_step(model, preprocessing, devices)
+        self.predict_step = steps.make_predict_step(model, preprocessing, processes.local(devices))
         initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))
         self.key = steps.replicate(run_key, devices)
         if isinstance(dataset, Dataset):
@@ -144,33 +152,45 @@ class Trainer:
 
         input_shape = preprocessing.input_shape(info.image_shape)
         state = steps.create_state(model, update_rule, input_shape, initial_key)
-        self.checkpoints = opened.enter_context(contextlib.closing(Checkpoints(self.folder.checkpoints)))
+        self.checkpoints = opened.enter_context(
+            contextlib.closing(Checkpoints(self.folder.checkpoints, read_only=not processes.is_main()))
+        )
         self.totals, self.plateau = Totals(), optimizer.Plateau()
-        any_saved = bool(self.checkpoints.all_steps())
-        newest = self.checkpoints.restore_newest()
-        if any_saved and newest is None and self.folder.metrics.exists():
-            warn(f"no checkpoint is intact: {self.folder.path} begins anew; its metrics lie beside the damaged ones")
-            shutil.copy(self.folder.metrics, self.checkpoints.set_aside)
-        if newest:
-            tree, memory = newest
+        intact = processes.on_main(self._newest_intact)
+        if intact is not None:
+            tree, memory = self.checkpoints.restore_tree(intact)
             state = self.checkpoints.to_state(tree, state)
             self.totals, self.plateau = Totals(**memory["totals"]), optimizer.Plateau(**memory["plateau"])
         self.step = int(state.step)
         self.state = steps.replicate(state, devices)
 
-        writers: list[Writer] = [JsonlWriter(self.folder.metrics, self.step)]
-        if config.run.tensorboard:
-            writers.append(TensorBoardWriter(self.folder.path / "tensorboard", self.step))
+        writers: list[Writer] = []
+        if processes.is_main():
+            writers.append(JsonlWriter(self.folder.metrics, self.step))
+            if config.run.tensorboard:
+                writers.append(TensorBoardWriter(self.folder.path / "tensorboard", self.step))
         self.writer = opened.enter_context(contextlib.closing(Writers(writers)))
-        validations = [r["accuracy"] for r in read_jsonl(self.folder.metrics) if r["split"] == "validation"]
-        self.accuracy: float | None = validations[-1] if validations else None
-        self.best_accuracy = max(validations, default=-1.0)
+        self.accuracy, self.best_accuracy = processes.on_main(self._past_accuracies)
         self.watch, self.timed_images = Stopwatch(), 0
         self.stall_warned = False
         self.pending: steps.StepMetrics | None = None
         self.stalled_at: int | None = None
         self.last_step = self.steps_per_epoch * config.schedule.epochs
         self._announce(model, info, preprocessing)
+
+    def _newest_intact(self) -> int | None:
+        """The step to go on from; damaged checkpoints are set aside."""
+        any_saved = bool(self.checkpoints.all_steps())
+        newest = self.checkpoints.restore_newest()
+        if any_saved and newest is None and self.folder.metrics.exists():
+            warn(f"no checkpoint is intact: {self.folder.path} begins anew; its metrics lie beside the damaged ones")
+            shutil.copy(self.folder.metrics, self.checkpoints.set_aside)
+        return None if newest is None else int(newest[0]["step"])
+
+    def _past_accuracies(self) -> tuple[float | None, float]:
+        """The last and the best validation accuracy so far."""
+        past = [record["accuracy"] for record in read_jsonl(self.folder.metrics) if record["split"] == "validation"]
+        return (past[-1] if past else None), max(past, default=-1.0)
 
     def train(self) -> None:
         """Runs the epochs that are left, then draws the curves.
@@ -187,7 +207,7 @@ class Trainer:
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=None,  # no bar where the output is no terminal
+            disable=None if processes.is_main() else True,  # no bar where the output is no terminal
         )
         with bar, StopSignals() as signals:
             self.watch.restart()
@@ -195,15 +215,16 @@ class Trainer:
                 with contextlib.closing(self._batches(epoch)) as calls:
                     for examples, layout in calls:
                         self._take_steps(examples, layout, epoch, bar)
-                        if signals.received is not None:
+                        if received := processes.largest(signals.received or 0):  # all stop after the same step
                             bar.close()
                             self._save(accuracy=None)
                             raise StoppedError(
-                                signals.received, f"saved step {self.step:,}; the same command goes on from there"
+                                received, f"saved step {self.step:,}; the same command goes on from there"
                             )
         self._save(accuracy=None)
-        plots.save(plots.training_curves(read_jsonl(self.folder.metrics)), self.folder.plots / "curves.png")
-        print(f"Trained: {self.step:,} updates. Next: python eval.py {self.folder.path}")
+        if processes.is_main():
+            plots.save(plots.training_curves(read_jsonl(self.folder.metrics)), self.folder.plots / "curves.png")
+            print(f"Trained: {self.step:,} updates. Next: python eval.py {self.folder.path}")
 
     def close(self) -> None:
         """Closes the files and gives the folder free."""
@@ -214,8 +235,9 @@ class Trainer:
         schedule, dataset = self.config.schedule, self.dataset
         first = self.step - epoch * self.steps_per_epoch
         if isinstance(dataset, ImageNet):
-            workers, count = self.config.data.loader_workers, len(self.devices)
-            stream = dataset.stream("train", schedule.seed, epoch, schedule.batch_size, count, first, workers=workers)
+            workers, count = self.config.data.loader_workers, len(processes.local(self.devices))
+            share = (jax.process_index(), jax.process_count())
+            stream = dataset.stream("train", schedule.seed, epoch, schedule.batch_size, count, first, share, workers)
             for part in stream:
                 places = np.broadcast_to(np.arange(part.mask.shape[1], dtype=np.int32), part.mask.shape)
                 yield steps.Examples(part.images, part.labels), Batches(places[:, None], part.mask[:, None])
@@ -223,7 +245,7 @@ class Trainer:
         order = epoch_order(schedule.seed, epoch, len(dataset["train"]))
         layout = batches(order, schedule.batch_size, len(self.devices))
         while (batch := self.step - epoch * self.steps_per_epoch) < self.steps_per_epoch:
-            yield self.examples, layout.part(batch, self._next_call())
+            yield self.examples, layout.part(batch, self._next_call()).of_devices(processes.local_rows(self.devices))
 
     def _next_call(self) -> int:
         """Steps of the next call: as many as wanted, or one where something is due before they would be done."""
@@ -238,7 +260,9 @@ class Trainer:
         self._collect()
         self.pending = metrics
         self.step += layout.indices.shape[1]
-        count = int(layout.mask.sum())
+        done = min((self.step - 1) % self.steps_per_epoch + 1, self.steps_per_epoch)
+        size, total = self.config.schedule.batch_size, len(self.dataset["train"])
+        count = min(done * size, total) - (done - layout.indices.shape[1]) * size  # in all processes
         self.timed_images += count
         bar.update(count)
 
@@ -258,7 +282,8 @@ class Trainer:
                 line = f"mean cross entropy: {loss:.3f}"
                 if self.accuracy is not None:
                     line += f" | validation accuracy: {self.accuracy:.3f}"
-                bar.write(f"epoch {epoch + 1}/{self.config.schedule.epochs} step {self.step:,} | {line}")
+                if processes.is_main():
+                    bar.write(f"epoch {epoch + 1}/{self.config.schedule.epochs} step {self.step:,} | {line}")
                 bar.set_postfix_str(line.replace("mean cross entropy", "loss").replace(" accuracy", ""), refresh=False)
             done = (epoch + 1) % run.checkpoint_every == 0 or epoch + 1 == self.config.schedule.epochs
             if is_best or (ends_epoch and done):
@@ -315,7 +340,9 @@ class Trainer:
             self.stalled_at, self.stalled_params = self.step, jax.tree.map(np.array, self.state.params)
             return
         params = jax.device_get(self.state.params)
-        images = jax.device_put(self.preprocessing.evaluation(self.dataset.sample(SAMPLE).images), self.devices[0])
+        images = jax.device_put(
+            self.preprocessing.evaluation(self.dataset.sample(SAMPLE).images), processes.local(self.devices)[0]
+        )
         dead = health.dead_shares(self.model, params, images)
         taken = self.step - self.stalled_at
         ratios = {name: r / taken for name, r in health.update_ratios(self.stalled_params, params).items()}
@@ -342,7 +369,7 @@ class Trainer:
             self.dataset,
             "validation",
             self.config.run.eval_batch_size,
-            len(self.devices),
+            len(processes.local(self.devices)),
             self.config.data.loader_workers,
         )
         self.accuracy = float(np.mean(logits.argmax(axis=1) == labels))
@@ -362,14 +389,16 @@ class Trainer:
 
     def _save(self, accuracy: float | None) -> None:
         self._collect()
-        if self.step in self.checkpoints.all_steps():
+        if processes.on_main(lambda: self.step in self.checkpoints.all_steps()):
             return
         self.writer.flush()
         memory = {"totals": dataclasses.asdict(self.totals), "plateau": dataclasses.asdict(self.plateau)}
-        self.checkpoints.save(self.state, memory, accuracy)
+        processes.on_main(lambda: self.checkpoints.save(self.state, memory, accuracy))
 
     def _announce(self, model: nn.Module, info: DatasetInfo, preprocessing: augment.Preprocessing) -> None:
         """Says what is about to be done, and draws what the data looks like."""
+        if not processes.is_main():
+            return
         devices = self.devices
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         counts = ", ".join(f"{count:,} {name}" for name, count in info.counts.items())

@@ -15,6 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alexnet_jax import processes
 from alexnet_jax.augment import CENTRE, VIEWS, Preprocessing, View
 from alexnet_jax.batches import Batches, batches
 from alexnet_jax.errors import UsageError
@@ -73,7 +74,7 @@ class StepMetrics(flax.struct.PyTreeNode):
 
 
 def select_devices(num_devices: int | None, deterministic: bool = False) -> list[jax.Device]:
-    """The first `num_devices` devices; None: all there are (one CPU, if `deterministic`).
+    """The first `num_devices` devices; None: all there are (one CPU, if `deterministic`). Of several processes, all.
 
     A CPU counts as one device, but JAX can split it into any number. That must be settled before JAX is first used in
     the process, so call this early. With it goes the number of threads, and that changes how XLA divides sums on a CPU:
@@ -84,15 +85,21 @@ def select_devices(num_devices: int | None, deterministic: bool = False) -> list
     """
     if deterministic:
         os.environ["NPROC"] = str(MICRO_BATCHES)  # XLA's own variable, in place of the number of cores
-    if wanted := MICRO_BATCHES if deterministic else num_devices:
+    alone = not jax.distributed.is_initialized()  # else it is settled
+    if wanted := alone and (MICRO_BATCHES if deterministic else num_devices):
         # Fails if JAX is in use already: then what there is must do, and is checked next.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", wanted)
     devices = jax.devices()
     if deterministic and num_devices is None and devices[0].platform == "cpu":
         num_devices = 1
-    if num_devices is not None and num_devices > len(devices):
-        raise UsageError(f"--num-devices {num_devices}: JAX sees {len(devices)} ({devices[0].platform})")
+    own = processes.local(devices)
+    if num_devices is not None and num_devices > len(own):
+        raise UsageError(f"--num-devices {num_devices}: JAX sees {len(own)} ({devices[0].platform})")
+    if jax.process_count() > 1:
+        if num_devices is not None and num_devices < len(own):
+            raise UsageError(f"--num-devices {num_devices}: with --distributed all {len(own)} of each process are used")
+        return devices
     return devices[:num_devices]
 
 
@@ -110,7 +117,8 @@ def create_state(
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """Puts a tree on every device, without a stacked device axis."""
+    """Puts a tree on every device of this process, without a stacked device axis."""
+    devices = processes.local(devices)
     # The mesh axis must bear pmap's axis name, or the step compiles a second time for its own output.
     return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
 

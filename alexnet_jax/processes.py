@@ -1,0 +1,92 @@
+"""Several processes that train as one: how they find each other, and how they agree.
+
+All of it is JAX's own runtime (`jax.distributed`, collectives over the devices). With one process every function here
+does nothing, or what its argument says.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from alexnet_jax.config import RunConfig, shown
+from alexnet_jax.errors import AlexNetError, UsageError
+
+T = TypeVar("T")
+
+_MESSAGE = 4096  # bytes that an agreement has room for
+
+
+def join(run: RunConfig) -> None:
+    """Joins the other processes, if the flags say that there are any; before JAX is first used.
+
+    Under Slurm, Open MPI, Kubernetes and on Cloud TPU `jax.distributed` finds out by itself who they are.
+
+    Raises:
+      AlexNetError: it can't, or they don't come.
+    """
+    if not run.distributed:
+        return
+    if run.num_devices is not None:
+        jax.config.update("jax_num_cpu_devices", run.num_devices)
+    try:
+        jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
+    except (RuntimeError, ValueError) as error:
+        raise AlexNetError(
+            f"--distributed: {shown(' '.join(str(error).split()), 300)}; outside of Slurm, Open MPI and Kubernetes "
+            "give --coordinator HOST:PORT, --num-processes and --process-id"
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes: the first."""
+    return jax.process_index() == 0
+
+
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Those of this process."""
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
+def local_rows(devices: Sequence[jax.Device]) -> slice:
+    """The places of this process's devices among `devices`: they stand together, process by process."""
+    places = [place for place, device in enumerate(devices) if device.process_index == jax.process_index()]
+    return slice(places[0], places[-1] + 1)
+
+
+def on_main(act: Callable[[], T]) -> T:
+    """What `act` returns in the first process, in all; so with its AlexNetError.
+
+    Args:
+      act: returns what JSON can hold in 4 kB. The others don't call it.
+    """
+    if jax.process_count() == 1:
+        return act()
+    outcome: dict[str, Any] = {}
+    if is_main():
+        try:
+            outcome = {"value": act()}
+        except AlexNetError as error:
+            outcome = {"error": shown(str(error), _MESSAGE // 8), "is_usage": isinstance(error, UsageError)}
+    message = np.zeros(_MESSAGE, np.uint8)
+    text = json.dumps(outcome).encode()
+    message[: len(text)] = np.frombuffer(text, np.uint8)
+    sent = bytes(np.asarray(multihost_utils.broadcast_one_to_all(message))).rstrip(b"\0")
+    outcome = json.loads(sent)
+    if "error" in outcome:
+        raise (UsageError if outcome["is_usage"] else AlexNetError)(outcome["error"])
+    value: T = outcome["value"]
+    return value
+
+
+def largest(value: int) -> int:
+    """The largest of all processes' values."""
+    return value if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(value))))
+
+
+def gathered(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, which have one shape, one after another along the first axis."""
+    return array if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(array, tiled=True))
