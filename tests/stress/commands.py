@@ -7,6 +7,7 @@ measurement likewise, once it has shown that it works. Everything happens in a c
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 import markdown_it
 import numpy as np
 import PIL.Image
-import report
+import results_file
 import tqdm
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,7 +33,7 @@ PROGRAM = re.compile(r"(\w+=\S+\s+)*(python|pip|pytest|ruff|mypy|pre-commit|sphi
 
 MODULES = {"sphinx-build": "sphinx", "pre-commit": "pre_commit"}  # programs whose modules have other names
 TEST_COMMAND = "ruff format --check"  # .ci/run runs this line on two versions of Python, as it stands
-LONG = ("tests/stress", "benchmarks/", "-m stress", "CIFAR10_DIR")  # stopped like trainings, if they take long
+LONG = ("tests/stress", "benchmarks/", "CIFAR10_DIR")  # stopped like trainings, if they take long
 
 
 def commands(root: pathlib.Path = ROOT) -> dict[str, str]:
@@ -173,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=pathlib.Path, help="folder of CIFAR-10 in a published layout")
     parser.add_argument("--seconds", type=float, default=40, help="after which a long program is stopped")
-    parser.add_argument("--only", default="", help="part of the commands to run")
+    parser.add_argument("--only", default="", help="part of the commands to run again")
     options = parser.parse_args()
     chosen = {command: page for command, page in commands().items() if options.only in command}
     # What others need comes first: runs/quickstart, the prepared ImageNet, then what trains before what evaluates.
@@ -199,9 +200,13 @@ def main() -> None:
                     failed.append(command)
                     tqdm.tqdm.write(f"{command}\n  ended with {code} after {seconds:.0f} s:\n{last}")
     data = "CIFAR-10 (JPEG-coded copy)" if options.data_dir else "drawn shapes in the place of CIFAR-10"
+    if options.only:  # takes the places of these rows in the file that there is
+        before = json.loads((results_file.FOLDER / "stress-commands.json").read_text())["figures"]
+        again = {row["command"]: row for row in rows}
+        rows = [again.get(row["command"], row) for row in before["rows"]]
+        failed += [command for command in before["failed"] if command not in again]
     figures = {"commands": len(rows), "failed": failed, "data": data, "rows": rows}
-    if not options.only:
-        report.write("commands", "python tests/stress/commands.py --data-dir DIR", figures)
+    results_file.write("commands", "python tests/stress/commands.py --data-dir DIR", figures)
     if failed:
         sys.exit(f"{len(failed)} of {len(rows)} failed")
 

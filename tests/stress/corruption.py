@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
-import report
+import results_file
 
 from alexnet_jax.checkpoint import MANIFEST, Checkpoints, DamagedError, verify
 from alexnet_jax.steps import TrainState
@@ -160,7 +160,7 @@ def main() -> None:
             "damaged_files": damages,
             "not_found": missed_flips + missed_damages,
         }
-    report.write("corruption", "python tests/stress/corruption.py", figures)
+    results_file.write("corruption", "python tests/stress/corruption.py", figures)
     if figures["not_found"]:
         raise SystemExit("a damage was not found")
 

@@ -123,9 +123,9 @@ def main() -> None:
         exact["1 device, 16 threads"] = run(folder / "threads", 1, 3, True, cores, 16)
         plain["1 device, 16 threads"] = run(folder / "plain threads", 1, 3, False, cores, 16)
         plain["1 device, 1 core"] = run(folder / "plain core", 1, 3, False, 1)
-    import report
+    import results_file
 
-    report.write(
+    results_file.write(
         "devices",
         "python tests/stress/devices.py",
         {

@@ -6,7 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import report
+import results_file
 import tqdm
 
 from alexnet_jax import augment, evaluation, models, steps
@@ -37,7 +37,7 @@ def main() -> None:
             found[size].add((results["count"], results["correct"]))
             largest = max(largest, float(np.abs(logits - first.setdefault(size, logits)).max()))
     wrong = [size for size, counts in found.items() if len(counts) != 1 or next(iter(counts))[0] != size]
-    report.write(
+    results_file.write(
         "evaluation",
         "python tests/stress/evaluation.py",
         {

@@ -979,7 +979,7 @@ def main() -> None:
                     break
     process.join()
 
-    import report
+    import results_file
 
     figures = {
         "cases": len(cases),
@@ -992,7 +992,9 @@ def main() -> None:
         "memory_mb": {"before_the_first_case": round(before), "peak": round(peak)},
     }
     if not options.kind and not options.first:
-        report.write("fuzz", f"python tests/stress/fuzz.py --cases {options.cases} --seed {options.seed}", figures)
+        results_file.write(
+            "fuzz", f"python tests/stress/fuzz.py --cases {options.cases} --seed {options.seed}", figures
+        )
     else:
         print(json.dumps(figures, indent=2))
 

@@ -181,7 +181,7 @@ class Tester:
 
 def main() -> None:
     """Parses the flags, kills, reports."""
-    import report
+    import results_file
 
     parser = argparse.ArgumentParser(description="Kill runs at random instants and compare what they become.")
     parser.add_argument("--kills", type=int, default=1000)
@@ -196,7 +196,7 @@ def main() -> None:
             sys.exit(1)  # out of the block by an exception: the folder stays
     minutes = round((time.monotonic() - begin) / 60, 1)
     command = f"python tests/stress/kill.py --kills {args.kills} --seed {args.seed}"
-    report.write("kill", command, figures.as_json() | {"seed": args.seed, "minutes": minutes})
+    results_file.write("kill", command, figures.as_json() | {"seed": args.seed, "minutes": minutes})
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def writes(name: str) -> bool:
 
 def main() -> None:
     """Parses the flags, goes through all calls, reports."""
-    import report
+    import results_file
 
     parser = argparse.ArgumentParser(description="Kill and fail a save at each of its file-system calls.")
     parser.add_argument("--every", type=int, default=1, help="only each so-many-th call")
@@ -236,7 +236,7 @@ def main() -> None:
     }
     every = f" --every {args.every}" if args.every > 1 else ""
     runs = f" --runs {args.runs}" if args.runs != 24 else ""
-    report.write("save-faults", f"python tests/stress/save_faults.py{every}{runs}", results)
+    results_file.write("save-faults", f"python tests/stress/save_faults.py{every}{runs}", results)
 
 
 if __name__ == "__main__":

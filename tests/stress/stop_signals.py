@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-import report
+import results_file
 import tqdm
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def main() -> None:
             fewest = 0 if kind == "SIGINT twice" else 1
             if code != 128 + number or took > 10 or not fewest <= len(stderr.splitlines()) <= 1:
                 failures.append([kind, after, code, took, stderr])
-    report.write(
+    results_file.write(
         "signals",
         f"python tests/stress/stop_signals.py --trials {arguments.trials} --seed {arguments.seed}",
         {
