@@ -260,7 +260,7 @@ class Trainer:
         self._collect()
         self.pending = metrics
         self.step += layout.indices.shape[1]
-        done = min((self.step - 1) % self.steps_per_epoch + 1, self.steps_per_epoch)
+        done = (self.step - 1) % self.steps_per_epoch + 1  # batches of this epoch
         size, total = self.config.schedule.batch_size, len(self.dataset["train"])
         count = min(done * size, total) - (done - layout.indices.shape[1]) * size  # in all processes
         self.timed_images += count
