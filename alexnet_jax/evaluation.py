@@ -36,21 +36,39 @@ TOP = 5  # classes told of a picture
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """A run's network on every image of a split.
+class Question:
+    """A run and the images that it is to be asked about.
 
     Attributes:
       run: the opened run.
-      dataset: the data it was evaluated on.
+      dataset: the data.
       split: its name.
-      logits: float32 [N, classes]; with several views logarithms of their mean probabilities.
-      labels: int [N].
-      results: what `eval/<split>.json` holds.
     """
 
     run: Run
     dataset: Dataset | ImageNet
     split: str
+
+    def has_same_images(self, other: "Question") -> bool:
+        """Whether both ask about the same images in the same order."""
+        if self.split != other.split or self.run.class_names != other.run.class_names:
+            return False
+        if isinstance(self.dataset, Dataset) and isinstance(other.dataset, Dataset):
+            mine, others = self.dataset[self.split], other.dataset[other.split]
+            return np.array_equal(mine.labels, others.labels) and np.array_equal(mine.images, others.images)
+        return self.dataset.fingerprint() == other.dataset.fingerprint()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation(Question):
+    """What a run's network answered on every image of the split.
+
+    Attributes:
+      logits: float32 [N, classes]; with several views logarithms of their mean probabilities.
+      labels: int [N].
+      results: what `eval/<split>.json` holds.
+    """
+
     logits: np.ndarray
     labels: np.ndarray
     results: dict[str, Any]
@@ -87,11 +105,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
       AlexNetError: the run or its data can't be read, or the data is not the run's.
     """
     runtime.cache_compilations(config.compilation_cache)
-    steps.select_devices(config.num_devices)
+    devices = steps.select_devices(config.num_devices)
     question = _opened(config.run, config)
     run, name = question.run, question.split
     records = read_jsonl(run.folder.metrics) if config.report else []
-    evaluation = _answered(question, config)
+    evaluation = _answered(question, config, devices)
     results = evaluation.results
     suffix = "" if name == "test" else f"-{name}"
     folder = run.folder.eval
@@ -118,25 +136,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     return results
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Question:
-    """A run and the images that it is to be asked about."""
-
-    run: Run
-    dataset: Dataset | ImageNet
-    split: str
-
-    def has_same_images(self, other: "_Question") -> bool:
-        """Whether both ask about the same images in the same order."""
-        if self.split != other.split or self.run.class_names != other.run.class_names:
-            return False
-        if isinstance(self.dataset, Dataset) and isinstance(other.dataset, Dataset):
-            mine, others = self.dataset[self.split], other.dataset[other.split]
-            return np.array_equal(mine.labels, others.labels) and np.array_equal(mine.images, others.images)
-        return self.dataset.fingerprint() == other.dataset.fingerprint()
-
-
-def _opened(path: pathlib.Path, config: EvalConfig) -> _Question:
+def _opened(path: pathlib.Path, config: EvalConfig) -> Question:
     """Opens a run and its data, and checks that they go with the flags."""
     run = open_run(path, config.checkpoint)
     _check_views(run, config)
@@ -148,13 +148,12 @@ def _opened(path: pathlib.Path, config: EvalConfig) -> _Question:
         raise AlexNetError(f"{path} was trained on other images than those from {dataset.source}")
     name = config.split or ("test" if "test" in dataset.splits else "validation")
     dataset[name]  # raises if there is none
-    return _Question(run, dataset, name)
+    return Question(run, dataset, name)
 
 
-def _answered(question: _Question, config: EvalConfig) -> Evaluation:
+def _answered(question: Question, config: EvalConfig, devices: Sequence[jax.Device]) -> Evaluation:
     """Predicts and scores."""
     run, dataset, name = question.run, question.dataset, question.split
-    devices = steps.select_devices(config.num_devices)
     logits, labels = predict_split(
         steps.make_predict_step(run.model, run.preprocessing, devices, config.views),
         steps.replicate(run.params, devices),
@@ -195,9 +194,9 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
       AlexNetError: a run or its data can't be read, or they were not asked about the same images.
     """
     runtime.cache_compilations(config.compilation_cache)
-    steps.select_devices(config.num_devices)
+    devices = steps.select_devices(config.num_devices)
     paths = [config.run, *config.others]
-    questions: list[_Question] = []
+    questions: list[Question] = []
     for path in paths:
         question = _opened(path, config)
         first = (questions or [question])[0]
@@ -206,7 +205,8 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
         questions.append(dataclasses.replace(question, dataset=first.dataset))  # one copy of the images will do
     histories = [read_jsonl(question.run.folder.metrics) for question in questions]
     evaluations = [
-        _answered(question, config) for question in tqdm.tqdm(questions, desc="runs", leave=False, disable=None)
+        _answered(question, config, devices)
+        for question in tqdm.tqdm(questions, desc="runs", leave=False, disable=None)
     ]
     names = _shortest_names(paths)
     right = [evaluation.logits.argmax(axis=1) == evaluation.labels for evaluation in evaluations]

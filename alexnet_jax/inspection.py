@@ -63,13 +63,12 @@ def hidden_features(run: Run, images: np.ndarray, batch_size: int = 500) -> np.n
       batch_size: images at once.
     """
     grey = to_grey_levels(images, run.dataset.image_shape)
-    last: list[str] = []
 
     @jax.jit
     def forward(params: Mapping[str, Any], grey: jax.Array) -> jax.Array:
         outputs = _outputs(run, params, grey)
-        last[:] = [name for name in outputs if name != "logits"][-1:]
-        return outputs[last[0]].reshape(len(grey), -1).astype(jnp.float32)
+        hidden = [x for name, x in outputs.items() if name != "logits"]
+        return hidden[-1].reshape(len(grey), -1).astype(jnp.float32)
 
     starts = range(0, len(grey), batch_size)
     return np.concatenate([np.asarray(forward(run.params, grey[start : start + batch_size])) for start in starts])

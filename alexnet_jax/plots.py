@@ -77,6 +77,17 @@ def pca_strip(perturbed: ArrayLike, noise_levels: ArrayLike, original: ArrayLike
     return figure
 
 
+def by_split(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The lines of `metrics.jsonl` of "train" and of "validation", by rising step.
+
+    Of two of one split and step, as a resumed run may leave, the later counts.
+    """
+    found: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
+    for record in records:
+        found[record["split"]][record["step"]] = record
+    return {split: [steps[step] for step in sorted(steps)] for split, steps in found.items()}
+
+
 def training_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
     """Draws loss, accuracy and, where it was recorded, the learning rate against the training step.
 
@@ -89,10 +100,7 @@ def training_curves(records: Iterable[Mapping[str, Any]]) -> Figure:
         that the last of them was in), `split` ("train" or "validation"), `loss` (mean cross entropy in nats),
         `accuracy` (in [0, 1]) and, for "train", `learning_rate`.
     """
-    by_split: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
-    for record in records:
-        by_split[record["split"]][record["step"]] = record
-    train, validation = ([steps[step] for step in sorted(steps)] for steps in by_split.values())
+    train, validation = by_split(records).values()
     rates = _values(train, "learning_rate")
     has_rate = bool(np.isfinite(rates).any())
 
@@ -152,11 +160,7 @@ def compared_curves(records: Mapping[str, Iterable[Mapping[str, Any]]], steps_pe
     legend: list[tuple[Line2D, str]] = []
     for number, (name, lines) in enumerate(records.items()):
         color, marker = RUNS[number % len(RUNS)], "os^vDPX"[number // len(RUNS) % 7]
-        by_split: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
-        for record in lines:
-            by_split[record["split"]][record["step"]] = record
-        for split, by_step in by_split.items():
-            ordered = [by_step[step] for step in sorted(by_step)]
+        for split, ordered in by_split(lines).items():
             epochs = [record["step"] / steps_per_epoch[name] for record in ordered]
             style = "--" if split == "train" else "-"
             width, dot = (0.8, "") if split == "train" else (1.6, marker)

@@ -75,13 +75,11 @@ def page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> str:
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Loss and accuracy of training and validation, learning rate and speed, one above the other on one axis."""
-    by_split: dict[str, dict[int, Mapping[str, Any]]] = {"train": {}, "validation": {}}
-    for record in records:  # of two lines for a step, as a resumed run may leave, the later counts
-        by_split[record["split"]][record["step"]] = record
+    lines = plots.by_split(records)
     figure = go.Figure()
     rows = ("loss", "accuracy", "learning_rate", "images_per_second")
     for split, color, label in (("train", BLUE, "training, dropout on"), ("validation", ORANGE, "validation")):
-        ordered = [by_split[split][step] for step in sorted(by_split[split])]
+        ordered = lines[split]
         for row, key in enumerate(rows, start=1):
             values = [record.get(key) for record in ordered]
             if not any(isinstance(value, int | float) for value in values):

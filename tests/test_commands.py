@@ -46,7 +46,7 @@ def test_every_program_and_flag_exists(command):
                 assert importlib.util.find_spec(module)
             case ["python", script, *flags]:
                 text = (ROOT / script).read_text()
-                assert all(part in text for flag in flags if flag.startswith("--") for part in [flag[2:].split("-")[0]])
+                assert all(flag[2:].split("-")[0] in text for flag in flags if flag.startswith("--"))
             case ["pytest", *flags]:
                 assert all((ROOT / flag).exists() for flag in flags if flag.startswith("tests/"))
             case ["jupyter", "execute", *flags]:

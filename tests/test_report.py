@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Error, sync_playwright
 
 import alexnet_jax
-from alexnet_jax import evaluation, report
+from alexnet_jax import evaluation, report, steps
 from alexnet_jax.config import EvalConfig
 from alexnet_jax.metrics import read_jsonl
 
@@ -35,7 +35,7 @@ def tiny_evaluation(small_run, tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "load", lambda config: tiny)
         config = EvalConfig(small_run)
-        found = evaluation._answered(evaluation._opened(small_run, config), config)
+        found = evaluation._answered(evaluation._opened(small_run, config), config, steps.select_devices(None))
     names = ("</script><script>alert(1)</script>", *tiny.class_names[1:])
     dataset = dataclasses.replace(found.run.dataset, class_names=names)
     results = evaluation.score(found.logits, found.labels, names) | {
