@@ -189,6 +189,8 @@ class RunConfig:
     """How many processes there are."""
     process_id: NonNegativeInt | None = None
     """Which of them this is, from 0."""
+    peer_timeout: PositiveInt = 20
+    """With --distributed: seconds without a word from another process after which this one leaves."""
     steps_per_call: PositiveInt | None = None
     """Steps that the devices take before the host hears of them. Unset: 25, on a CPU 1 (more is slower there).
     Never more than --log-every or --eval-every; 1 where images are streamed."""
@@ -267,6 +269,7 @@ RESUMABLE = frozenset(
         "preset", "data_dir", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size",
         "log_every", "eval_every", "checkpoint_every", "tensorboard", "compilation_cache",
         "stall_steps", "loader_workers", "distributed", "coordinator", "num_processes", "process_id",
+        "peer_timeout",
     }
 )  # fmt: skip
 
@@ -275,7 +278,7 @@ ADDED = frozenset(
     {
         "activation", "lrn", "pool_window", "conv1_stride", "dropout_after", "rate_schedule", "warmup_epochs",
         "nesterov", "layer_decays", "label_smoothing", "average_decay", "distributed", "coordinator", "num_processes",
-        "process_id",
+        "process_id", "peer_timeout",
     }
 )  # fmt: skip
 

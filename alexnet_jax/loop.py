@@ -82,20 +82,11 @@ def train_and_evaluate(config: TrainConfig, dataset: Dataset | ImageNet) -> None
 
     Raises:
       UsageError: the batch size and the number of devices don't go together, or the run there has other settings.
-      AlexNetError: the folder can't be written or another process trains there, loss or gradient is not finite, or
-        with --distributed one of the processes is gone.
+      AlexNetError: the folder can't be written or another process trains there, or loss or gradient is not finite.
       StoppedError: a signal came; the state was saved.
     """
     with contextlib.closing(Trainer(config, dataset)) as trainer:
-        try:
-            trainer.train()
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
-                raise
-            raise AlexNetError(
-                f"another process is gone or failed after step {trainer.step:,}: look at its output; the same commands "
-                "go on from the last checkpoint"
-            ) from error
+        trainer.train()
 
 
 class Trainer:
