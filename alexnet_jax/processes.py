@@ -6,6 +6,8 @@ does nothing, or what its argument says.
 
 import contextlib
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -15,10 +17,11 @@ from jax.experimental import multihost_utils
 
 from alexnet_jax import watchdog
 from alexnet_jax.config import RunConfig, shown
-from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, program_name
 
 T = TypeVar("T")
 
+JOIN_TIMEOUT = 300  # seconds for all to be there
 _MESSAGE = 4096  # bytes that an agreement has room for
 _watchdog: watchdog.Watchdog | None = None
 
@@ -38,13 +41,16 @@ def joined(run: RunConfig) -> Iterator[None]:
     if not run.distributed:
         yield
         return
-    output = watchdog.HeldBackOutput()
+    output = watchdog.HeldBackOutput(_not_joined)
     if run.num_devices is not None:
         jax.config.update("jax_num_cpu_devices", run.num_devices)
     try:
-        # JAX's own patience is longer: it would end the process without saying a readable word.
         jax.distributed.initialize(
-            run.coordinator, run.num_processes, run.process_id, heartbeat_timeout_seconds=10 * run.peer_timeout
+            run.coordinator,
+            run.num_processes,
+            run.process_id,
+            initialization_timeout=JOIN_TIMEOUT,
+            heartbeat_timeout_seconds=10 * run.peer_timeout,  # the watchdog is to be first
         )
     except (RuntimeError, ValueError) as error:
         raise AlexNetError(
@@ -69,6 +75,17 @@ def joined(run: RunConfig) -> Iterator[None]:
             raise AlexNetError(text) from error
         _watchdog.fail(f"process {jax.process_index()}: {type(error).__name__}: {error}", AlexNetError.exit_code)
         raise
+
+
+def _not_joined() -> None:
+    """Ends this process, which waits for the others in C++ code that would abort it."""
+    print(
+        f"{program_name()}: --distributed: the processes did not find each other within {JOIN_TIMEOUT} s: all must be "
+        "started, and must reach the first one's address",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(AlexNetError.exit_code)
 
 
 def _leave_together() -> None:

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,9 +38,14 @@ class HeldBackOutput:
     """What C++ libraries print comes a second late, on stderr; or never, if the process leaves before.
 
     Python's own output goes its way as before. So a process that leaves says one line, without gloo's and gRPC's pages.
+
+    Attributes:
+      on_lost_service: is called where JAX's client has lost its service, which process 0 holds, and is about to abort
+        this process; has to end it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_lost_service: Callable[[], None]) -> None:
+        self.on_lost_service = on_lost_service
         self._stderr = os.dup(2)
         for name, fd in (("stdout", 1), ("stderr", 2)):
             stream = getattr(sys, name)
@@ -54,10 +60,19 @@ class HeldBackOutput:
         self._lines: deque[tuple[float, bytes]] = deque()
         self._begun = b""
         threading.Thread(target=self._relay, daemon=True).start()
+        # The client aborts from a thread of its own. Python would call a handler only after that.
+        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._abort)
+        self._libc = ctypes.CDLL(None)
+        self._libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        self._libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
 
-    def held(self) -> bytes:
-        """What was not shown yet."""
-        return b"".join(line for _, line in list(self._lines)) + self._begun
+    def _abort(self, number: int) -> None:
+        """The handler of SIGABRT."""
+        time.sleep(BEAT / 5)  # for what was printed before
+        if b"distributed service" in b"".join(line for _, line in list(self._lines)):
+            self.on_lost_service()
+        time.sleep(2 * BEAT)  # until all is shown
+        self._libc.signal(signal.SIGABRT, None)  # the system's own, as it returns to the abort
 
     def _relay(self) -> None:
         while True:
@@ -108,19 +123,14 @@ class Watchdog:
           timeout: seconds of silence.
           output: of this process; what it still holds back at the end is dropped.
         """
-        self._timeout, self._output = timeout, output
+        self._timeout = timeout
         self._store: Any = distributed.global_state.client
         self._id = distributed.global_state.process_id
         self._peers = {i: Peer() for i in range(distributed.global_state.num_processes) if i != self._id}
         self._place, self._answered = 0, time.monotonic()
         self._leaving, self._is_over = threading.Lock(), threading.Event()
         self._code = 1
-        # Where process 0 is gone, the client of its service aborts this process at once, before any other can act;
-        # Python would call a handler of its own after that.
-        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._abort)
-        self._libc = ctypes.CDLL(None)
-        self._libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-        self._libc.signal(signal.SIGABRT, ctypes.cast(self._on_abort, ctypes.c_void_p))
+        output.on_lost_service = self._first_is_gone
         for task in (self._exchange, self._watch):
             threading.Thread(target=task, daemon=True).start()
 
@@ -175,16 +185,10 @@ class Watchdog:
             elif stuck:
                 self._leave(_gone(stuck, f"stuck: it has not come on for {STUCK * self._timeout:g} s"), 1)
 
-    def _abort(self, number: int) -> None:
-        """The handler of SIGABRT, which a library has raised in one of its threads."""
-        time.sleep(BEAT / 5)  # for what it has printed
-        if self._leaving.locked():
-            time.sleep(2 * BEAT)  # for the line
-            os._exit(self._code)
-        if b"distributed service" in self._output.held():
-            self._leave(_gone([0], "gone"), 1)
-        time.sleep(2 * BEAT)  # until its output is shown
-        self._libc.signal(signal.SIGABRT, None)  # the system's own, as it returns to the abort
+    def _first_is_gone(self) -> None:
+        self._leave(_gone([0], "gone"), 1)
+        time.sleep(2 * BEAT)  # another thread is about to end the process with its own line
+        os._exit(self._code)
 
     def _leave(self, text: str, code: int) -> None:
         """Ends the process, from another thread than the main one."""
