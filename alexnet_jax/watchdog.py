@@ -40,18 +40,19 @@ class HeldBackOutput:
     Python's own output goes its way as before. So a process that leaves says one line, without gloo's and gRPC's pages.
 
     Attributes:
+      is_muted: what comes from C++ is no longer shown.
       on_lost_service: is called where JAX's client has lost its service, which process 0 holds, and is about to abort
         this process; has to end it.
     """
 
     def __init__(self, on_lost_service: Callable[[], None]) -> None:
-        self.on_lost_service = on_lost_service
+        self.is_muted, self.on_lost_service = False, on_lost_service
         self._stderr = os.dup(2)
         for name, fd in (("stdout", 1), ("stderr", 2)):
             stream = getattr(sys, name)
             stream.flush()
             again = os.fdopen(os.dup(fd), "w", encoding=stream.encoding, errors=stream.errors)
-            again.reconfigure(line_buffering=stream.line_buffering)
+            again.reconfigure(line_buffering=stream.line_buffering or name == "stderr")
             setattr(sys, name, again)
         self._reader, writer = os.pipe()
         os.dup2(writer, 1)
@@ -70,6 +71,7 @@ class HeldBackOutput:
         """The handler of SIGABRT."""
         time.sleep(BEAT / 5)  # for what was printed before
         if b"distributed service" in b"".join(line for _, line in list(self._lines)):
+            self.is_muted = True
             self.on_lost_service()
         time.sleep(2 * BEAT)  # until all is shown
         self._libc.signal(signal.SIGABRT, None)  # the system's own, as it returns to the abort
@@ -81,7 +83,7 @@ class HeldBackOutput:
                 *lines, self._begun = (self._begun + os.read(self._reader, 2**16)).split(b"\n")
                 self._lines.extend((time.monotonic() + BEAT, line + b"\n") for line in lines)
             while self._lines and self._lines[0][0] <= time.monotonic():
-                if not self._lines[0][1].startswith(b"[Gloo] Rank"):
+                if not self.is_muted and not self._lines[0][1].startswith(b"[Gloo] Rank"):
                     os.write(self._stderr, self._lines[0][1])
                 self._lines.popleft()
 
@@ -123,7 +125,7 @@ class Watchdog:
           timeout: seconds of silence.
           output: of this process; what it still holds back at the end is dropped.
         """
-        self._timeout = timeout
+        self._timeout, self._output = timeout, output
         self._store: Any = distributed.global_state.client
         self._id = distributed.global_state.process_id
         self._peers = {i: Peer() for i in range(distributed.global_state.num_processes) if i != self._id}
@@ -146,7 +148,7 @@ class Watchdog:
         """Tells the others that this process ends, and why; at its exit it no longer waits for them."""
         if not self._leaving.acquire(blocking=False):
             time.sleep(60)  # another thread is about to end the process
-        self._code = code
+        self._code, self._output.is_muted = code, True
         self._tell(text)
         atexit.register(self._end)  # before JAX's own, which waits
 
@@ -194,7 +196,7 @@ class Watchdog:
         """Ends the process, from another thread than the main one."""
         if not self._leaving.acquire(blocking=False):
             return
-        self._code = code
+        self._code, self._output.is_muted = code, True
         print(f"{program_name()}: {text}", file=sys.stderr, flush=True)
         self._tell(text)
         self._end()
