@@ -389,11 +389,9 @@ class Trainer:
 
     def _save(self, accuracy: float | None) -> None:
         self._collect()
-        if processes.on_main(lambda: self.step in self.checkpoints.all_steps()):
-            return
         self.writer.flush()
         memory = {"totals": dataclasses.asdict(self.totals), "plateau": dataclasses.asdict(self.plateau)}
-        processes.on_main(lambda: self.checkpoints.save(self.state, memory, accuracy))
+        self.checkpoints.save(self.state, memory, accuracy)
 
     def _announce(self, model: nn.Module, info: DatasetInfo, preprocessing: augment.Preprocessing) -> None:
         """Says what is about to be done, and draws what the data looks like."""

@@ -69,7 +69,7 @@ def joined(run: RunConfig) -> Iterator[None]:
         _watchdog.fail(f"process {jax.process_index()}: {error}", error.exit_code)
         raise
     except Exception as error:
-        if watchdog.LOST_LINK.search(str(error)):
+        if is_lost_link(error):
             text = _watchdog.lost()
             _watchdog.fail(text, AlexNetError.exit_code)
             raise AlexNetError(text) from error
@@ -93,6 +93,11 @@ def _leave_together() -> None:
     jax.distributed.shutdown()
     if _watchdog is not None:
         _watchdog.stop()
+
+
+def is_lost_link(error: Exception) -> bool:
+    """Whether an error may be another process's: a collective or a barrier has failed."""
+    return jax.process_count() > 1 and bool(watchdog.LOST_LINK.search(str(error)))
 
 
 def is_main() -> bool:

@@ -123,6 +123,22 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
 
 
+def shared(tree: PyTree) -> PyTree:
+    """Arrays that `replicate` has put on the devices, as what can be saved.
+
+    With one process NumPy arrays. With several arrays over the devices of all, of which each process then saves a part.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
+
+    def share(x: jax.Array) -> jax.Array:
+        copies = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, copies)
+
+    return jax.tree.map(share, tree)
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
