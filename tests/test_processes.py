@@ -68,8 +68,8 @@ loop.Trainer._take_steps = mishap
         (
             "import time; time.sleep(100)",
             (1, 1),
-            ("-c: process 1 is stuck: it has not come on for 12 s: look at its output; the same commands go on from the "
-             "last checkpoint\n",) * 2,
+            ("-c: process 1 is stuck: it has not come on for 12 s: look at its output; the same commands go on from "
+             "the last checkpoint\n",) * 2,
         ),
     ],
 )  # fmt: skip
