@@ -19,13 +19,14 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
     The long form, also bit for bit with --deterministic: tests/stress/process_grid.py.
     """
-    one = process_faults.start(tmp_path / "one", 1, 2, (*FLAGS, "--epochs", "2"))
-    said = process_faults.finish(process_faults.start(tmp_path / "two", 2, 1, (*FLAGS, "--epochs", "1")))
+    flags = (*FLAGS, "--optimizer", "sgd", "--epochs")
+    one = process_faults.start(tmp_path / "one", 1, 2, (*flags, "2"))
+    said = process_faults.finish(process_faults.start(tmp_path / "two", 2, 1, (*flags, "1")))
     assert "network" in said[0][0]
     assert said[1] == ("", "")
     written = json.loads((tmp_path / "two" / "checkpoints" / "7" / "manifest.json").read_text())["files"]
     assert {name.split("/")[1] for name in written if "ocdbt.process" in name} == {"ocdbt.process_0", "ocdbt.process_1"}
-    process_faults.finish(process_faults.start(tmp_path / "two", 2, 2, (*FLAGS, "--epochs", "2")))
+    process_faults.finish(process_faults.start(tmp_path / "two", 2, 2, (*flags, "2")))
     process_faults.finish(one)
     one, two = (alexnet_jax.open_run(tmp_path / name) for name in ("one", "two"))
     assert one.step == two.step == 14
