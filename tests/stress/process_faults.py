@@ -39,7 +39,7 @@ datasets.load = evaluation.load = lambda config: tiny
 cli.run(train.main)
 """
 FLAGS = ("quickstart", "--batch-size", "16", "--log-every", "3")
-LONGER = (*FLAGS, "--epochs", "6", "--eval-every", "2", "--checkpoint-every", "1")
+LONGER = (*FLAGS, "--epochs", "3", "--eval-every", "2", "--checkpoint-every", "1")
 
 
 def free_address() -> str:
