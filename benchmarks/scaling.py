@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import collectives
 import jax
 import numpy as np
 import scipy.optimize
@@ -161,22 +162,14 @@ class Cost:
 def bytes_sent(devices: int, batch_size: int, hybrid: bool, variant: str = "paper") -> float:
     """Bytes that a GPU sends in a step, by ring algorithms, in float32.
 
-    Data parallelism: 2 (D - 1) / D of all gradients. Hybrid: of all but the dense kernels; and for each of these
-    2 (D - 1) / D B (F / D + features), the activations and their gradients (`alexnet_jax.hybrid`).
+    Data parallelism: 2 (D - 1) / D of all gradients. Hybrid: of all but the dense kernels, and as much of the dense
+    layers' activations and their gradients.
     """
-    layers = models.count_layers(variant)
-    parameters = sum(layer.parameters for layer in layers.values())
-    numbers = float(parameters)
+    numbers = float(sum(layer.parameters for layer in models.count_layers(variant).values()))
     if hybrid and devices > 1:
-        kernels = [layers[name].kernel for name in ("fc1", "fc2", "logits")]
-        numbers += sum(batch_size * (rows / devices + columns) - rows * columns for rows, columns in kernels)
+        dense = collectives.on_paper(variant, devices)
+        numbers += batch_size * dense["numbers_an_image"] - dense["dense_weights"]
     return 4 * 2 * (devices - 1) / devices * numbers
-
-
-def crossing(devices: int, variant: str = "paper") -> float:
-    """The batch at which both schemes send the same."""
-    kernels = [models.count_layers(variant)[name].kernel for name in ("fc1", "fc2", "logits")]
-    return sum(math.prod(k) for k in kernels) / sum(rows / devices + columns for rows, columns in kernels)
 
 
 def on_paper(devices: int, batch_size: int, hybrid: bool, cluster: Cluster, variant: str = "paper") -> Cost:
@@ -233,7 +226,7 @@ def tables(results: dict[str, Any]) -> str:
             start += f"| {1e3 * cost.collectives:.2f} ms | {1e3 * cost.input_jpeg:.1f} / {1e3 * cost.input_raw:.1f} ms "
             lines.append(f"{start}| {rate:,.0f} | {IMAGES * EPOCHS / rate / 60:.1f} min |")
     lines += ["", "| GPUs | same bytes at a batch of |", "| --- | --- |"]
-    lines += [f"| {devices} | {crossing(devices):,.0f} |" for devices in (2, 4, 8, 256)]
+    lines += [f"| {n} | {collectives.on_paper('paper', n)['crossing']:,.0f} |" for n in (2, 4, 8, 256)]
     return "\n".join(lines) + "\n"
 
 
