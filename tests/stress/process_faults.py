@@ -9,6 +9,7 @@ what they leave must be what an undisturbed run has left.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -93,6 +94,10 @@ def is_like(workdir: pathlib.Path, other: pathlib.Path) -> bool:
     return same and one.step == two.step and records(workdir) == records(other)
 
 
+class TooLateError(Exception):
+    """The training was over before anything happened to it."""
+
+
 @dataclasses.dataclass
 class Outcome:
     """What became of a training of which one process was lost.
@@ -117,6 +122,9 @@ def lose_one(
             raise AssertionError(f"it ended by itself: {[process.communicate() for process in running]}")
         time.sleep(0.01)
     time.sleep(delay)
+    if running[victim].poll() is not None:
+        finish(running)
+        raise TooLateError
     running[victim].send_signal(number)
     begin = time.monotonic()
     others = [process for process in running if process is not running[victim]]
@@ -174,11 +182,14 @@ def main() -> None:
             seconds, said, hit = [], set(), [0] * processes
             alike = 0
             for trial in range(args.trials):
-                workdir = folder / f"{processes}-{number.name}-{trial}"
-                victim = choice.randrange(processes)
-                delay = choice.uniform(0, 0.9 * length)
-                running = start(workdir, processes, 1, LONGER)
-                outcome = lose_one(workdir, running, victim, number, delay)
+                victim, outcome = choice.randrange(processes), None
+                while outcome is None:
+                    workdir = folder / f"{processes}-{number.name}-{trial}"
+                    shutil.rmtree(workdir, ignore_errors=True)
+                    delay = choice.uniform(0, length)
+                    running = start(workdir, processes, 1, LONGER)
+                    with contextlib.suppress(TooLateError):
+                        outcome = lose_one(workdir, running, victim, number, delay)
                 hit[victim] += 1
                 seconds.append(outcome.seconds)
                 said |= set(outcome.lines)
