@@ -11,8 +11,8 @@ def main(args: Sequence[str]) -> None:
     # After parsing, because importing JAX and Flax takes longer than printing --help should.
     from alexnet_jax import datasets, loop, processes
 
-    processes.join(config.run)
-    loop.train_and_evaluate(config, datasets.load(config.data))
+    with processes.joined(config.run):
+        loop.train_and_evaluate(config, datasets.load(config.data))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import pathlib
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import flax.serialization
@@ -27,6 +28,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from alexnet_jax import processes, steps
 from alexnet_jax.errors import AlexNetError, warn
 from alexnet_jax.files import sync, to_bytes
 from alexnet_jax.steps import TrainState
@@ -53,15 +55,15 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
         self._folder, self._read_only = folder.absolute(), read_only
         self._saving, self._removing = self._folder / ".saving", self._folder / ".removing"
-        # The state is whole in every process, so the first one saves it alone, and each restores it alone: Orbax would
-        # otherwise have all processes wait for each other, for good if one can't write.
+        # Each process reads for itself: where one can't, the others don't wait for it.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
             barrier_sync_key_prefix=f"process{jax.process_index()}",
         )
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-        self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        self._reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
+        self._writer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
         if not read_only:
             try:
                 self._folder.mkdir(exist_ok=True)
@@ -85,6 +87,8 @@ class Checkpoints:
     def save(self, state: TrainState, memory: dict[str, Any], accuracy: float | None) -> None:
         """Saves a state under its step, then removes the checkpoints that need not be kept.
 
+        Of several processes all must call it: each writes its share of the arrays, the first all else.
+
         Args:
           state: the train state.
           memory: JSON-ready; comes back from `restore` as it is.
@@ -93,28 +97,20 @@ class Checkpoints:
         Raises:
           AlexNetError: it can't be written; the checkpoints of before are as they were.
         """
-        tree = jax.device_get(flax.serialization.to_state_dict(state))
         step = int(state.step)
         target = self._folder / str(step)
-        if target.exists():
+        if processes.on_main(target.exists):
             return
+        tree = steps.shared(flax.serialization.to_state_dict(state))
         try:
-            self._saving.mkdir()
-            self._write_state(tree)
-            (self._saving / MEMORY).write_bytes(to_bytes({"memory": memory, "validation_accuracy": accuracy}))
-            files = {
-                name: {"size": (self._saving / name).stat().st_size, "sha256": _sha256(self._saving / name)}
-                for name in sorted(_files(self._saving))
-            }
-            (self._saving / MANIFEST).write_bytes(to_bytes({"step": step, "files": files}))
-            for path in (*self._saving.rglob("*"), self._saving):
-                sync(path)
-            self._saving.rename(target)
-            sync(self._folder)
-        except Exception as error:  # Orbax and TensorStore raise bare Exceptions, too
-            shutil.rmtree(self._saving, ignore_errors=True)
-            raise AlexNetError(f"{target}: can't be written ({_reason(error)})") from error
-        self._remove_old()
+            processes.on_main(lambda: self._prepare(target))
+            self._write_state(tree, target)
+            processes.on_main(lambda: self._commit(step, memory, accuracy, target))
+        except AlexNetError:
+            if processes.is_main():
+                shutil.rmtree(self._saving, ignore_errors=True)
+            raise
+        processes.on_main(self._remove_old)
 
     def restore_newest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """State and memory of the newest checkpoint that is as it was saved; None if there is none.
@@ -149,7 +145,9 @@ class Checkpoints:
         folder = self._folder / str(step)
         verify(folder, step)
         try:
-            tree = self._orbax.restore(folder / "state", args=ocp.args.StandardRestore())
+            metadata = self._reader.metadata(folder / "state").item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+            tree = self._reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
             return tree, json.loads((folder / MEMORY).read_bytes())["memory"]
         except Exception as error:
             raise AlexNetError(f"{folder}: can't be read ({_reason(error)})") from error
@@ -169,17 +167,35 @@ class Checkpoints:
 
     def close(self) -> None:
         """Ends all work on the folder."""
-        self._orbax.close()
+        self._reader.close()
+        self._writer.close()
 
-    def _write_state(self, tree: dict[str, Any]) -> None:
+    def _prepare(self, target: pathlib.Path) -> None:
+        with _told(target):
+            self._saving.mkdir()
+
+    def _write_state(self, tree: dict[str, Any], target: pathlib.Path) -> None:
         # Where a write fails, threads of Orbax and TensorStore print tracebacks beside the exception that tells it.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with _told(target), contextlib.redirect_stderr(io.StringIO()):
             try:
-                self._orbax.save(self._saving / "state", args=ocp.args.StandardSave(tree))
+                self._writer.save(self._saving / "state", args=ocp.args.StandardSave(tree))
             except Exception:
                 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells of them again when the process ends
                 time.sleep(0.5)  # for those threads
                 raise
+
+    def _commit(self, step: int, memory: dict[str, Any], accuracy: float | None, target: pathlib.Path) -> None:
+        with _told(target):
+            (self._saving / MEMORY).write_bytes(to_bytes({"memory": memory, "validation_accuracy": accuracy}))
+            files = {
+                name: {"size": (self._saving / name).stat().st_size, "sha256": _sha256(self._saving / name)}
+                for name in sorted(_files(self._saving))
+            }
+            (self._saving / MANIFEST).write_bytes(to_bytes({"step": step, "files": files}))
+            for path in (*self._saving.rglob("*"), self._saving):
+                sync(path)
+            self._saving.rename(target)
+            sync(self._folder)
 
     def _accuracy(self, step: int) -> float | None:
         try:
@@ -206,6 +222,17 @@ class Checkpoints:
             return (self._folder / str(step)).rename(target)
         except OSError as error:
             raise AlexNetError(f"{self._folder / str(step)} is damaged and can't be moved ({error})") from error
+
+
+@contextlib.contextmanager
+def _told(target: pathlib.Path) -> Iterator[None]:
+    """Turns what goes wrong with a save into one line."""
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise bare Exceptions, too
+        if processes.is_lost_link(error):
+            raise
+        raise AlexNetError(f"{target}: can't be written ({_reason(error)})") from error
 
 
 def verify(folder: pathlib.Path, step: int) -> None:

@@ -22,7 +22,7 @@ from alexnet_jax.config import (
     shown,
     validate,
 )
-from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, program_name
 from alexnet_jax.runtime import keep_freed_memory
 from alexnet_jax.signals import HANDLED, leave_at_once
 
@@ -98,8 +98,7 @@ def check_checkpoint(name: str) -> None:
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a script's main function; a user's error becomes one line on stderr and the process's exit code."""
-    module = sys.modules["__main__"].__spec__  # of python -m
-    prog = f"python -m {module.name}" if module else sys.argv[0].rsplit("/", 1)[-1]
+    prog = program_name()
     keep_freed_memory()
     for number in HANDLED:
         signal.signal(number, leave_at_once(prog))

@@ -189,6 +189,8 @@ class RunConfig:
     """How many processes there are."""
     process_id: NonNegativeInt | None = None
     """Which of them this is, from 0."""
+    peer_timeout: PositiveInt = 20
+    """With --distributed: seconds without a word from another process after which this one leaves."""
     steps_per_call: PositiveInt | None = None
     """Steps that the devices take before the host hears of them. Unset: 25, on a CPU 1 (more is slower there).
     Never more than --log-every or --eval-every; 1 where images are streamed."""
@@ -206,6 +208,9 @@ class RunConfig:
     """Keep compiled programs in the user's cache directory, so that the next start is faster."""
     deterministic: Bool = False
     """Compute the same bits on 1, 2, 4 and 8 devices of a kind; slower. Needs a --batch-size divisible by 8."""
+    parallelism: Literal["data", "hybrid"] = "data"
+    """`data`: all weights on each device, gradients are added up. `hybrid`: so for the convolutions, while each device
+    has a part of the dense layers and activations are exchanged: less to move, unless batches are in the thousands."""
     stall_steps: NonNegativeInt = 1000
     """Steps after which a loss that is still that of guessing gets a warning with its likely causes; 0: never."""
 
@@ -260,13 +265,14 @@ class EvalConfig:
     """Keep compiled programs in the user's cache directory, so that the next start is faster."""
 
 
-# Settings that may differ when a run is resumed: they change no draw and no batch. (Devices and steps in a call change
-# the rounding: a run goes on bit for bit with the same of both.)
+# Settings that may differ when a run is resumed: they change no draw and no batch. (Devices, parallelism and steps in a
+# call change the rounding: a run goes on bit for bit with the same of all three.)
 RESUMABLE = frozenset(
     {
         "preset", "data_dir", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size",
         "log_every", "eval_every", "checkpoint_every", "tensorboard", "compilation_cache",
         "stall_steps", "loader_workers", "distributed", "coordinator", "num_processes", "process_id",
+        "peer_timeout", "parallelism",
     }
 )  # fmt: skip
 
@@ -275,7 +281,7 @@ ADDED = frozenset(
     {
         "activation", "lrn", "pool_window", "conv1_stride", "dropout_after", "rate_schedule", "warmup_epochs",
         "nesterov", "layer_decays", "label_smoothing", "average_decay", "distributed", "coordinator", "num_processes",
-        "process_id",
+        "process_id", "peer_timeout", "parallelism",
     }
 )  # fmt: skip
 
@@ -418,6 +424,19 @@ def _check_together(config: TrainConfig) -> None:
         raise UsageError("--crop-size and --crop-padding: choose one")
     if config.schedule.accumulate > 1 and config.run.deterministic:
         raise UsageError("--accumulate: --deterministic works in parts of its own")
+    if config.run.parallelism == "hybrid":
+        _check_hybrid(config)
+
+
+def _check_hybrid(config: TrainConfig) -> None:
+    if config.run.deterministic:
+        raise UsageError("--parallelism hybrid: --deterministic has all weights on each device")
+    if config.optimizer.optimizer == "muon":
+        raise UsageError("--parallelism hybrid: --optimizer muon needs each kernel in one piece")
+    if config.network.network.startswith("convnet-"):
+        raise UsageError(
+            f"--parallelism hybrid: --network {config.network.network} has no hidden dense layers to split"
+        )
 
 
 def _check_network(network: NetworkConfig) -> None:

@@ -33,3 +33,9 @@ class StoppedError(BaseException):
 def warn(message: str) -> None:
     """Prints one line on stderr about what went wrong and was dealt with."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def program_name() -> str:
+    """What begins a line of this program: `train.py`, `python -m alexnet_jax.prepare`."""
+    module = sys.modules["__main__"].__spec__  # of python -m
+    return f"python -m {module.name}" if module else sys.argv[0].rsplit("/", 1)[-1]

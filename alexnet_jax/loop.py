@@ -82,20 +82,11 @@ def train_and_evaluate(config: TrainConfig, dataset: Dataset | ImageNet) -> None
 
     Raises:
       UsageError: the batch size and the number of devices don't go together, or the run there has other settings.
-      AlexNetError: the folder can't be written or another process trains there, loss or gradient is not finite, or
-        with --distributed one of the processes is gone.
+      AlexNetError: the folder can't be written or another process trains there, or loss or gradient is not finite.
       StoppedError: a signal came; the state was saved.
     """
     with contextlib.closing(Trainer(config, dataset)) as trainer:
-        try:
-            trainer.train()
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
-                raise
-            raise AlexNetError(
-                f"another process is gone or failed after step {trainer.step:,}: look at its output; the same commands "
-                "go on from the last checkpoint"
-            ) from error
+        trainer.train()
 
 
 class Trainer:
@@ -116,6 +107,7 @@ class Trainer:
         if config.optimizer.plateau_patience and "validation" not in dataset.splits:
             raise UsageError(f"--plateau-patience needs validation images; {dataset.source} has none")
         self.config, self.dataset, self.devices = config, dataset, devices
+        self._splits = config.run.parallelism == "hybrid" and len(devices) > 1
         self.folder = RunFolder(config.workdir)
         info, statistics = describe(dataset), dataset.statistics()
         self._resources = contextlib.ExitStack()
@@ -151,6 +143,7 @@ class Trainer:
             accumulate=config.schedule.accumulate,
             streams=isinstance(dataset, ImageNet),
             label_smoothing=config.optimizer.label_smoothing,
+            split_dense=self._splits,
         )
         self.predict_step = steps.make_predict_step(model, preprocessing, processes.local(devices))
         initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))
@@ -161,6 +154,7 @@ class Trainer:
 
         input_shape = preprocessing.input_shape(info.image_shape)
         state = steps.create_state(model, update_rule, input_shape, initial_key)
+        self.shapes = jax.eval_shape(lambda: state)
         self.checkpoints = opened.enter_context(
             contextlib.closing(Checkpoints(self.folder.checkpoints, read_only=not processes.is_main()))
         )
@@ -171,7 +165,7 @@ class Trainer:
             state = self.checkpoints.to_state(tree, state)
             self.totals, self.plateau = Totals(**memory["totals"]), optimizer.Plateau(**memory["plateau"])
         self.step = int(state.step)
-        self.state = steps.replicate(state, devices)
+        self._place(state)
 
         writers: list[Writer] = []
         if processes.is_main():
@@ -200,6 +194,14 @@ class Trainer:
         """The last and the best validation accuracy so far."""
         past = [record["accuracy"] for record in read_jsonl(self.folder.metrics) if record["split"] == "validation"]
         return (past[-1] if past else None), max(past, default=-1.0)
+
+    def _place(self, state: steps.TrainState) -> None:
+        """Puts a state where the train step wants it."""
+        self.state = (steps.split if self._splits else steps.replicate)(state, self.devices)
+
+    def whole_state(self) -> steps.TrainState:
+        """The state as checkpoints hold it, however it lies on the devices; of several processes all must call it."""
+        return steps.whole(self.state, self.shapes)
 
     def train(self) -> None:
         """Runs the epochs that are left, then draws the curves.
@@ -346,9 +348,9 @@ class Trainer:
             self.stalled_at = None
             return
         if self.stalled_at is None:
-            self.stalled_at, self.stalled_params = self.step, jax.tree.map(np.array, self.state.params)
+            self.stalled_at, self.stalled_params = self.step, jax.tree.map(np.array, self.whole_state().params)
             return
-        params = jax.device_get(self.state.params)
+        params = jax.device_get(self.whole_state().params)
         images = jax.device_put(
             self.preprocessing.evaluation(self.dataset.sample(SAMPLE).images), processes.local(self.devices)[0]
         )
@@ -366,15 +368,17 @@ class Trainer:
             return
         self.plateau = before.after(self.accuracy, config.plateau_patience, config.drop_factor)
         if self.plateau.scale != before.scale:
-            opt_state = optimizer.with_plateau_scale(self.state.opt_state, self.plateau.scale)
-            self.state = steps.replicate(self.state.replace(opt_state=opt_state), self.devices)
+            state = self.whole_state()
+            opt_state = optimizer.with_plateau_scale(state.opt_state, self.plateau.scale)
+            self._place(state.replace(opt_state=opt_state))
 
     def _validate(self, epoch: int) -> bool:
         """Writes the validation record; returns whether the accuracy is the best so far."""
         self._collect()
+        state = self.whole_state()
         logits, labels = predict_split(
             self.predict_step,
-            optimizer.averaged(self.state.opt_state, self.state.params),
+            steps.replicate(optimizer.averaged(state.opt_state, state.params), self.devices),
             self.dataset,
             "validation",
             self.config.run.eval_batch_size,
@@ -398,18 +402,16 @@ class Trainer:
 
     def _save(self, accuracy: float | None) -> None:
         self._collect()
-        if processes.on_main(lambda: self.step in self.checkpoints.all_steps()):
-            return
         self.writer.flush()
         memory = {"totals": dataclasses.asdict(self.totals), "plateau": dataclasses.asdict(self.plateau)}
-        processes.on_main(lambda: self.checkpoints.save(self.state, memory, accuracy))
+        self.checkpoints.save(self.whole_state(), memory, accuracy)
 
     def _announce(self, model: nn.Module, info: DatasetInfo, preprocessing: augment.Preprocessing) -> None:
         """Says what is about to be done, and draws what the data looks like."""
         if not processes.is_main():
             return
         devices = self.devices
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
         counts = ", ".join(f"{count:,} {name}" for name, count in info.counts.items())
         print(f"data     {info.name}: {counts} images, {'x'.join(map(str, info.image_shape))}, {info.source}")
         print(

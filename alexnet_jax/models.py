@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from alexnet_jax.config import NetworkConfig
 from alexnet_jax.convolution import fast_convolution
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.hybrid import SplitDense
 from alexnet_jax.layers import (
     average_pool,
     dropout,
@@ -54,6 +55,7 @@ class AlexNetSmall(nn.Module):
       dropout_after: names of the dense layers that dropout follows.
       dtype: dtype of the computation, float32 or bfloat16; parameters, logits and the loss stay float32.
       convolution: how convolutions are computed, `lax.conv_general_dilated` or a function with its signature.
+      dense_axis: name of the axis of devices that the dense layers are split over (`hybrid.SplitDense`); None: whole.
     """
 
     num_classes: int = 10
@@ -66,6 +68,7 @@ class AlexNetSmall(nn.Module):
     dropout_after: tuple[str, ...] = ("fc1", "fc2")
     dtype: DTypeLike = jnp.float32
     convolution: Callable[..., jax.Array] = lax.conv_general_dilated
+    dense_axis: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -81,7 +84,9 @@ class AlexNetSmall(nn.Module):
         kernel_init, bias_init = nn.initializers.he_normal(), nn.initializers.constant(self.initial_bias)
         conv = functools.partial(nn.Conv, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init)
         conv = functools.partial(conv, conv_general_dilated=self.convolution)
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init)
+        dense = functools.partial(
+            _dense(self.dense_axis), dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init
+        )
         layer_keys = None if dropout_keys is None else jax.vmap(jax.random.split)(dropout_keys)
 
         x = images.astype(self.dtype)
@@ -106,6 +111,11 @@ class AlexNetSmall(nn.Module):
         if self.lrn != "none":
             x = _kept(self, f"{layer} LRN", local_response_norm(x, divide_by_size=self.lrn == "divided"))
         return _kept(self, f"{layer} pool", max_pool(x, self.pool_window))
+
+
+def _dense(axis: str | None) -> Callable[..., nn.Module]:
+    """`nn.Dense`, or its form that is split over an axis of devices."""
+    return nn.Dense if axis is None else functools.partial(SplitDense, axis=axis)
 
 
 def _kept(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
@@ -386,6 +396,7 @@ class AlexNet(nn.Module):
       dropout_rate: probability that an input of a `dropped` layer is dropped; the paper has 0.5.
       dtype: dtype of the computation, float32 or bfloat16; parameters and logits stay float32.
       convolution: how convolutions are computed, `lax.conv_general_dilated` or a function with its signature.
+      dense_axis: name of the axis of devices that the dense layers are split over (`hybrid.SplitDense`); None: whole.
     """
 
     variant: str = "paper"
@@ -393,6 +404,7 @@ class AlexNet(nn.Module):
     dropout_rate: float = 0.5
     dtype: DTypeLike = jnp.float32
     convolution: Callable[..., jax.Array] = lax.conv_general_dilated
+    dense_axis: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -427,7 +439,8 @@ class AlexNet(nn.Module):
             if layer_keys is not None and name in network.dropped:
                 x = dropout(x, self.dropout_rate, layer_keys[:, network.dropped.index(name)])
             kernel_init, bias_init = _initializers(network, name, x.shape[1])
-            x = nn.Dense(features, dtype=self.dtype, kernel_init=kernel_init, bias_init=bias_init, name=name)(x)
+            dense = functools.partial(_dense(self.dense_axis), dtype=self.dtype, name=name)
+            x = dense(features, kernel_init=kernel_init, bias_init=bias_init)(x)
             x = _kept(self, f"{name} ReLU", nn.relu(x)) if name != "logits" else x
         return x.astype(jnp.float32)
 

@@ -4,41 +4,100 @@ All of it is JAX's own runtime (`jax.distributed`, collectives over the devices)
 does nothing, or what its argument says.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from alexnet_jax import watchdog
 from alexnet_jax.config import RunConfig, shown
-from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, program_name
 
 T = TypeVar("T")
 
+JOIN_TIMEOUT = 300  # seconds for all to be there
 _MESSAGE = 4096  # bytes that an agreement has room for
+_watchdog: watchdog.Watchdog | None = None
 
 
-def join(run: RunConfig) -> None:
-    """Joins the other processes, if the flags say that there are any; before JAX is first used.
+@contextlib.contextmanager
+def joined(run: RunConfig) -> Iterator[None]:
+    """Joins the other processes, if the flags say that there are any; to be entered before JAX is first used.
 
-    Under Slurm, Open MPI, Kubernetes and on Cloud TPU `jax.distributed` finds out by itself who they are.
+    Under Slurm, Open MPI, Kubernetes and on Cloud TPU `jax.distributed` finds out by itself who they are. If one of
+    them is lost while the block runs, this process leaves with a line that says so (`watchdog`). The block's end waits
+    for all.
 
     Raises:
-      AlexNetError: it can't, or they don't come.
+      AlexNetError: they can't be joined, they don't come, or a collective fails because one is lost.
     """
+    global _watchdog
     if not run.distributed:
+        yield
         return
+    output = watchdog.HeldBackOutput(_not_joined)
     if run.num_devices is not None:
         jax.config.update("jax_num_cpu_devices", run.num_devices)
     try:
-        jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
+        jax.distributed.initialize(
+            run.coordinator,
+            run.num_processes,
+            run.process_id,
+            initialization_timeout=JOIN_TIMEOUT,
+            heartbeat_timeout_seconds=10 * run.peer_timeout,  # the watchdog is to be first
+        )
     except (RuntimeError, ValueError) as error:
         raise AlexNetError(
             f"--distributed: {shown(' '.join(str(error).split()), 300)}; outside of Slurm, Open MPI and Kubernetes "
             "give --coordinator HOST:PORT, --num-processes and --process-id"
         ) from error
+    _watchdog = watchdog.Watchdog(run.peer_timeout, output)
+    try:
+        try:
+            yield
+        except StoppedError:  # in all of them
+            _leave_together()
+            raise
+        _leave_together()
+    except AlexNetError as error:
+        _watchdog.fail(f"process {jax.process_index()}: {error}", error.exit_code)
+        raise
+    except Exception as error:
+        if is_lost_link(error):
+            text = _watchdog.lost()
+            _watchdog.fail(text, AlexNetError.exit_code)
+            raise AlexNetError(text) from error
+        _watchdog.fail(f"process {jax.process_index()}: {type(error).__name__}: {error}", AlexNetError.exit_code)
+        raise
+
+
+def _not_joined() -> None:
+    """Ends this process, which waits for the others in C++ code that would abort it."""
+    print(
+        f"{program_name()}: --distributed: the processes did not find each other within {JOIN_TIMEOUT} s: all must be "
+        "started, and must reach the first one's address",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(AlexNetError.exit_code)
+
+
+def _leave_together() -> None:
+    """Waits until all processes are done."""
+    jax.distributed.shutdown()
+    if _watchdog is not None:
+        _watchdog.stop()
+
+
+def is_lost_link(error: Exception) -> bool:
+    """Whether an error may be another process's: a collective or a barrier has failed."""
+    return jax.process_count() > 1 and bool(watchdog.LOST_LINK.search(str(error)))
 
 
 def is_main() -> bool:
@@ -65,6 +124,7 @@ def on_main(act: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return act()
+    _advance()
     outcome: dict[str, Any] = {}
     if is_main():
         try:
@@ -84,9 +144,20 @@ def on_main(act: Callable[[], T]) -> T:
 
 def largest(value: int) -> int:
     """The largest of all processes' values."""
-    return value if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(value))))
+    if jax.process_count() == 1:
+        return value
+    _advance()
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
 def gathered(array: np.ndarray) -> np.ndarray:
     """The arrays of all processes, which have one shape, one after another along the first axis."""
-    return array if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    if jax.process_count() == 1:
+        return array
+    _advance()
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _advance() -> None:
+    if _watchdog is not None:
+        _watchdog.advance()

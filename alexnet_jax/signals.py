@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -21,7 +22,7 @@ def leave_at_once(prog: str) -> Callable[[int, FrameType | None], NoReturn]:
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         stop = StoppedError(number, "stopped; the same command goes on")
-        os.write(2, f"{prog}: {stop}\n".encode())
+        os.write(sys.stderr.fileno(), f"{prog}: {stop}\n".encode())
         os._exit(stop.exit_code)
 
     return leave

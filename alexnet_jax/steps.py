@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alexnet_jax import processes
+from alexnet_jax import hybrid, processes
 from alexnet_jax.augment import CENTRE, VIEWS, Preprocessing, View
 from alexnet_jax.batches import Batches, batches
 from alexnet_jax.errors import UsageError
@@ -40,6 +40,19 @@ class TrainState(flax.struct.PyTreeNode):
     params: PyTree
     opt_state: PyTree
     finite: jax.Array
+
+
+class SplitState(NamedTuple):
+    """A `TrainState` in two, for steps of hybrid parallelism: see `split`.
+
+    Attributes:
+      copied: what each device has whole; None in place of the rest.
+      divided: kernels of dense layers and what the optimizer keeps for them, [D, rows, features], one part a device (D:
+        those of this process); None in place of the rest.
+    """
+
+    copied: TrainState
+    divided: TrainState
 
 
 class Examples(NamedTuple):
@@ -123,6 +136,63 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
 
 
+def shared(tree: PyTree) -> PyTree:
+    """Arrays that are the same in all processes, as what can be saved.
+
+    With one process NumPy arrays. With several arrays over the devices of all, of which each process then saves a part.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
+
+    def share(x: jax.Array) -> jax.Array:
+        copies = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, everywhere, copies)
+
+    return jax.tree.map(share, replicate(tree, jax.devices()))
+
+
+def split(state: TrainState, devices: Sequence[jax.Device]) -> SplitState:
+    """Puts on each device its part of the dense layers, and a copy of all else."""
+    own, rows = processes.local(devices), processes.local_rows(devices)
+    copied, divided = _partition(state)
+    parts = jax.tree.map(lambda leaf: hybrid.stacked(np.asarray(leaf), len(devices))[rows], divided)
+    mesh = Mesh(np.array(own), (AXIS,))
+    return SplitState(replicate(copied, devices), jax.device_put(parts, NamedSharding(mesh, PartitionSpec(AXIS))))
+
+
+def whole(state: TrainState | SplitState, shapes: TrainState) -> TrainState:
+    """The inverse of `split`, with NumPy arrays where something had to be put together; a `TrainState` as it is.
+
+    Of several processes all must call it: each has parts.
+
+    Args:
+      state: of a train step.
+      shapes: a `TrainState` of anything that has the shapes of the whole.
+    """
+    if isinstance(state, TrainState):
+        return state
+
+    def together(parts: jax.Array, like: jax.ShapeDtypeStruct) -> np.ndarray:
+        return hybrid.unstacked(processes.gathered(np.asarray(parts)), like.shape[0])
+
+    return _join(state.copied, jax.tree.map(together, state.divided, _partition(shapes)[1]))
+
+
+def _partition(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """What is copied to each device and what is divided, each with None in place of the other."""
+    copied, divided = (
+        jax.tree_util.tree_map_with_path(lambda path, x, want=want: x if hybrid.is_split(path) == want else None, tree)
+        for want in (False, True)
+    )
+    return copied, divided
+
+
+def _join(copied: PyTree, divided: PyTree) -> PyTree:
+    """The inverse of `_partition`."""
+    return jax.tree.map(lambda x, y: y if x is None else x, copied, divided, is_leaf=lambda x: x is None)
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -133,7 +203,8 @@ def make_train_step(
     streams: bool = False,
     label_smoothing: float = 0.0,
     runs: bool = False,
-) -> Callable[[TrainState, Examples, Batches, jax.Array], tuple[TrainState, StepMetrics]]:
+    split_dense: bool = False,
+) -> Callable[[PyTree, Examples, Batches, jax.Array], tuple[PyTree, StepMetrics]]:
     """Builds the data-parallel training step.
 
     `step(state, examples, batches, key) -> (state, metrics)` takes as many steps as there are `batches`. Each augments
@@ -162,7 +233,18 @@ def make_train_step(
       runs: whether several runs are trained side by side, each as it would be alone: `state`, `key` and what is
         returned have an axis of runs in front, `batches` have it behind that of devices. For small networks on large
         devices.
+      split_dense: hybrid parallelism: the dense layers of `AlexNet` or `AlexNetSmall` are divided over the devices
+        (`hybrid.SplitDense`), all else is as above. The state is a `SplitState`, taken and returned. `optimizer` must
+        treat each element of a kernel by itself. Not with `deterministic` or `runs`.
+
+    Raises:
+      UsageError: for a number of devices that `deterministic` can't run on.
+      ValueError: for `split_dense` with `deterministic` or `runs`.
     """
+    if split_dense:
+        if deterministic or runs:
+            raise ValueError("split_dense goes with neither deterministic nor runs")
+        model = model.clone(dense_axis=AXIS)
     if deterministic and MICRO_BATCHES % len(devices):
         raise UsageError(f"--deterministic runs on 1, 2, 4 or 8 devices, not on {len(devices)}")
 
@@ -222,6 +304,13 @@ def make_train_step(
             total, _ = add(total, jax.tree.map(lambda x, index=index: x[index], parts))
         return total
 
+    def added_up(sums: PyTree) -> PyTree:
+        """Sums over all devices; the gradient of what is divided is one already."""
+        if not split_dense:
+            return lax.psum(sums, AXIS)
+        copied, divided = _partition(sums)
+        return _join(lax.psum(copied, AXIS), divided)
+
     def train_step(
         state: TrainState, examples: Examples, batch: Batches, key: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
@@ -232,12 +321,14 @@ def make_train_step(
             gradients, (loss, correct) = in_micro_batches(state, examples, batch, place, count, key)
         else:
             share = accumulated if accumulate > 1 else loss_and_gradient
-            gradients, (loss, correct) = lax.psum(share(state, examples, batch, place, count, key), AXIS)
+            gradients, (loss, correct) = added_up(share(state, examples, batch, place, count, key))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = state.finite
         for leaf in jax.tree.leaves((loss, gradients, params)):
             finite &= jnp.isfinite(leaf).all()
+        if split_dense:  # each device has seen its part
+            finite = lax.pmin(finite.astype(jnp.int32), AXIS) == 1
         new = TrainState(state.step + 1, params, opt_state, finite)
         state = jax.tree.map(lambda old, new: jnp.where(finite, new, old), state.replace(finite=finite), new)
         return state, StepMetrics(loss, correct, count, finite)
@@ -250,6 +341,23 @@ def make_train_step(
         # Not in a loop: there XLA runs convolutions on a CPU a hundred times slower.
         state, metrics = train_step(state, examples, jax.tree.map(lambda x: x[0], batches), key)
         return state, jax.tree.map(lambda x: x[None], metrics)
+
+    def split_steps(
+        state: SplitState, examples: Examples, batches: Batches, key: jax.Array
+    ) -> tuple[SplitState, StepMetrics]:
+        new, metrics = train_steps(_join(*state), examples, batches, key)
+        return SplitState(*_partition(new)), metrics
+
+    if split_dense:
+        axes = SplitState(copied=None, divided=0)  # type: ignore[arg-type]
+        return jax.pmap(
+            split_steps,
+            axis_name=AXIS,
+            in_axes=(axes, 0 if streams else None, 0, None),
+            out_axes=(axes, None),
+            donate_argnums=0,
+            devices=devices,
+        )
 
     # out_axes=None returns the first device's value: psum and all_gather make everything returned equal on all devices.
     return jax.pmap(

@@ -15,6 +15,7 @@ from alexnet_jax import models
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # its modules import one another as a script's neighbours
 
+import collectives  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
 from programs import Spec  # noqa: E402
@@ -175,3 +176,41 @@ def test_a_worker_that_fails_gives_its_reason(tmp_path):
     spec = Spec("jax", "cpu", data=str(tmp_path / "nowhere.npz"))
     with (tmp_path / "log").open("wb") as log, pytest.raises(run.WorkerError, match=r"^FileNotFoundError: .*nowhere"):
         run.Worker(spec, log)
+
+
+# Lines of compiled programs, for a CPU and for a GPU, cut short.
+HLO = """
+%all-to-all = (f32[16,512]{1,0}, /*index=1*/f32[16,512]{1,0}) all-to-all(%a, %b), channel_id=1, dimensions={0}
+%reduce_scatter.2 = bf16[16,1000]{1,0} reduce-scatter(%x), channel_id=1, dimensions={0}, to_apply=%sum
+ROOT %all-reduce.7 = (s32[], pred[3]{0}) all-reduce(%c, %d), to_apply=%region
+%all-reduce-start.1 = f32[7]{0} all-reduce-start(%e), to_apply=%region
+%all-reduce-done.1 = f32[7]{0} all-reduce-done(%all-reduce-start.1)
+%all-gather-start = ((f32[2,3]{1,0:T(8,128)}, s8[1]{0}), (f32[8,3]{1,0}, s8[4]{0})) all-gather-start(%f, %g)
+%all-gather-done = (f32[8,3]{1,0}, s8[4]{0}) all-gather-done(%all-gather-start)
+%collective-permute-start = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%h)
+%fusion = f32[9]{0} fusion(%all-reduce.7), calls=%all-gather.2
+"""
+
+
+def test_collectives_are_found_and_weighed():
+    found = collectives.collectives(HLO)
+    assert found == [
+        ("all-to-all", 2 * 16 * 512 * 4),
+        ("reduce-scatter", 16 * 1000 * 2),
+        ("all-reduce", 4 + 3),
+        ("all-reduce", 28),
+        ("all-gather", 8 * 3 * 4 + 4),
+        ("collective-permute", 20),
+    ]
+    assert [c.sent_bytes(4) for c in found] == [49152, 96000, 10.5, 42, 75, 20]
+    with pytest.raises(ValueError, match="HLO type s4"):
+        collectives.size_of("s4[2]")
+
+
+def test_collectives_on_file_cross_where_they_do_on_paper():
+    written = json.loads((ROOT / "results" / "collectives-cpu.json").read_text())
+    for devices, crossing in written["crossings"].items():
+        assert collectives.crossing(written["counts"], int(devices)) == crossing["compiled"]
+        assert collectives.on_paper(written["variant"], int(devices)) == crossing["paper"]
+        assert crossing["compiled"]["crossing"] == pytest.approx(crossing["paper"]["crossing"], rel=1e-6)
+        assert crossing["compiled"]["largest_deviation"] < 1e-9

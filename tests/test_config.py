@@ -73,6 +73,15 @@ def test_every_value_survives_json():
         ({"network": "convnet-11pct", "lrn": "divided"}, "--lrn divided: --network convnet-11pct has its own"),
         ({"network": "2012", "lrn": "none"}, "--lrn none: --network 2012 has its own"),
         ({"network": "caffe", "activation": "tanh"}, "--activation is for --network small and convnet-..."),
+        ({"parallelism": "hybrid", "deterministic": True}, "--parallelism hybrid: --deterministic has all weights"),
+        (
+            {"parallelism": "hybrid", "optimizer": "muon"},
+            "--parallelism hybrid: --optimizer muon needs each kernel in one piece",
+        ),
+        (
+            {"parallelism": "hybrid", "network": "convnet-18pct", "dropout_rate": 0.0},
+            "--parallelism hybrid: --network convnet-18pct has no hidden dense layers",
+        ),
         ({"colour": "red"}, "unknown setting 'colour'"),
         ({"a\nb" * 100: 1}, "unknown setting 'a\\nba\\nb"),
         ({"epochs": "3"}, "--epochs 3: input should be a valid integer"),

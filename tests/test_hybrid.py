@@ -1,0 +1,210 @@
+"""Hybrid parallelism computes what data parallelism does, with a part of the dense layers on each device."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_loop import comparable, make_config
+from test_steps import everything_on, relative_difference
+
+from alexnet_jax import augment, hybrid, loop, optimizer, steps
+from alexnet_jax.batches import Batches, batches
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import OptimizerConfig
+from alexnet_jax.models import AlexNet, AlexNetSmall
+
+SGD = OptimizerConfig("sgd", 1e-3, momentum=0.9, weight_decay=5e-4, average_decay=0.9)
+UPDATE, _ = optimizer.from_config(SGD, 5, 1)
+
+
+class Tiny(nn.Module):
+    """A convolution, and dense layers of which three devices can't have equal parts."""
+
+    dense_axis: str | None = None
+
+    @nn.compact
+    def __call__(self, images, dropout_keys=None):
+        dense = (
+            nn.Dense if self.dense_axis is None else lambda *args, **kw: hybrid.SplitDense(*args, axis="batch", **kw)
+        )
+        x = nn.relu(nn.Conv(7, (8, 8), strides=8, name="conv1")(images)).reshape(len(images), -1)
+        return dense(10, name="logits")(nn.tanh(dense(20, name="fc1")(x)))
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What some steps gave.
+
+    Attributes:
+      state: the whole state.
+      metrics: of each step.
+      placed: the state as it lay on the devices.
+    """
+
+    state: steps.TrainState
+    metrics: list[steps.StepMetrics]
+    placed: steps.TrainState | steps.SplitState
+
+
+def train(split, model, devices, parts, update=UPDATE, spoil=lambda state: state, **options):
+    """The second half of an epoch of 100 images in batches of 24: batches 2 and 3, and one of 4 images."""
+    devices = jax.devices()[:devices]
+    step = steps.make_train_step(model, update, everything_on(split.images), devices, split_dense=parts, **options)
+    state = spoil(jax.device_get(steps.create_state(model, update, (32, 32, 3), jax.random.key(0))))
+    shapes = jax.eval_shape(lambda: state)
+    state = steps.split(state, devices) if parts else steps.replicate(state, devices)
+    examples, key = steps.replicate((steps.Examples(split.images, split.labels), jax.random.key(1)), devices)
+    metrics = []
+    for number in (2, 3, 4):
+        layout = batches(np.arange(100), 24, len(devices)).part(number)
+        state, sums = step(state, examples, layout, key)
+        metrics.append(jax.device_get(sums))
+    return Outcome(jax.device_get(steps.whole(state, shapes)), metrics, state)
+
+
+def assert_alike(a: Outcome, b: Outcome, tolerance: float = 1e-5) -> None:
+    for left, right in zip(a.metrics, b.metrics, strict=True):
+        np.testing.assert_allclose(left.loss, right.loss, rtol=tolerance)
+        np.testing.assert_array_equal((left.correct, left.count), (right.correct, right.count))
+    assert relative_difference(a.state.params, b.state.params) < tolerance
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), a.state, b.state)
+
+
+def test_hybrid_steps_compute_what_data_parallel_ones_do(tiny):
+    """With crops, noise, dropout, momentum, weight decay and averaging."""
+    data, outcome = (train(tiny["train"], AlexNetSmall(initial_bias=0.0), 8, parts) for parts in (False, True))
+    assert_alike(data, outcome)
+    shapes = {name: outcome.placed.divided.params[name]["kernel"].shape for name in hybrid.LAYERS}
+    assert shapes == {"fc1": (8, 384, 512), "fc2": (8, 64, 512), "logits": (8, 64, 10)}
+    for kernel in jax.tree.leaves(outcome.placed.divided):
+        assert {shard.data.shape for shard in kernel.addressable_shards} == {(1, *kernel.shape[1:])}
+
+
+@pytest.fixture(scope="module")
+def tiny_reference(tiny):
+    return train(tiny["train"], Tiny(), 1, parts=False)
+
+
+def test_adam_smoothed_labels_and_parts_of_a_share_in_one_program(tiny):
+    traces = 0
+
+    class Counting(Tiny):
+        def __call__(self, *args, **kwargs):
+            nonlocal traces
+            traces += self.dense_axis is not None
+            return super().__call__(*args, **kwargs)
+
+    update, _ = optimizer.from_config(OptimizerConfig("adam", 1e-3), 5, 1)
+    one = train(tiny["train"], Tiny(), 1, False, update, label_smoothing=0.1)
+    assert_alike(one, train(tiny["train"], Counting(), 3, True, update, label_smoothing=0.1, accumulate=2), 1e-4)
+    assert traces == 3  # for the shapes, and once for each part
+
+
+def test_several_steps_in_a_call_and_streams(tiny, tiny_reference):
+    split, devices = tiny["train"], jax.devices()[:3]
+    first = jax.device_get(steps.create_state(Tiny(), UPDATE, (32, 32, 3), jax.random.key(0)))
+    layout = batches(np.arange(100), 24, 3)
+    layout = Batches(layout.indices[:, 2:], layout.mask[:, 2:])
+    shares = steps.Examples(*(x[layout.indices].reshape(3, 24, *x.shape[1:]) for x in (split.images, split.labels)))
+    places = np.broadcast_to(np.arange(24, dtype=np.int32).reshape(3, 8), layout.mask.shape)
+    for examples, indices, streams in (
+        (steps.Examples(split.images, split.labels), layout.indices, False),
+        (shares, places, True),
+    ):
+        step = steps.make_train_step(
+            Tiny(), UPDATE, everything_on(split.images), devices, streams=streams, split_dense=True
+        )
+        state, metrics = step(steps.split(first, devices), examples, Batches(indices, layout.mask), jax.random.key(1))
+        one_each = [jax.tree.map(lambda x, i=i: np.asarray(x)[i : i + 1], metrics) for i in range(3)]
+        assert_alike(tiny_reference, Outcome(jax.device_get(steps.whole(state, first)), one_each, state))
+
+
+def test_what_one_device_finds_infinite_no_device_takes(tiny):
+    """Only a weight of the last of 3 devices becomes infinite."""
+
+    def spoil(state):
+        kernel = state.params["logits"]["kernel"].copy()
+        kernel[-1] = 1e30
+        return state.replace(params=state.params | {"logits": state.params["logits"] | {"kernel": kernel}})
+
+    update = optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, p: jnp.where(p > 1e29, jnp.inf, u), updates, params)
+    )
+    outcome = train(tiny["train"], Tiny(), 3, parts=True, update=update, spoil=spoil)
+    assert [bool(m.finite[0]) for m in outcome.metrics] == [False] * 3
+    assert int(outcome.state.step) == 0
+    first = spoil(jax.device_get(steps.create_state(Tiny(), update, (32, 32, 3), jax.random.key(0))))
+    jax.tree.map(np.testing.assert_array_equal, first.params, outcome.state.params)
+
+
+def test_what_does_not_go_together(tiny):
+    for wrong in ({"deterministic": True}, {"runs": True}):
+        with pytest.raises(ValueError, match="split_dense goes with neither"):
+            train(tiny["train"], Tiny(), 2, parts=True, **wrong)
+
+
+def full_network_after_a_step(parts):
+    """AlexNet on 8 devices with 16 random images of 67x67, the smallest it takes."""
+    images = np.random.default_rng(0).integers(0, 256, (16, 67, 67, 3), np.uint8)
+    devices, model = jax.devices(), AlexNet("paper")
+    preprocessing = augment.Preprocessing(augment.pca_basis(images), input_range=255)
+    step = steps.make_train_step(model, UPDATE, preprocessing, devices, split_dense=parts)
+    state = jax.device_get(steps.create_state(model, UPDATE, (67, 67, 3), jax.random.key(0)))
+    examples = steps.Examples(images, np.arange(16, dtype=np.int32))
+    placed = steps.split(state, devices) if parts else steps.replicate(state, devices)
+    new, metrics = step(placed, examples, batches(np.arange(16), 16, 8).part(0), jax.random.key(1))
+    return jax.device_get((steps.whole(new, state).params, metrics.loss, state.params))
+
+
+@pytest.mark.stress
+def test_the_full_network(capsys):
+    (params, loss, before), (other, other_loss, _) = (full_network_after_a_step(parts) for parts in (False, True))
+    changes, other_changes = (jax.tree.map(np.subtract, p, before) for p in (params, other))
+    difference = relative_difference(changes, other_changes)
+    with capsys.disabled():
+        print(f"loss {loss[0]!r} and {other_loss[0]!r}, updates differ by {difference:.2g} of their norm at most")
+    np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
+    assert difference < 1e-3
+
+
+def test_a_run_goes_on_with_the_other_parallelism(tiny, tmp_path):
+    """There and back; 3 devices can't have equal parts of 512 rows, and a checkpoint does not show it."""
+
+    def config(name, epochs, parallelism, num_devices):
+        config = make_config(tmp_path / name, epochs, parallelism=parallelism, num_devices=num_devices)
+        return dataclasses.replace(
+            config,
+            optimizer=dataclasses.replace(config.optimizer, learning_rate=5e-5),
+            schedule=dataclasses.replace(config.schedule, batch_size=24),
+        )
+
+    loop.train_and_evaluate(config("data", 3, "data", 2), tiny)
+    for epochs, (parallelism, devices) in enumerate((("hybrid", 3), ("data", 2), ("hybrid", 3)), 1):
+        loop.train_and_evaluate(config("mixed", epochs, parallelism, devices), tiny)
+    (data, _), (mixed, _) = (
+        Checkpoints(tmp_path / name / "checkpoints", read_only=True).restore_newest() for name in ("data", "mixed")
+    )
+    assert relative_difference(data["opt_state"], mixed["opt_state"]) < 1e-2  # the momentum: sums of 15 gradients
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-5), data, mixed)
+    for got, wanted in zip(comparable(tmp_path / "mixed"), comparable(tmp_path / "data"), strict=True):
+        assert got == {k: pytest.approx(v, rel=1e-3) if isinstance(v, float) else v for k, v in wanted.items()}
+
+
+def test_layers_with_unequal_parts():
+    kernel = np.arange(14.0).reshape(7, 2)
+    parts = hybrid.stacked(kernel, 3)
+    assert parts.shape == (3, 3, 2)
+    np.testing.assert_array_equal(hybrid.unstacked(parts, 7), kernel)
+    x = np.random.default_rng(0).random((6, 7)).astype(np.float32)
+    bias = np.array([1.0, 2.0], np.float32)
+    layer = hybrid.SplitDense(2, "devices")
+    y = jax.pmap(
+        lambda kernel, x: layer.apply({"params": {"kernel": kernel, "bias": jnp.asarray(bias)}}, x),
+        axis_name="devices",
+        devices=jax.devices()[:3],
+    )(parts.astype(np.float32), x.reshape(3, 2, 7))
+    np.testing.assert_allclose(np.asarray(y).reshape(6, 2), x @ kernel + bias, rtol=1e-6)
