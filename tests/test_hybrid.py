@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_processes
 from test_loop import comparable, make_config
 from test_steps import everything_on, relative_difference
 
@@ -192,6 +193,39 @@ def test_a_run_goes_on_with_the_other_parallelism(tiny, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-5), data, mixed)
     for got, wanted in zip(comparable(tmp_path / "mixed"), comparable(tmp_path / "data"), strict=True):
         assert got == {k: pytest.approx(v, rel=1e-3) if isinstance(v, float) else v for k, v in wanted.items()}
+
+
+@pytest.mark.stress
+def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
+    """Two processes of two devices against data parallelism in the same, and one process of four; then crosswise."""
+    flags = ["quickstart", "--batch-size", "16", "--log-every", "1", "--optimizer", "sgd", "--learning-rate", "5e-5"]
+    flags += ["--momentum", "0.9", "--weight-decay", "5e-4", "--parallelism"]
+
+    def train_on(name, parallelism, *numbers):
+        monkeypatch.setattr(test_processes, "FLAGS", [*flags, parallelism])
+        test_processes.train(tmp_path / name, *numbers)
+        return Checkpoints(tmp_path / name / "checkpoints", read_only=True).restore_newest()[0]["opt_state"]
+
+    def assert_same_losses(name, other):
+        for got, wanted in zip(comparable(tmp_path / name), comparable(tmp_path / other), strict=True):
+            assert got == {k: pytest.approx(v, rel=1e-4) if isinstance(v, float) else v for k, v in wanted.items()}
+
+    data, two, one = (
+        train_on(name, parallelism, 1, processes, devices)
+        for name, parallelism, processes, devices in (
+            ("data", "data", 2, 2), ("two", "hybrid", 2, 2), ("one", "hybrid", 1, 4)
+        )
+    )  # fmt: skip
+    differences = [relative_difference(two, other) for other in (data, one)]
+    print(f"the momentum differs by {differences}")
+    # One process and two differ by as much in data parallelism: another number of threads, other maxima among equals.
+    assert differences[0] < 1e-3
+    assert differences[1] < 1e-1
+    assert_same_losses("two", "data")
+    assert_same_losses("two", "one")
+    train_on("two", "hybrid", 2, 1, 4)
+    train_on("one", "hybrid", 2, 2, 1)
+    assert_same_losses("two", "one")
 
 
 def test_layers_with_unequal_parts():
