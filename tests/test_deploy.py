@@ -14,7 +14,7 @@ import tomllib
 import kubernetes_validate
 import pytest
 import yaml
-from test_processes import WORKER
+from process_faults import WORKER
 
 from alexnet_jax import cli
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import process_faults
 import pytest
-import test_processes
 from test_loop import comparable, make_config
 from test_steps import everything_on, relative_difference
 
@@ -196,14 +196,14 @@ def test_a_run_goes_on_with_the_other_parallelism(tiny, tmp_path):
 
 
 @pytest.mark.stress
-def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
+def test_two_processes_compute_what_one_does(tmp_path):
     """Two processes of two devices against data parallelism in the same, and one process of four; then crosswise."""
     flags = ["quickstart", "--batch-size", "16", "--log-every", "1", "--optimizer", "sgd", "--learning-rate", "5e-5"]
     flags += ["--momentum", "0.9", "--weight-decay", "5e-4", "--parallelism"]
 
-    def train_on(name, parallelism, *numbers):
-        monkeypatch.setattr(test_processes, "FLAGS", [*flags, parallelism])
-        test_processes.train(tmp_path / name, *numbers)
+    def train_on(name, parallelism, epochs, processes, devices):
+        options = [*flags, parallelism, "--epochs", str(epochs)]
+        process_faults.finish(process_faults.start(tmp_path / name, processes, devices, options))
         return Checkpoints(tmp_path / name / "checkpoints", read_only=True).restore_newest()[0]["opt_state"]
 
     def assert_same_losses(name, other):
