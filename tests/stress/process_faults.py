@@ -9,7 +9,7 @@ what they leave must be what an undisturbed run has left.
 """
 
 import argparse
-import contextlib
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -40,7 +40,7 @@ datasets.load = evaluation.load = lambda config: tiny
 cli.run(train.main)
 """
 FLAGS = ("quickstart", "--batch-size", "16", "--log-every", "3")
-LONGER = (*FLAGS, "--epochs", "3", "--eval-every", "2", "--checkpoint-every", "1")
+LONGER = (*FLAGS, "--epochs", "3", "--checkpoint-every", "1")
 
 
 def free_address() -> str:
@@ -156,6 +156,38 @@ def lose_one(
     return Outcome(seconds, lines, problems)
 
 
+@dataclasses.dataclass
+class Trial:
+    """One training, and what happens to it; see `run`."""
+
+    processes: int
+    number: signal.Signals
+    victim: int
+    delay: float
+    outcome: Outcome | None = None
+
+
+def run(trial: Trial, whole: pathlib.Path, choice: random.Random) -> Trial:
+    """Loses a process, goes on, compares with the undisturbed run."""
+    workdir = pathlib.Path(tempfile.mkdtemp(dir=whole.parent)) / "run"
+    while trial.outcome is None:
+        running = start(workdir, trial.processes, 1, LONGER)
+        try:
+            trial.outcome = lose_one(workdir, running, trial.victim, trial.number, trial.delay)
+        except TooLateError:
+            trial.delay = choice.uniform(0, trial.delay)
+            shutil.rmtree(workdir)
+    finish(start(workdir, trial.processes, 1, LONGER))
+    if not is_like(workdir, whole):
+        trial.outcome.problems.append(f"{workdir}: not like the undisturbed run")
+    text = f"{trial.number.name} to {trial.victim} of {trial.processes} after {trial.delay:.1f} s:"
+    text += f" {trial.outcome.seconds:.1f} s, {trial.outcome.lines} {trial.outcome.problems}"
+    print(text, flush=True)
+    if not trial.outcome.problems:
+        shutil.rmtree(workdir.parent)
+    return trial
+
+
 def main() -> None:
     """Parses the flags, loses processes, reports."""
     import results_file
@@ -163,61 +195,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kill and stop processes of a training and see what becomes of it.")
     parser.add_argument("--trials", type=int, default=20, help="of each signal and number of processes")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--at-once", type=int, default=2, help="trials that run side by side")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     begin, choice, folder = time.monotonic(), random.Random(args.seed), pathlib.Path(tempfile.mkdtemp())
     os.environ.setdefault("ALEXNET_JAX_TEST_CACHE", str(folder / "cache"))
-    rows, failures = [], []
+    trials = []
+    with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
+        for processes in args.processes:
+            whole = folder / f"undisturbed-{processes}"
+            for _ in range(2):  # the first compiles
+                shutil.rmtree(whole, ignore_errors=True)
+                running = start(whole, processes, 1, LONGER)
+                while not (whole / "train.lock").exists():
+                    time.sleep(0.01)
+                begun = time.monotonic()
+                finish(running)
+                length = (time.monotonic() - begun) * args.at_once
+            planned = [
+                Trial(processes, number, choice.randrange(processes), choice.uniform(0, length))
+                for _ in range(args.trials)
+                for number in (signal.SIGKILL, signal.SIGSTOP)
+            ]
+            trials += pool.map(lambda trial, whole=whole: run(trial, whole, choice), planned)
+    rows = []
     for processes in args.processes:
-        whole = folder / f"undisturbed-{processes}"
-        for _ in range(2):  # the first compiles
-            shutil.rmtree(whole, ignore_errors=True)
-            running = start(whole, processes, 1, LONGER)
-            while not (whole / "train.lock").exists():
-                time.sleep(0.01)
-            begun = time.monotonic()
-            finish(running)
-            length = time.monotonic() - begun
         for number in (signal.SIGKILL, signal.SIGSTOP):
-            seconds, said, hit = [], set(), [0] * processes
-            alike = 0
-            for trial in range(args.trials):
-                victim, outcome = choice.randrange(processes), None
-                while outcome is None:
-                    workdir = folder / f"{processes}-{number.name}-{trial}"
-                    shutil.rmtree(workdir, ignore_errors=True)
-                    delay = choice.uniform(0, length)
-                    running = start(workdir, processes, 1, LONGER)
-                    with contextlib.suppress(TooLateError):
-                        outcome = lose_one(workdir, running, victim, number, delay)
-                hit[victim] += 1
-                seconds.append(outcome.seconds)
-                said |= set(outcome.lines)
-                failures += [f"{workdir}, process {victim} after {delay:.2f} s: {text}" for text in outcome.problems]
-                finish(start(workdir, processes, 1, LONGER))
-                if is_like(workdir, whole):
-                    alike += 1
-                else:
-                    failures.append(f"{workdir}: not like the undisturbed run")
-                text = f"{number.name} to {victim} of {processes} after {delay:.1f} s: {outcome.seconds:.1f} s"
-                print(text, "; ".join(outcome.lines).replace("\n", ""), flush=True)
-                if not failures:
-                    shutil.rmtree(workdir)
+            ours = [trial for trial in trials if (trial.processes, trial.number) == (processes, number)]
+            seconds = [trial.outcome.seconds for trial in ours if trial.outcome]
             rows.append(
                 {
                     "processes": processes,
                     "signal": number.name,
-                    "trials": args.trials,
-                    "to_process": hit,
+                    "trials": len(ours),
+                    "to_process": [sum(trial.victim == i for trial in ours) for i in range(processes)],
                     "seconds_until_all_left": {
                         "median": round(float(np.median(seconds)), 1),
                         "most": round(max(seconds), 1),
                     },
-                    "resumed_like_undisturbed": alike,
-                    "lines": sorted(said),
+                    "left_as_promised_and_resumed_like_undisturbed": sum(
+                        not t.outcome.problems for t in ours if t.outcome
+                    ),
+                    "lines": sorted({line for trial in ours if trial.outcome for line in trial.outcome.lines}),
                 }
             )
-    if failures:
+    if failures := [problem for trial in trials if trial.outcome for problem in trial.outcome.problems]:
         print("\n".join(failures), file=sys.stderr)
         print(f"see {folder}", file=sys.stderr)
         sys.exit(1)
