@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import socket
 import stat
@@ -199,6 +200,14 @@ def test_kubernetes_dry_run(tmp_path):
     assert [process.returncode for process in running] == [0, 0], said
     assert said[0][0].count("on 2 x cpu") == 1
     assert_one_finished_run(tmp_path / "runs" / "quickstart")
+
+
+def test_flags_in_the_readme():
+    starts = re.compile(r"(?:.*slurm\.sbatch|(?:mpirun .*)?python train\.py|docker run .* alexnet-jax) (.*)")
+    found = [match[1] for line in (DEPLOY / "README.md").read_text().splitlines() if (match := starts.match(line))]
+    assert len(found) == 7
+    for flags in found:
+        cli.parse_train(shlex.split(flags, comments=True))
 
 
 def test_container():
