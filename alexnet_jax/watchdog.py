@@ -52,7 +52,7 @@ class HeldBackOutput:
             stream = getattr(sys, name)
             stream.flush()
             again = os.fdopen(os.dup(fd), "w", encoding=stream.encoding, errors=stream.errors)
-            again.reconfigure(line_buffering=stream.line_buffering or name == "stderr")
+            again.reconfigure(line_buffering=True)  # whoever follows a log sees it live
             setattr(sys, name, again)
         self._reader, writer = os.pipe()
         os.dup2(writer, 1)
