@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kill and stop processes of a training and see what becomes of it.")
     parser.add_argument("--trials", type=int, default=20, help="of each signal and number of processes")
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--at-once", type=int, default=2, help="trials that run side by side")
+    parser.add_argument("--at-once", type=int, default=3, help="trials that run side by side")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     begin, choice, folder = time.monotonic(), random.Random(args.seed), pathlib.Path(tempfile.mkdtemp())
@@ -211,7 +211,7 @@ def main() -> None:
                     time.sleep(0.01)
                 begun = time.monotonic()
                 finish(running)
-                length = (time.monotonic() - begun) * args.at_once
+                length = time.monotonic() - begun
             planned = [
                 Trial(processes, number, choice.randrange(processes), choice.uniform(0, length))
                 for _ in range(args.trials)
