@@ -247,7 +247,8 @@ def main() -> None:
     command = f"python tests/stress/process_faults.py --trials {args.trials} --processes"
     command += "".join(f" {n}" for n in args.processes) + f" --seed {args.seed}"
     minutes = round((time.monotonic() - begin) / 60, 1)
-    results_file.write("process-faults", command, {"rows": rows, "seed": args.seed, "minutes": minutes})
+    name = "-".join(["process-faults", *map(str, args.processes)])
+    results_file.write(name, command, {"rows": rows, "seed": args.seed, "minutes": minutes})
 
 
 if __name__ == "__main__":
