@@ -70,6 +70,8 @@ def elsewhere(words: list[str]) -> str | None:
     """Who runs this program, if not this script."""
     if words[0] == "pip":
         return "the environment that this script runs in was made by such a line; .ci/run makes one with the extra test"
+    if "--distributed" in words:
+        return "several at once: tests/test_processes.py"
     return "this script" if "tests/stress/commands.py" in words else None
 
 
