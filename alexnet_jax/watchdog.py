@@ -40,6 +40,7 @@ class HeldBackOutput:
     Python's own output goes its way as before. So a process that leaves says one line, without gloo's and gRPC's pages.
 
     Attributes:
+      stderr: Python's, whatever becomes of `sys.stderr` (it is set aside while Orbax writes).
       is_muted: what comes from C++ is no longer shown.
       on_lost_service: is called where JAX's client has lost its service, which process 0 holds, and is about to abort
         this process; has to end it.
@@ -54,6 +55,7 @@ class HeldBackOutput:
             again = os.fdopen(os.dup(fd), "w", encoding=stream.encoding, errors=stream.errors)
             again.reconfigure(line_buffering=True)  # whoever follows a log sees it live
             setattr(sys, name, again)
+        self.stderr = sys.stderr
         self._reader, writer = os.pipe()
         os.dup2(writer, 1)
         os.dup2(writer, 2)
@@ -197,7 +199,7 @@ class Watchdog:
         if not self._leaving.acquire(blocking=False):
             return
         self._code, self._output.is_muted = code, True
-        print(f"{program_name()}: {text}", file=sys.stderr, flush=True)
+        print(f"{program_name()}: {text}", file=self._output.stderr, flush=True)
         self._tell(text)
         self._end()
 
