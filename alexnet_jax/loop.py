@@ -266,6 +266,7 @@ class Trainer:
         return wanted if all(wanted <= period - self.step % period for period in periods) else 1
 
     def _take_steps(self, examples: steps.Examples, layout: Batches, epoch: int, bar: tqdm.tqdm) -> None:
+        processes.advance()
         self.state, metrics = self.train_step(self.state, examples, layout, self.key)
         # Only now, with the next steps under way, wait for the last ones' sums: the devices never wait for the host.
         self._collect()

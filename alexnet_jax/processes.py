@@ -124,7 +124,7 @@ def on_main(act: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return act()
-    _advance()
+    advance()
     outcome: dict[str, Any] = {}
     if is_main():
         try:
@@ -146,7 +146,7 @@ def largest(value: int) -> int:
     """The largest of all processes' values."""
     if jax.process_count() == 1:
         return value
-    _advance()
+    advance()
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
@@ -154,10 +154,11 @@ def gathered(array: np.ndarray) -> np.ndarray:
     """The arrays of all processes, which have one shape, one after another along the first axis."""
     if jax.process_count() == 1:
         return array
-    _advance()
+    advance()
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def _advance() -> None:
+def advance() -> None:
+    """To be called before whatever waits for all processes: who comes here first is seen to wait for the rest."""
     if _watchdog is not None:
         _watchdog.advance()

@@ -69,13 +69,13 @@ loop.Trainer._take_steps = mishap
         (
             "import time; time.sleep(100)",
             (1, 1),
-            ("-c: process 1 is stuck: it has not come on for 12 s: look at its output; the same commands go on from "
+            ("-c: process 1 is stuck: it has not come on for 16 s: look at its output; the same commands go on from "
              "the last checkpoint\n",) * 2,
         ),
     ],
 )  # fmt: skip
 def test_a_mishap_of_one_is_told_by_all(tmp_path, mishap, codes, lines):
-    worker = WORKER.replace("cli.run", FAILS.format(mishap=mishap) + "watchdog.STUCK = 0.6\ncli.run")
+    worker = WORKER.replace("cli.run", FAILS.format(mishap=mishap) + "watchdog.STUCK = 0.8\ncli.run")
     said = process_faults.finish(
         process_faults.start(tmp_path / "run", 2, 1, (*FLAGS, "--peer-timeout", "20"), worker), codes
     )
