@@ -40,10 +40,11 @@ def test_two_processes_compute_what_one_does(tmp_path):
 @pytest.mark.parametrize(("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])
 def test_the_others_leave_when_one_is_lost(tmp_path, number, victim):
     """The long form, with what becomes of the run: tests/stress/process_faults.py."""
-    running = process_faults.start(tmp_path / "run", 2, 1, (*LONGER, "--epochs", "100", "--peer-timeout", "4"))
+    running = process_faults.start(tmp_path / "run", 2, 1, (*LONGER, "--epochs", "100", "--peer-timeout", "6"))
     outcome = process_faults.lose_one(tmp_path / "run", running, victim, number, 3.0)
     assert outcome.problems == []
-    assert f"process {victim} is {'silent for 4 s' if number == signal.SIGSTOP else 'gone'}" in outcome.lines[0]
+    found = ("silent for 6 s",) if number == signal.SIGSTOP else ("gone", "silent for 6 s")  # whoever sees it first
+    assert any(f"process {victim} is {what}: " in outcome.lines[0] for what in found)
 
 
 # What the second process does at its third call of the train step.
