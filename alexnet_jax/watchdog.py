@@ -48,7 +48,6 @@ class HeldBackOutput:
 
     def __init__(self, on_lost_service: Callable[[], None]) -> None:
         self.is_muted, self.on_lost_service = False, on_lost_service
-        self._stderr = os.dup(2)
         for name, fd in (("stdout", 1), ("stderr", 2)):
             stream = getattr(sys, name)
             stream.flush()
@@ -86,7 +85,7 @@ class HeldBackOutput:
                 self._lines.extend((time.monotonic() + BEAT, line + b"\n") for line in lines)
             while self._lines and self._lines[0][0] <= time.monotonic():
                 if not self.is_muted and not self._lines[0][1].startswith(b"[Gloo] Rank"):
-                    os.write(self._stderr, self._lines[0][1])
+                    os.write(self.stderr.fileno(), self._lines[0][1])
                 self._lines.popleft()
 
 

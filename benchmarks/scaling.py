@@ -25,7 +25,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import collectives
@@ -42,12 +42,11 @@ from alexnet_jax.run import versions
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "results" / "scaling-cpu.json"
 DEVICES, BATCHES = (1, 2, 4, 8), (64, 128, 256)
-NETWORKS: dict[str, Callable[[], Any]] = {
-    "AlexNetSmall, 32x32": models.AlexNetSmall,
-    # Most of its time goes into its parameters: images of 67x67 leave a map of 1x1.
-    "AlexNet one-column, 67x67": functools.partial(models.AlexNet, "one-column", 10),
+NETWORKS: dict[str, tuple[Any, int]] = {  # and the side of its images
+    "AlexNetSmall, 32x32": (models.AlexNetSmall(), 32),
+    # Most of its time goes into its parameters: these images leave a map of 1x1.
+    "AlexNet one-column, 67x67": (models.AlexNet("one-column", 10), 67),
 }
-SIDES = {"AlexNetSmall, 32x32": 32, "AlexNet one-column, 67x67": 67}
 
 
 def measure(rounds: int, count: int) -> dict[str, Any]:
@@ -55,10 +54,9 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
     devices = steps.select_devices(max(DEVICES))
     rng = np.random.default_rng(0)
     cells = []
-    for name, make in NETWORKS.items():
-        side = SIDES[name]
+    for name, (network, side) in NETWORKS.items():
         images, labels = rng.integers(0, 256, (512, side, side, 3), np.uint8), rng.integers(0, 10, 512, np.int32)
-        model = make().clone(convolution=models.fast_convolution)
+        model = network.clone(convolution=models.fast_convolution)
         update_rule, _ = optimizer.from_config(OptimizerConfig(optimizer="sgd", momentum=0.9), 100, 1)
         preprocessing = augment.Preprocessing(augment.pca_basis(images))
         state = jax.device_get(steps.create_state(model, update_rule, (side, side, 3), jax.random.key(0)))

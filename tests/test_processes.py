@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -91,6 +93,14 @@ def test_a_process_that_stays_alone_says_so(tmp_path):
     ((_, said),) = process_faults.finish(alone[1:], [1])
     assert said.startswith("-c: --distributed: the processes did not find each other within 2 s")
     assert said.count("\n") == 1
+
+
+def test_an_abort_for_another_reason_is_shown_and_is_one():
+    program = "import os; from alexnet_jax import watchdog; watchdog.HeldBackOutput(lambda: os._exit(0))\n"
+    program += "os.write(2, b'something else is fatal\\n'); os.abort()"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=process_faults.ROOT, capture_output=True, timeout=60)
+    assert ended.returncode == -signal.SIGABRT
+    assert ended.stderr == b"something else is fatal\n"
 
 
 @pytest.mark.parametrize(
