@@ -1,10 +1,10 @@
 """Checkpoints: written by Orbax, proved by a manifest of SHA-256 hashes, there whole or not at all.
 
-    checkpoints/<step>/state/          the train state, by Orbax
-    checkpoints/<step>/memory.json     what the loop must remember, and the validation accuracy
-    checkpoints/<step>/manifest.json   the step, and size and SHA-256 of every other file
-    checkpoints/set-aside/             checkpoints that were found damaged, for a person to look at
-    checkpoints/.saving/ .removing/    work under way when the process was killed; the next start clears it
+    checkpoints/<step>/state/                the train state, by Orbax
+    checkpoints/<step>/memory.json           what the loop must remember, and the validation accuracy
+    checkpoints/<step>/manifest.json         the step, and size and SHA-256 of every other file
+    checkpoints/set-aside/                   checkpoints that were found damaged, for a person to look at
+    checkpoints/.saving-<step>/ .removing/   work under way when the process was killed; the next start clears it
 
 Orbax's CheckpointManager is not used: it restores flipped bits silently, takes any folder with a number for a
 checkpoint, and has no place for a manifest before the rename that makes a checkpoint count.
@@ -54,7 +54,7 @@ class Checkpoints:
         """Opens `folder`; unless `read_only`, makes it and clears away what a killed save has left."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
         self._folder, self._read_only = folder.absolute(), read_only
-        self._saving, self._removing = self._folder / ".saving", self._folder / ".removing"
+        self._removing = self._folder / ".removing"
         # Each process reads for itself: where one can't, the others don't wait for it.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
@@ -67,9 +67,8 @@ class Checkpoints:
         if not read_only:
             try:
                 self._folder.mkdir(exist_ok=True)
-                for leftover in (self._saving, self._removing):
-                    if leftover.exists():
-                        shutil.rmtree(leftover)
+                for leftover in (*self._folder.glob(".saving*"), *self._folder.glob(".removing")):
+                    shutil.rmtree(leftover)
             except OSError as error:
                 raise AlexNetError(f"{self._folder}: can't be used ({error.strerror or error})") from error
 
@@ -101,14 +100,16 @@ class Checkpoints:
         target = self._folder / str(step)
         if processes.on_main(target.exists):
             return
+        # A name for each step: machines that share a folder by NFS remember for a while what a name stood for.
+        saving = self._folder / f".saving-{step}"
         tree = steps.shared(flax.serialization.to_state_dict(state))
         try:
-            processes.on_main(lambda: self._prepare(target))
-            self._write_state(tree, target)
-            processes.on_main(lambda: self._commit(step, memory, accuracy, target))
+            processes.on_main(lambda: self._prepare(saving, target))
+            self._write_state(tree, saving, target)
+            processes.on_main(lambda: self._commit(step, memory, accuracy, saving, target))
         except AlexNetError:
             if processes.is_main():
-                shutil.rmtree(self._saving, ignore_errors=True)
+                shutil.rmtree(saving, ignore_errors=True)
             raise
         processes.on_main(self._remove_old)
 
@@ -170,31 +171,33 @@ class Checkpoints:
         self._reader.close()
         self._writer.close()
 
-    def _prepare(self, target: pathlib.Path) -> None:
+    def _prepare(self, saving: pathlib.Path, target: pathlib.Path) -> None:
         with _told(target):
-            self._saving.mkdir()
+            saving.mkdir()
 
-    def _write_state(self, tree: dict[str, Any], target: pathlib.Path) -> None:
+    def _write_state(self, tree: dict[str, Any], saving: pathlib.Path, target: pathlib.Path) -> None:
         # Where a write fails, threads of Orbax and TensorStore print tracebacks beside the exception that tells it.
-        with _told(target), contextlib.redirect_stderr(io.StringIO()):
+        with _told(target), contextlib.redirect_stderr(io.StringIO()), processes.limited(f"{target}: saving"):
             try:
-                self._writer.save(self._saving / "state", args=ocp.args.StandardSave(tree))
+                self._writer.save(saving / "state", args=ocp.args.StandardSave(tree))
             except Exception:
                 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells of them again when the process ends
                 time.sleep(0.5)  # for those threads
                 raise
 
-    def _commit(self, step: int, memory: dict[str, Any], accuracy: float | None, target: pathlib.Path) -> None:
+    def _commit(
+        self, step: int, memory: dict[str, Any], accuracy: float | None, saving: pathlib.Path, target: pathlib.Path
+    ) -> None:
         with _told(target):
-            (self._saving / MEMORY).write_bytes(to_bytes({"memory": memory, "validation_accuracy": accuracy}))
+            (saving / MEMORY).write_bytes(to_bytes({"memory": memory, "validation_accuracy": accuracy}))
             files = {
-                name: {"size": (self._saving / name).stat().st_size, "sha256": _sha256(self._saving / name)}
-                for name in sorted(_files(self._saving))
+                name: {"size": (saving / name).stat().st_size, "sha256": _sha256(saving / name)}
+                for name in sorted(_files(saving))
             }
-            (self._saving / MANIFEST).write_bytes(to_bytes({"step": step, "files": files}))
-            for path in (*self._saving.rglob("*"), self._saving):
+            (saving / MANIFEST).write_bytes(to_bytes({"step": step, "files": files}))
+            for path in (*saving.rglob("*"), saving):
                 sync(path)
-            self._saving.rename(target)
+            saving.rename(target)
             sync(self._folder)
 
     def _accuracy(self, step: int) -> float | None:

@@ -181,8 +181,8 @@ class RunConfig:
     """Devices to spread each batch over; with --distributed those of each process. Unset: all; on a CPU any number can
     be had, one is the default."""
     distributed: Bool = False
-    """Train in several processes, on one machine or many, each with a share of every batch. Who they are is known under
-    Slurm, Open MPI, Kubernetes and on Cloud TPU; elsewhere the next three flags say it."""
+    """Train in several processes, on one machine or many, each with a share of every batch. Who they are JAX finds out
+    under Slurm, Open MPI and on Cloud TPU; elsewhere the next three flags say it."""
     coordinator: str | None = None
     """HOST:PORT of the first process, the same in all."""
     num_processes: PositiveInt | None = None
@@ -275,6 +275,9 @@ RESUMABLE = frozenset(
         "peer_timeout", "parallelism",
     }
 )  # fmt: skip
+
+# Settings in which the processes of one training may differ.
+OWN = frozenset({"data_dir", "workdir", "coordinator", "process_id", "loader_workers", "compilation_cache"})
 
 # Settings that runs of the first version don't have. Their defaults are what it did.
 ADDED = frozenset(

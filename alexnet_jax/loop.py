@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ import tqdm
 from alexnet_jax import augment, health, models, optimizer, plots, processes, runtime, steps
 from alexnet_jax.batches import Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import TrainConfig
+from alexnet_jax.config import OWN, TrainConfig, flag, flat_items
 from alexnet_jax.datasets import Dataset, ImageNet
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, warn
 from alexnet_jax.evaluation import predict_split
@@ -28,7 +29,7 @@ from alexnet_jax.metrics import (
     cross_entropies,
     read_jsonl,
 )
-from alexnet_jax.run import DatasetInfo, RunFolder
+from alexnet_jax.run import DatasetInfo, RunFolder, versions
 from alexnet_jax.signals import StopSignals
 
 SAMPLE = 512  # training images to draw and to measure on
@@ -97,7 +98,7 @@ class Trainer:
         devices = steps.select_devices(config.run.num_devices, config.run.deterministic)
         batch_size = config.schedule.batch_size
         if batch_size % len(devices):
-            raise UsageError(f"--batch-size {batch_size} can't be divided by --num-devices {len(devices)}")
+            raise UsageError(f"--batch-size {batch_size} can't be divided among {len(devices)} devices")
         if config.run.deterministic and batch_size % steps.MICRO_BATCHES:
             raise UsageError(f"--deterministic: --batch-size {batch_size} can't be divided by {steps.MICRO_BATCHES}")
         share, parts = batch_size // len(devices), config.schedule.accumulate
@@ -118,6 +119,8 @@ class Trainer:
 
     def _claim(self, info: DatasetInfo, statistics: augment.Statistics, opened: contextlib.ExitStack) -> None:
         """Locks the folder and describes the run there; of several processes the first does it for all."""
+        settings = {flag(name): value for name, value in flat_items(self.config).items() if name not in OWN}
+        processes.agree(settings | {"data set": info.fingerprint, "versions of Python or packages": versions()})
 
         def claim() -> None:
             opened.enter_context(self.folder.claim())
@@ -159,9 +162,10 @@ class Trainer:
             contextlib.closing(Checkpoints(self.folder.checkpoints, read_only=not processes.is_main()))
         )
         self.totals, self.plateau = Totals(), optimizer.Plateau()
-        intact = processes.on_main(self._newest_intact)
+        found: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        intact = processes.on_main(lambda: self._newest_intact(found))
         if intact is not None:
-            tree, memory = self.checkpoints.restore_tree(intact)
+            tree, memory = found[0] if found else self.checkpoints.restore_tree(intact)
             state = self.checkpoints.to_state(tree, state)
             self.totals, self.plateau = Totals(**memory["totals"]), optimizer.Plateau(**memory["plateau"])
         self.step = int(state.step)
@@ -181,14 +185,17 @@ class Trainer:
         self.last_step = self.steps_per_epoch * config.schedule.epochs
         self._announce(model, info, preprocessing)
 
-    def _newest_intact(self) -> int | None:
-        """The step to go on from; damaged checkpoints are set aside."""
+    def _newest_intact(self, found: list[tuple[dict[str, Any], dict[str, Any]]]) -> int | None:
+        """The step to go on from, and what lies there in `found`; damaged checkpoints are set aside."""
         any_saved = bool(self.checkpoints.all_steps())
         newest = self.checkpoints.restore_newest()
         if any_saved and newest is None and self.folder.metrics.exists():
             warn(f"no checkpoint is intact: {self.folder.path} begins anew; its metrics lie beside the damaged ones")
             shutil.copy(self.folder.metrics, self.checkpoints.set_aside)
-        return None if newest is None else int(newest[0]["step"])
+        if newest is None:
+            return None
+        found.append(newest)
+        return int(newest[0]["step"])
 
     def _past_accuracies(self) -> tuple[float | None, float]:
         """The last and the best validation accuracy so far."""
@@ -220,13 +227,14 @@ class Trainer:
             dynamic_ncols=True,
             disable=None if processes.is_main() else True,  # no bar where the output is no terminal
         )
+        poll = processes.Poll()
         with bar, StopSignals() as signals:
             self.watch.restart()
             for epoch in range(first_epoch, schedule.epochs):
                 with contextlib.closing(self._batches(epoch)) as calls:
                     for examples, layout in calls:
                         self._take_steps(examples, layout, epoch, bar)
-                        if received := processes.largest(signals.received or 0):  # all stop after the same step
+                        if received := poll(signals.received or 0):  # all stop after the same step
                             bar.close()
                             self._save(accuracy=None)
                             raise StoppedError(
@@ -351,7 +359,10 @@ class Trainer:
         if self.stalled_at is None:
             self.stalled_at, self.stalled_params = self.step, jax.tree.map(np.array, self.whole_state().params)
             return
+        self.stall_warned = True
         params = jax.device_get(self.whole_state().params)
+        if not processes.is_main():
+            return
         images = jax.device_put(
             self.preprocessing.evaluation(self.dataset.sample(SAMPLE).images), processes.local(self.devices)[0]
         )
@@ -359,7 +370,6 @@ class Trainer:
         taken = self.step - self.stalled_at
         ratios = {name: r / taken for name, r in health.update_ratios(self.stalled_params, params).items()}
         del self.stalled_params
-        self.stall_warned = True
         warn(f"after {self.step:,} steps the loss is {loss:.3f}, that of guessing: {health.diagnosis(dead, ratios)}")
 
     def _watch_for_plateau(self) -> None:

@@ -4,11 +4,13 @@ All of it is JAX's own runtime (`jax.distributed`, collectives over the devices)
 does nothing, or what its argument says.
 """
 
+import concurrent.futures
 import contextlib
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -30,9 +32,8 @@ _watchdog: watchdog.Watchdog | None = None
 def joined(run: RunConfig) -> Iterator[None]:
     """Joins the other processes, if the flags say that there are any; to be entered before JAX is first used.
 
-    Under Slurm, Open MPI, Kubernetes and on Cloud TPU `jax.distributed` finds out by itself who they are. If one of
-    them is lost while the block runs, this process leaves with a line that says so (`watchdog`). The block's end waits
-    for all.
+    Under Slurm, Open MPI and on Cloud TPU `jax.distributed` finds out by itself who they are. If one of them is lost
+    while the block runs, this process leaves with a line that says so (`watchdog`). The block's end waits for all.
 
     Raises:
       AlexNetError: they can't be joined, they don't come, or a collective fails because one is lost.
@@ -44,18 +45,22 @@ def joined(run: RunConfig) -> Iterator[None]:
     output = watchdog.HeldBackOutput(_not_joined)
     if run.num_devices is not None:
         jax.config.update("jax_num_cpu_devices", run.num_devices)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
-        jax.distributed.initialize(
-            run.coordinator,
-            run.num_processes,
-            run.process_id,
-            initialization_timeout=JOIN_TIMEOUT,
-            heartbeat_timeout_seconds=10 * run.peer_timeout,  # the watchdog is to be first
-        )
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:  # C++ waits there, and signals are heard here
+            pool.submit(
+                jax.distributed.initialize,
+                run.coordinator,
+                run.num_processes,
+                run.process_id,
+                cluster_detection_method="deactivate" if run.coordinator else None,
+                initialization_timeout=JOIN_TIMEOUT,
+                heartbeat_timeout_seconds=10 * run.peer_timeout,  # the watchdog is to be first
+            ).result()
     except (RuntimeError, ValueError) as error:
         raise AlexNetError(
-            f"--distributed: {shown(' '.join(str(error).split()), 300)}; outside of Slurm, Open MPI and Kubernetes "
-            "give --coordinator HOST:PORT, --num-processes and --process-id"
+            f"--distributed: {shown(' '.join(str(error).split()), 300)}; where JAX can't find out who the "
+            "processes are, give --coordinator HOST:PORT, --num-processes and --process-id"
         ) from error
     _watchdog = watchdog.Watchdog(run.peer_timeout, output)
     try:
@@ -70,7 +75,7 @@ def joined(run: RunConfig) -> Iterator[None]:
         raise
     except Exception as error:
         if is_lost_link(error):
-            text = _watchdog.lost()
+            text = _watchdog.lost(error)
             _watchdog.fail(text, AlexNetError.exit_code)
             raise AlexNetError(text) from error
         _watchdog.fail(f"process {jax.process_index()}: {type(error).__name__}: {error}", AlexNetError.exit_code)
@@ -124,13 +129,13 @@ def on_main(act: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return act()
-    advance()
     outcome: dict[str, Any] = {}
     if is_main():
         try:
             outcome = {"value": act()}
         except AlexNetError as error:
             outcome = {"error": shown(str(error), _MESSAGE // 8), "is_usage": isinstance(error, UsageError)}
+    advance()
     message = np.zeros(_MESSAGE, np.uint8)
     text = json.dumps(outcome).encode()
     message[: len(text)] = np.frombuffer(text, np.uint8)
@@ -142,12 +147,20 @@ def on_main(act: Callable[[], T]) -> T:
     return value
 
 
-def largest(value: int) -> int:
-    """The largest of all processes' values."""
-    if jax.process_count() == 1:
-        return value
-    advance()
-    return int(np.max(multihost_utils.process_allgather(np.int32(value))))
+class Poll:
+    """The largest of all processes' values, without waiting for the devices: with several processes a call late."""
+
+    def __init__(self) -> None:
+        self._largest = jax.pmap(lambda x: jax.lax.pmax(x, "devices"), axis_name="devices", out_axes=None)
+        self._pending: jax.Array | None = None
+
+    def __call__(self, value: int) -> int:
+        """With one process `value`, else the largest at the call before (0 at the first); in all processes the same."""
+        if jax.process_count() == 1:
+            return value
+        advance()
+        before, self._pending = self._pending, self._largest(np.full(jax.local_device_count(), value, np.int32))
+        return 0 if before is None else int(before)
 
 
 def gathered(array: np.ndarray) -> np.ndarray:
@@ -156,6 +169,29 @@ def gathered(array: np.ndarray) -> np.ndarray:
         return array
     advance()
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def agree(facts: Mapping[str, object]) -> None:
+    """Makes sure that all processes have the same of each.
+
+    Raises:
+      UsageError: in all of them, naming what differs, and where.
+    """
+    digests = [hashlib.sha256(repr(fact).encode()).digest() for fact in facts.values()]
+    by_process = gathered(np.array([[list(digest) for digest in digests]], np.uint8))
+    for name, theirs in zip(facts, by_process.swapaxes(0, 1), strict=True):
+        if others := np.flatnonzero((theirs != theirs[0]).any(axis=1)).tolist():
+            raise UsageError(f"{name}: process {others[0]} has other ones than process 0; all need the same")
+
+
+@contextlib.contextmanager
+def limited(what: str) -> Iterator[None]:
+    """Ends this process if the block, in which it waits for others unseen, takes as long as one may be stuck."""
+    if _watchdog is None:
+        yield
+        return
+    with _watchdog.limited(what):
+        yield
 
 
 def advance() -> None:

@@ -110,6 +110,9 @@ def select_devices(num_devices: int | None, deterministic: bool = False) -> list
     if num_devices is not None and num_devices > len(own):
         raise UsageError(f"--num-devices {num_devices}: JAX sees {len(own)} ({devices[0].platform})")
     if jax.process_count() > 1:
+        fewest, *_, most = sorted(len(jax.local_devices(process)) for process in range(jax.process_count()))
+        if fewest < most:
+            raise UsageError(f"--distributed: one process has {fewest} devices, another {most}; all need as many")
         if num_devices is not None and num_devices < len(own):
             raise UsageError(f"--num-devices {num_devices}: with --distributed all {len(own)} of each process are used")
         return devices

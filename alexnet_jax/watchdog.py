@@ -1,5 +1,7 @@
 """Whether the other processes of a training are still there; if not, an end with one line within half a minute.
 
+(A process that lives but does not come on is given longer, `STUCK` times as long.)
+
 A process that is gone, or that is there but does nothing any more (stopped, swapped out, cut off), would leave the
 others waiting in a collective for ever. JAX notices after a hundred seconds, and ends them amid pages of its own
 output. So each process says every second that it lives, in the key-value store of JAX's coordination service, which
@@ -19,7 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -133,6 +135,7 @@ class Watchdog:
         self._place, self._answered = 0, time.monotonic()
         self._leaving, self._is_over = threading.Lock(), threading.Event()
         self._code = 1
+        self._limited: tuple[str, float] | None = None
         output.on_lost_service = self._first_is_gone
         for task in (self._exchange, self._watch):
             threading.Thread(target=task, daemon=True).start()
@@ -153,12 +156,25 @@ class Watchdog:
         self._tell(text)
         atexit.register(self._end)  # before JAX's own, which waits
 
-    def lost(self) -> str:
-        """Says which process must be lost, after a collective has failed."""
-        time.sleep(3 * BEAT)  # meanwhile one that has failed may have said so
+    @contextlib.contextmanager
+    def limited(self, what: str) -> Iterator[None]:
+        """Ends this process if the block takes as long as one may be stuck."""
+        self._limited = what, time.monotonic()
+        try:
+            yield
+        finally:
+            self._limited = None
+
+    def lost(self, error: Exception) -> str:
+        """Says which process must be lost, after a collective has failed with `error`."""
+        time.sleep(4 * BEAT)  # meanwhile one that has failed may have said so
         now = time.monotonic()
         quiet = [i for i, peer in self._peers.items() if now - peer.heard > 2.5 * BEAT]
-        return _gone(quiet or list(self._peers), "gone")
+        if now - self._answered > 2.5 * BEAT:
+            quiet = [0]  # with it went the store, and so nobody is heard
+        if quiet:
+            return _gone(quiet, "gone")
+        return f"no process is gone, but they can't reach each other: {shown(' '.join(str(error).split()), 300)}"
 
     def _exchange(self) -> None:
         """Says that this process lives, and takes note of what the others say."""
@@ -187,6 +203,8 @@ class Watchdog:
                 self._leave(_gone(silent, f"silent for {self._timeout:g} s"), 1)
             elif stuck:
                 self._leave(_gone(stuck, f"stuck: it has not come on for {STUCK * self._timeout:g} s"), 1)
+            elif (limited := self._limited) and now - limited[1] > STUCK * self._timeout:
+                self._leave(f"{limited[0]} has taken {STUCK * self._timeout:g} s: a process or its disk is stuck", 1)
 
     def _first_is_gone(self) -> None:
         self._leave(_gone([0], "gone"), 1)

@@ -354,7 +354,7 @@ def test_an_unwritable_workdir(tiny, tmp_path):
 
 
 def test_a_batch_that_the_devices_do_not_divide(tiny, tmp_path):
-    with pytest.raises(UsageError, match="--batch-size 16 can't be divided by --num-devices 3"):
+    with pytest.raises(UsageError, match="--batch-size 16 can't be divided among 3 devices"):
         loop.train_and_evaluate(make_config(tmp_path / "run", num_devices=3), tiny)
     assert not (tmp_path / "run").exists()
 

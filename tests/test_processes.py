@@ -1,9 +1,11 @@
 """Several processes train as one: the same batches, the same losses, one that writes; and none waits for a lost one."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -75,6 +77,12 @@ loop.Trainer._take_steps = mishap
             ("-c: process 1 is stuck: it has not come on for 16 s: look at its output; the same commands go on from "
              "the last checkpoint\n",) * 2,
         ),
+        pytest.param(
+            "import time; trainer.checkpoints._writer.save = lambda *_, **__: time.sleep(100)",
+            (1, 1),
+            ("-c: {run}/checkpoints/7: saving has taken 16 s: a process or its disk is stuck\n",) * 2,
+            marks=pytest.mark.stress,
+        ),
     ],
 )  # fmt: skip
 def test_a_mishap_of_one_is_told_by_all(tmp_path, mishap, codes, lines):
@@ -82,7 +90,49 @@ def test_a_mishap_of_one_is_told_by_all(tmp_path, mishap, codes, lines):
     said = process_faults.finish(
         process_faults.start(tmp_path / "run", 2, 1, (*FLAGS, "--peer-timeout", "20"), worker), codes
     )
-    assert tuple(stderr for _, stderr in said) == lines
+    assert tuple(stderr for _, stderr in said) == tuple(line.format(run=tmp_path / "run") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--seed", "7"], "--seed: process 1 has other ones than process 0; all need the same"),
+        pytest.param(
+            ["--num-devices", "2"],
+            "--distributed: one process has 1 devices, another 2; all need as many",
+            marks=pytest.mark.stress,
+        ),
+    ],
+)
+def test_all_must_want_the_same(tmp_path, flags, line):
+    worker = WORKER.replace("cli.run", f"if sys.argv[-1] == '1': sys.argv += {flags}\ncli.run")
+    said = process_faults.finish(process_faults.start(tmp_path / "run", 2, 1, FLAGS, worker), [2, 2])
+    assert [stderr.split(": ", 1)[1].removeprefix("process 0: ") for _, stderr in said] == [f"{line}\n"] * 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_to_one_stops_all_after_the_same_step(tmp_path):
+    running = process_faults.start(tmp_path / "run", 2, 1, (*FLAGS, "--epochs", "1000"))
+    process_faults.wait_for_claim(tmp_path / "run", running)
+    while not process_faults.records(tmp_path / "run"):
+        time.sleep(0.1)
+    running[1].terminate()
+    (_, first), (_, second) = process_faults.finish(running, [143, 143])
+    assert re.fullmatch(r"-c: SIGTERM: saved step [\d,]+; the same command goes on from there\n", first)
+    assert second == first
+
+
+def test_sigterm_ends_one_that_waits_for_the_others(tmp_path):
+    alone = process_faults.start(
+        tmp_path / "run", 2, 1, FLAGS, WORKER.replace("cli.run", "print('here', flush=True)\ncli.run")
+    )
+    alone[0].kill()
+    alone[0].communicate()
+    assert alone[1].stdout.readline() == "here\n"
+    time.sleep(2)
+    alone[1].terminate()
+    ((_, stderr),) = process_faults.finish(alone[1:], [143])
+    assert stderr == "-c: SIGTERM: stopped; the same command goes on\n"
 
 
 def test_a_process_that_stays_alone_says_so(tmp_path):

@@ -22,14 +22,14 @@ from process_faults import FLAGS, ROOT, WORKER, finish, records, start
 
 GRIDS = [(p, d) for p in (2, 4) for d in (1, 2, 4)]
 SGD = (*FLAGS, "--optimizer", "sgd", "--log-every", "1", "--eval-every", "3")
-# Each process notes which images its devices get.
+# Each process notes which images its devices get, in files that begin with {order}.
 NOTES = """
-import json, os
+import json
 from alexnet_jax.batches import Batches
 of_devices = Batches.of_devices
 def noted(self, rows):
     part = of_devices(self, rows)
-    with open(f"{os.environ['ORDER']}-{rows.start:02}", "a") as file:
+    with open("{order}-%02d" % rows.start, "a") as file:
         file.write(json.dumps(part.indices.swapaxes(0, 1).tolist()) + "\\n")
     return part
 Batches.of_devices = noted
@@ -38,7 +38,7 @@ Batches.of_devices = noted
 
 def train(workdir: pathlib.Path, grid: tuple[int, int], epochs: int, flags: Sequence[str] = ()) -> pathlib.Path:
     """Trains to the end of an epoch in a grid of (processes, devices of each)."""
-    worker = WORKER.replace("cli.run", NOTES.replace("os.environ['ORDER']", f"'{workdir}-order'") + "cli.run")
+    worker = WORKER.replace("cli.run", NOTES.format(order=f"{workdir}-order") + "cli.run")
     finish(start(workdir, *grid, (*SGD, *flags, "--epochs", str(epochs)), worker))
     return workdir
 
