@@ -8,6 +8,7 @@ import signal
 
 import jax
 import numpy as np
+import process_faults
 import pytest
 from test_loop import assert_same_run, stop_after
 from test_prepare import configure, make_folder
@@ -170,6 +171,23 @@ def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
     }
     with pytest.raises(AlexNetError, match="has no split 'test'"):
         evaluation.evaluate(EvalConfig(tmp_path / "whole", split="test"))
+
+
+@pytest.mark.stress
+def test_processes_train_on_streams_like_one(prepared, tmp_path):
+    """Two processes, each of which reads its share, then one: bit for bit like one from the first to the last."""
+    flags = ["imagenet-2012", "--data-dir", str(prepared), "--network", "small", "--crop-size", "32", "--input-range"]
+    flags += ["1", "--batch-size", "8", "--learning-rate", "1e-4", "--log-every", "1", "--deterministic", "--epochs"]
+    worker = "import train\nfrom alexnet_jax import cli\ncli.run(train.main)"
+    for name, epochs, processes, devices, more in (
+        ("one", 3, 1, 2, ()),
+        ("two", 1, 2, 1, ()),
+        ("two", 2, 2, 2, ("--loader-workers", "1")),
+        ("two", 3, 1, 1, ()),
+    ):
+        running = process_faults.start(tmp_path / name, processes, devices, [*flags, str(epochs), *more], worker)
+        process_faults.finish(running)
+    assert process_faults.is_like(tmp_path / "two", tmp_path / "one")
 
 
 def test_sizes_that_do_not_fit_are_refused(prepared, tmp_path):
