@@ -213,6 +213,7 @@ def test_runs_on_cores(study, tmp_path, capsys, monkeypatch):
     assert "against as it is, seed by seed" in capsys.readouterr().out
 
 
+@pytest.mark.stress
 def test_side_by_side_computes_what_train_does(tmp_path):
     """Two seeds with everything on, against two trainings of three steps an epoch, the last one padded."""
     few, base = shapes.load(train=40, validation=30, test=20), PRESETS["cifar10-paper"].config
