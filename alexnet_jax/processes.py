@@ -181,7 +181,7 @@ def agree(facts: Mapping[str, object]) -> None:
     by_process = gathered(np.array([[list(digest) for digest in digests]], np.uint8))
     for name, theirs in zip(facts, by_process.swapaxes(0, 1), strict=True):
         if others := np.flatnonzero((theirs != theirs[0]).any(axis=1)).tolist():
-            raise UsageError(f"{name}: process {others[0]} has other ones than process 0; all need the same")
+            raise UsageError(f"{name}: not the same in process {others[0]} as in process 0")
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@
 
 A trial starts a training in several processes, sends one of them SIGKILL or SIGSTOP at a random instant between the
 claim of the folder and the end, and waits for the others. Each must leave within 30 s with one line on stderr and
-code 1; so must the one that was stopped, when it is let go on. Then the same commands are run again, and
-what they leave must be what an undisturbed run has left.
+code 1; so must the one that was stopped, when it is let go on. Then the same commands are run again, and what they
+leave must be what an undisturbed run has left.
 """
 
 import argparse
@@ -78,8 +78,7 @@ def finish(running: list[subprocess.Popen[str]], codes: Sequence[int] = ()) -> l
 
 def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, less what depends on the clock."""
-    file = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
