@@ -1,9 +1,9 @@
-"""Checkpoints: written by Orbax, proved by a manifest of SHA-256 hashes, there whole or not at all.
+"""Checkpoints: written by Orbax, verified by a manifest of SHA-256 hashes, committed atomically.
 
     checkpoints/<step>/state/                the train state, by Orbax
     checkpoints/<step>/memory.json           what the loop must remember, and the validation accuracy
     checkpoints/<step>/manifest.json         the step, and size and SHA-256 of every other file
-    checkpoints/set-aside/                   checkpoints that were found damaged, for a person to look at
+    checkpoints/set-aside/                   checkpoints that were found damaged, never deleted
     checkpoints/.saving-<step>/ .removing/   work under way when the process was killed; the next start clears it
 
 Orbax's CheckpointManager is not used: it restores flipped bits silently, takes any folder with a number for a
@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax import processes, steps
 from alexnet_jax.errors import AlexNetError, warn
-from alexnet_jax.files import sync, to_bytes
+from alexnet_jax.files import sync, to_bytes, without_wildcards
 from alexnet_jax.steps import TrainState
 
 KEEP_NEWEST = 2
@@ -40,6 +41,10 @@ MEMORY = "memory.json"
 
 class DamagedError(AlexNetError):
     """A checkpoint is not what was saved."""
+
+
+class RemovedError(AlexNetError):
+    """A checkpoint was removed while it was read: a training keeps only some."""
 
 
 class Checkpoints:
@@ -54,6 +59,7 @@ class Checkpoints:
         """Opens `folder`; unless `read_only`, makes it and clears away what a killed save has left."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
         self._folder, self._read_only = folder.absolute(), read_only
+        self._orbax_folder = without_wildcards(self._folder, user=self)  # Orbax's merge globs the whole path
         self._removing = self._folder / ".removing"
         # Each process reads for itself: where one can't, the others don't wait for it.
         alone = ocp.options.MultiprocessingOptions(
@@ -73,7 +79,7 @@ class Checkpoints:
                 raise AlexNetError(f"{self._folder}: can't be used ({error.strerror or error})") from error
 
     def all_steps(self) -> list[int]:
-        """Steps of the checkpoints, rising. Whatever else lies in the folder is left alone."""
+        """Steps of the checkpoints, rising. Whatever else is in the folder is ignored."""
         entries = self._folder.iterdir() if self._folder.is_dir() else ()
         names = [entry.name for entry in entries if entry.name.isdecimal() and entry.is_dir()]
         return sorted(int(name) for name in names if name == str(int(name)))
@@ -106,7 +112,7 @@ class Checkpoints:
         try:
             processes.on_main(lambda: self._prepare(saving, target))
             self._write_state(tree, saving, target)
-            processes.on_main(lambda: self._commit(step, memory, accuracy, saving, target))
+            processes.on_main(lambda: self._commit(tree, memory, accuracy, saving, target))
         except AlexNetError:
             if processes.is_main():
                 shutil.rmtree(saving, ignore_errors=True)
@@ -114,21 +120,47 @@ class Checkpoints:
         processes.on_main(self._remove_old)
 
     def restore_newest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """State and memory of the newest checkpoint that is as it was saved; None if there is none.
+        """State and memory of the newest checkpoint that is as it was saved; None if nothing was ever saved.
 
         Each newer one is named in a warning and, unless `read_only`, moved to `set-aside/`.
 
         Raises:
-          AlexNetError: if the folder, or an intact checkpoint, can't be read.
+          AlexNetError: there are checkpoints, and none of them is intact (all stay where they are); or one can't be
+            read.
         """
-        for step in reversed(self.all_steps()):
+        damaged: dict[int, DamagedError] = {}
+        while steps_left := [step for step in self.all_steps() if step not in damaged]:
             try:
-                return self.restore_tree(step)
+                restored = self.restore_tree(steps_left[-1])
             except DamagedError as damage:
-                where = "passed over"
-                if not self._read_only:
-                    where = f"set aside as {self._move_aside(step)}"
-                warn(f"checkpoint of step {step:,} {where}: {damage}")
+                damaged[steps_left[-1]] = damage
+            except RemovedError:
+                continue
+            else:
+                for step, found in damaged.items():
+                    where = "skipped" if self._read_only else f"set aside as {self._move_aside(step)}"
+                    warn(f"checkpoint of step {step:,} {where}: {found}")
+                return restored
+        if damaged or (self.set_aside.is_dir() and any(self.set_aside.iterdir())):
+            reason = next(map(str, damaged.values()), f"all are in {self.set_aside}")
+            raise AlexNetError(
+                f"{self._folder}: no checkpoint is intact ({reason}): copy an intact one back, "
+                "or train anew in another --workdir"
+            )
+        return None
+
+    def restore_best(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """State and memory of the checkpoint with the highest validation accuracy; None if none was validated.
+
+        Raises:
+          DamagedError: it is not what was saved.
+          AlexNetError: it can't be read.
+        """
+        while (best := self.best_step()) is not None:
+            try:
+                return self.restore_tree(best)
+            except RemovedError:
+                continue
         return None
 
     @property
@@ -141,17 +173,27 @@ class Checkpoints:
 
         Raises:
           DamagedError: it is not what was saved.
+          RemovedError: it is no longer there.
           AlexNetError: it can't be read.
         """
         folder = self._folder / str(step)
-        verify(folder, step)
         try:
-            metadata = self._reader.metadata(folder / "state").item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-            tree = self._reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-            return tree, json.loads((folder / MEMORY).read_bytes())["memory"]
+            verify(folder, step)
+            return self._read_state(folder), json.loads((folder / MEMORY).read_bytes())["memory"]
         except Exception as error:
+            if not folder.exists():
+                raise RemovedError(f"{folder}: there is no such checkpoint; there are {self.all_steps()}") from error
+            if isinstance(error, AlexNetError):
+                raise
             raise AlexNetError(f"{folder}: can't be read ({_reason(error)})") from error
+
+    def _read_state(self, folder: pathlib.Path) -> dict[str, Any]:
+        """What Orbax wrote into a checkpoint's folder, as nested dicts of NumPy arrays."""
+        path = self._orbax_folder / folder.name / "state"
+        metadata = self._reader.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+        tree: dict[str, Any] = self._reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        return tree
 
     def to_state(self, tree: dict[str, Any], template: TrainState) -> TrainState:
         """A tree from `restore_tree` in the structure of `template`.
@@ -179,22 +221,32 @@ class Checkpoints:
         # Where a write fails, threads of Orbax and TensorStore print tracebacks beside the exception that tells it.
         with _told(target), contextlib.redirect_stderr(io.StringIO()), processes.limited(f"{target}: saving"):
             try:
-                self._writer.save(saving / "state", args=ocp.args.StandardSave(tree))
+                self._writer.save(self._orbax_folder / saving.name / "state", args=ocp.args.StandardSave(tree))
             except Exception:
                 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells of them again when the process ends
                 time.sleep(0.5)  # for those threads
                 raise
 
     def _commit(
-        self, step: int, memory: dict[str, Any], accuracy: float | None, saving: pathlib.Path, target: pathlib.Path
+        self,
+        tree: dict[str, Any],
+        memory: dict[str, Any],
+        accuracy: float | None,
+        saving: pathlib.Path,
+        target: pathlib.Path,
     ) -> None:
         with _told(target):
+            # Before the manifest says that it is right: what Orbax wrote is what it was given.
+            saved = _leaves(self._read_state(saving))
+            for name, leaf in _leaves(tree).items():
+                if name not in saved or _contents(saved[name]) != _contents(leaf):
+                    raise OSError(f"{name} can't be read back as it was written")
             (saving / MEMORY).write_bytes(to_bytes({"memory": memory, "validation_accuracy": accuracy}))
             files = {
                 name: {"size": (saving / name).stat().st_size, "sha256": _sha256(saving / name)}
                 for name in sorted(_files(saving))
             }
-            (saving / MANIFEST).write_bytes(to_bytes({"step": step, "files": files}))
+            (saving / MANIFEST).write_bytes(to_bytes({"step": int(target.name), "files": files}))
             for path in (*saving.rglob("*"), saving):
                 sync(path)
             saving.rename(target)
@@ -210,10 +262,18 @@ class Checkpoints:
     def _remove_old(self) -> None:
         keep = {*self.all_steps()[-KEEP_NEWEST:], self.best_step()}
         for step in self.all_steps():
-            if step not in keep:
-                # Half of a checkpoint must never bear its name.
-                (self._folder / str(step)).rename(self._removing)
-                shutil.rmtree(self._removing)
+            old = self._folder / str(step)
+            if step in keep:
+                continue
+            try:
+                if old.is_symlink():  # its contents are kept elsewhere, by git-annex or DVC
+                    old.unlink()
+                else:
+                    # Half of a checkpoint must never bear its name.
+                    old.rename(self._removing)
+                    shutil.rmtree(self._removing)
+            except OSError as error:
+                warn(f"{old} is no longer needed and can't be removed ({error.strerror or error})")
 
     def _move_aside(self, step: int) -> pathlib.Path:
         folder = self.set_aside
@@ -239,48 +299,54 @@ def _told(target: pathlib.Path) -> Iterator[None]:
 
 
 def verify(folder: pathlib.Path, step: int) -> None:
-    """Compares every file of a checkpoint with its manifest.
+    """Compares every file of a checkpoint that the manifest lists with its size and SHA-256 there; follows links.
 
-    Names that begin with a dot are no part of it: file systems and desktops leave such files.
+    Other files are ignored: file systems, desktops and programs that synchronize folders leave some.
 
     Raises:
-      DamagedError: saying which file is missing, added or changed.
-      AlexNetError: a file can't be read.
+      DamagedError: saying which file is missing or changed.
+      AlexNetError: a file can't be read, or is a link to a file that is not there.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         saved_step, wanted = manifest["step"], {name: (f["size"], f["sha256"]) for name, f in manifest["files"].items()}
-        found = _files(folder) - {MANIFEST}
-    except FileNotFoundError:
-        raise DamagedError(f"{folder} has no {MANIFEST}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(folder / MANIFEST) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedError(f"{folder / MANIFEST} is damaged") from None
     except OSError as error:
         raise AlexNetError(f"{folder}: can't be read ({error.strerror or error})") from error
     if saved_step != step:
         raise DamagedError(f"{folder} was saved as step {saved_step}")
-    if missing := sorted(wanted.keys() - found):
-        raise DamagedError(f"{folder / missing[0]} is missing")
-    if added := sorted(found - wanted.keys()):
-        raise DamagedError(f"{folder / added[0]} does not belong to it")
     for name, (size, digest) in wanted.items():
         path = folder / name
         try:
-            if path.stat().st_size != size:
-                raise DamagedError(f"{path} has {path.stat().st_size} bytes, {size} were saved")
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise DamagedError(f"{path} is not a regular file")
+            if found.st_size != size:
+                raise DamagedError(f"{path} has {found.st_size} bytes, {size} were saved")
             if _sha256(path) != digest:
                 raise DamagedError(f"{path} is not what was saved (SHA-256 differs)")
+        except (FileNotFoundError, NotADirectoryError):
+            raise _missing(path) from None
         except OSError as error:
             raise AlexNetError(f"{path}: can't be read ({error.strerror or error})") from error
 
 
+def _missing(path: pathlib.Path) -> AlexNetError:
+    if path.is_symlink():
+        return AlexNetError(f"{path} is a link to a file that is not there: fetch it first (git annex get, dvc pull)")
+    return DamagedError(f"{path} is missing")
+
+
 def _files(folder: pathlib.Path) -> set[str]:
-    """Names of all files below `folder`, with `/`; links are no files."""
+    """Names of all files below `folder`, with `/`."""
     found = set()
     for parent, _, names in os.walk(folder, onerror=_raise):
         for name in names:
             path = pathlib.Path(parent) / name
-            if not name.startswith(".") and not path.is_symlink():
+            if not name.startswith("."):
                 found.add(path.relative_to(folder).as_posix())
     return found
 
@@ -303,12 +369,18 @@ def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _contents(leaf: Any) -> tuple[Any, ...]:
+    array = np.asarray(leaf)
+    return array.dtype, array.shape, array.tobytes()
+
+
 def check_like(tree: Any, template: Any, where: str) -> None:
     """Raises AlexNetError unless both trees have the same paths, shapes and dtypes."""
-    found, wanted = (
-        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(t)}
-        for t in (tree, template)
-    )
+    found, wanted = _leaves(tree), _leaves(template)
     if different := sorted(found.keys() ^ wanted.keys()):
         raise AlexNetError(f"{where}: the checkpoint is of another network or optimizer: {different[0]} differs")
     for path, leaf in wanted.items():

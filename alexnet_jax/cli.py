@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import tyro
 
+from alexnet_jax import signals, terminal
 from alexnet_jax.config import (
     DEFAULT_PRESET,
     PRESETS,
@@ -24,7 +25,6 @@ from alexnet_jax.config import (
 )
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, program_name
 from alexnet_jax.runtime import keep_freed_memory
-from alexnet_jax.signals import HANDLED, leave_at_once
 
 T = TypeVar("T")
 
@@ -55,8 +55,6 @@ def parse(config_type: type[T], args: Sequence[str], prog: str, description: str
         if not stop.code:
             raise
         raise UsageError(_one_line(complaint.getvalue())) from None
-    except BrokenPipeError:  # `--help | head`
-        raise
     except (AssertionError, OSError) as error:  # of --tyro-write-completion, tyro's own flag
         raise UsageError(f"{shown(args[0])}: {shown(str(error), 300)}") from None
     if unknown:
@@ -99,25 +97,41 @@ def check_checkpoint(name: str) -> None:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a script's main function; a user's error becomes one line on stderr and the process's exit code."""
     prog = program_name()
+    terminal.never_fail()
     keep_freed_memory()
-    for number in HANDLED:
-        signal.signal(number, leave_at_once(prog))
+    if is_interactive():
+        code = _exit_code(main, prog)
+    else:
+        with signals.handling(signals.leave_at_once(prog)):
+            code = _exit_code(main, prog)
+    if code:
+        sys.exit(code)
+
+
+def _exit_code(main: Callable[[Sequence[str]], None], prog: str) -> int:
     try:
         main(sys.argv[1:])
     except StoppedError as stop:
-        for number in HANDLED:
+        if is_interactive():
+            print(f"{prog}: {stop}", file=sys.stderr)
+            return stop.exit_code
+        for number in signals.handled():
             signal.signal(number, signal.SIG_IGN)  # a second one would change the code
         print(f"{prog}: {stop}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(stop.exit_code)
     except AlexNetError as error:
         print(f"{prog}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(1)
+        return error.exit_code
     except OSError as error:  # a disk that fills up or goes away
         print(f"{prog}: {error}", file=sys.stderr)
-        sys.exit(1)
+        return AlexNetError.exit_code
+    return 0
+
+
+def is_interactive() -> bool:
+    """Whether the interpreter goes on after the program: in IPython, a notebook, or `python -i`."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
 def _one_line(complaint: str) -> str:

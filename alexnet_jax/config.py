@@ -254,9 +254,11 @@ class EvalConfig:
     checkpoint: str = "last"
     """`last`, `best` (highest validation accuracy) or a step."""
     data_dir: Path | None = None
-    """Where the data lies, if no longer where the run found it."""
+    """Where the data is, if no longer where the run found it."""
     batch_size: PositiveInt = 500
     """Images a step; does not change the results."""
+    out: Path | None = None
+    """Folder for results and pictures. Unset: RUN/eval."""
     views: Literal[1, 2, 10] = 1
     """Views of each image whose probabilities are averaged: centre; and mirrored; corners and centre, each mirrored."""
     num_devices: PositiveInt | None = None

@@ -20,7 +20,7 @@ class UsageError(AlexNetError):
 
 
 class StoppedError(BaseException):
-    """A signal ended the program. Exit code 128 + its number, as in a shell: 130 for SIGINT, 143 for SIGTERM.
+    """A signal ended the program. Exit code 128 + its number, as in a shell: SIGHUP 129, SIGINT 130, SIGTERM 143.
 
     No `Exception`, like KeyboardInterrupt: it comes anywhere, and no library may take it for a failure of its own.
     """

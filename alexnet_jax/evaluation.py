@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import os
 import pathlib
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,11 @@ import jax
 import numpy as np
 import tqdm
 
-from alexnet_jax import batches, pictures, plots, processes, runtime, steps
+from alexnet_jax import batches, pictures, plots, processes, runtime, steps, terminal
 from alexnet_jax.config import EvalConfig, shown
 from alexnet_jax.datasets import Dataset, ImageNet, load
 from alexnet_jax.errors import AlexNetError, UsageError, warn
-from alexnet_jax.files import read_bytes, to_bytes, write_atomically
+from alexnet_jax.files import read_bytes, to_bytes, write_atomically, write_together
 from alexnet_jax.metrics import (
     Record,
     calibration,
@@ -96,7 +97,7 @@ def main(config: EvalConfig) -> None:
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Evaluates a run on a split, prints a table, writes `eval/` in the run's folder; with `report` also the page.
+    """Evaluates a run on a split, prints a table, writes the results to `out`, and with `report` a page of them.
 
     Returns:
       What `eval/<split>.json` holds.
@@ -109,11 +110,49 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     question = _opened(config.run, config)
     run, name = question.run, question.split
     records = read_jsonl(run.folder.metrics) if config.report else []
+    folder = _results_folder(run, config)
     evaluation = _answered(question, config, devices)
     results = evaluation.results
-    suffix = "" if name == "test" else f"-{name}"
-    folder = run.folder.eval
-    write_atomically(folder / f"{name}.json", to_bytes(results))
+    try:
+        if folder is not None:
+            write_together(folder, _evaluation_files(evaluation))
+    finally:
+        print_results(results, folder)
+    if config.report and folder is not None:
+        from alexnet_jax import report  # not before: plotly takes long to import
+
+        page = folder / f"report{_suffix(name)}.html"
+        write_atomically(page, report.page(evaluation, records).encode())
+        print(f"report in {page}")
+    return results
+
+
+def _results_folder(run: Run, config: EvalConfig) -> pathlib.Path | None:
+    """The folder for results; None, with a warning, where the run's folder can't be written.
+
+    Raises:
+      AlexNetError: the same, and a report is wanted.
+    """
+    if config.out is not None:
+        return config.out
+    existing = next(place for place in (run.folder.eval, run.folder.path) if place.exists())
+    if os.access(existing, os.W_OK | os.X_OK):
+        return run.folder.eval
+    remedy = "give another folder with --out"
+    if config.report:
+        raise AlexNetError(f"{existing} can't be written: {remedy}")
+    warn(f"{existing} can't be written, so the results are only printed: to keep them, {remedy}")
+    return None
+
+
+def _suffix(split: str) -> str:
+    """What the names of a split's files end with: nothing for the test images."""
+    return "" if split == "test" else f"-{split}"
+
+
+def _evaluation_files(evaluation: Evaluation) -> dict[str, bytes]:
+    """Contents of the files of an evaluation by name; the results come last."""
+    run, results, suffix = evaluation.run, evaluation.results, _suffix(evaluation.split)
     predictions = io.BytesIO()
     np.savez_compressed(
         predictions,
@@ -121,34 +160,36 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         predicted=evaluation.logits.argmax(axis=1),
         labels=evaluation.labels,
     )
-    write_atomically(folder / f"predictions{suffix}.npz", predictions.getvalue())
     matrix = np.array(results["confusion"])
-    title = f"{name}: {results['correct']:,} of {results['count']:,} correct ({results['accuracy']:.2%})"
-    plots.save(plots.confusion_matrix(matrix, run.class_names, title), folder / f"confusion{suffix}.png")
-    plots.save(plots.kernels(run.params["conv1"]["kernel"]), folder / "kernels.png")
-    print_results(results, folder)
-    if config.report:
-        from alexnet_jax import report  # not before: plotly takes long to import
-
-        page = folder / f"report{suffix}.html"
-        write_atomically(page, report.page(evaluation, records).encode())
-        print(f"report in {page}")
-    return results
+    title = f"{evaluation.split}: {results['correct']:,} of {results['count']:,} correct ({results['accuracy']:.2%})"
+    return {
+        f"predictions{suffix}.npz": predictions.getvalue(),
+        f"confusion{suffix}.png": plots.to_png(plots.confusion_matrix(matrix, run.class_names, title)),
+        "kernels.png": plots.to_png(plots.kernels(run.params["conv1"]["kernel"])),
+        f"{evaluation.split}.json": to_bytes(results),
+    }
 
 
 def _opened(path: pathlib.Path, config: EvalConfig) -> Question:
     """Opens a run and its data, and checks that they go with the flags."""
     run = open_run(path, config.checkpoint)
     _check_views(run, config)
-    data = run.config.data
-    if config.data_dir is not None:
-        data = dataclasses.replace(data, data_dir=config.data_dir)
-    dataset = load(data)
+    dataset = _load_data(run, config)
     if dataset.fingerprint() != run.dataset.fingerprint:
         raise AlexNetError(f"{path} was trained on other images than those from {dataset.source}")
     name = config.split or ("test" if "test" in dataset.splits else "validation")
     dataset[name]  # raises if there is none
     return Question(run, dataset, name)
+
+
+def _load_data(run: Run, config: EvalConfig) -> Dataset | ImageNet:
+    """The run's data from --data-dir, or from where it was in training."""
+    place = run.config.data.data_dir
+    if config.data_dir is not None:
+        return load(dataclasses.replace(run.config.data, data_dir=config.data_dir))
+    if place is not None and not place.exists():
+        raise AlexNetError(f"{run.folder.path}: the run's data was in {place}: where is it now? Give --data-dir")
+    return load(run.config.data)
 
 
 def _answered(question: Question, config: EvalConfig, devices: Sequence[jax.Device]) -> Evaluation:
@@ -204,6 +245,7 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
             raise AlexNetError(f"{paths[0]} and {path} can't be compared: they have other images or classes")
         questions.append(dataclasses.replace(question, dataset=first.dataset))  # one copy of the images will do
     histories = [read_jsonl(question.run.folder.metrics) for question in questions]
+    folder = _results_folder(questions[0].run, config)
     evaluations = [
         _answered(question, config, devices)
         for question in tqdm.tqdm(questions, desc="runs", leave=False, disable=None)
@@ -225,15 +267,18 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
                 "against_first": None if test is None else dataclasses.asdict(test) | {"p_holm": next(adjusted)},
             }
         )
-    folder = evaluations[0].run.folder.eval
-    write_atomically(folder / "comparison.json", to_bytes({"runs": rows, "versions": versions()}))
     records = dict(zip(names, histories, strict=True))
     steps_per_epoch = {
         name: batches.steps_per_epoch(e.run.dataset.counts["train"], e.run.config.schedule.batch_size)
         for name, e in zip(names, evaluations, strict=True)
     }
-    plots.save(plots.compared_curves(records, steps_per_epoch), folder / "comparison.png")
-    print_comparison(rows, folder)
+    try:
+        if folder is not None:
+            curves = plots.to_png(plots.compared_curves(records, steps_per_epoch))
+            described = to_bytes({"runs": rows, "versions": versions()})
+            write_together(folder, {"comparison.png": curves, "comparison.json": described})
+    finally:
+        print_comparison(rows, folder)
     return rows
 
 
@@ -256,8 +301,8 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def print_comparison(rows: Sequence[Record], folder: pathlib.Path) -> None:
-    """Prints a comparison for a person."""
+def print_comparison(rows: Sequence[Record], folder: pathlib.Path | None) -> None:
+    """Prints a comparison."""
     width = max(len("run"), *(len(row["name"]) for row in rows))
     views = f", {rows[0]['views']} views" if rows[0]["views"] > 1 else ""
     print(f"{rows[0]['count']:,} {rows[0]['split']} images{views}; differences from the first run in points\n")
@@ -281,7 +326,7 @@ def print_comparison(rows: Sequence[Record], folder: pathlib.Path) -> None:
         "\nright alone: images that only this run has right : only the first. p: McNemar's exact test on these"
         + (",\nadjusted by Holm for several runs (the intervals are not)" if len(rows) > 2 else "")
         + ". It says whether these networks\ndiffer; whether their recipes do, only several seeds can say."
-        + f"\ndetails and curves in {folder}"
+        + (f"\ndetails and curves in {folder}" if folder is not None else "")
     )
 
 
@@ -301,6 +346,7 @@ def predict_pictures(config: EvalConfig) -> list[dict[str, Any]]:
     devices = steps.select_devices(config.num_devices)
     run = open_run(config.run, config.checkpoint)
     _check_views(run, config)
+    folder = _results_folder(run, config)
     predict_step = steps.make_predict_step(run.model, run.preprocessing, devices, config.views)
     params = steps.replicate(run.params, devices)
     paths, broken = _find_pictures(config.images or ())
@@ -321,13 +367,12 @@ def predict_pictures(config: EvalConfig) -> list[dict[str, Any]]:
                 bar.clear()
                 print_prediction(rows[-1])
             bar.update(len(part))
-    if rows:
-        folder = run.folder.eval
+    if rows and folder is not None:
         described = {"step": run.step, "views": config.views, "versions": versions(), "images": rows}
-        write_atomically(folder / "images.json", to_bytes(described))
         names = [shown(pathlib.Path(row["file"]).name) for row in rows[: len(drawn)]]
         tops = [[(entry["class"], entry["probability"]) for entry in row["top"]] for row in rows[: len(drawn)]]
-        plots.save(plots.predictions(np.stack(drawn), names, tops), folder / "images.png")
+        sheet = plots.to_png(plots.predictions(np.stack(drawn), names, tops))
+        write_together(folder, {"images.png": sheet, "images.json": to_bytes(described)})
         left = f" (the first {len(drawn)} of {len(rows):,})" if len(rows) > len(drawn) else ""
         print(f"sheet of pictures{left} in {folder / 'images.png'}, all predictions in {folder / 'images.json'}")
     if broken:
@@ -375,7 +420,7 @@ def print_prediction(row: Record) -> None:
     width = max(len(entry["class"]) for entry in row["top"])
     print(shown(row["file"], 300))
     for entry in row["top"]:
-        print(f"  {entry['class']:>{width}}  {entry['probability']:6.1%}  {'█' * round(40 * entry['probability'])}")
+        print(f"  {entry['class']:>{width}}  {entry['probability']:6.1%}  {terminal.bar(entry['probability'])}")
 
 
 def predict_split(
@@ -454,8 +499,8 @@ def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
     }
 
 
-def print_results(results: Record, folder: pathlib.Path) -> None:
-    """Prints an evaluation for a person."""
+def print_results(results: Record, folder: pathlib.Path | None) -> None:
+    """Prints an evaluation."""
     rows = [row for row in results["per_class"] if row["count"]]
     if len(rows) > MOST_CLASSES_PRINTED:
         rows = sorted(rows, key=lambda row: -row["accuracy"])
@@ -464,7 +509,7 @@ def print_results(results: Record, folder: pathlib.Path) -> None:
     width = max(len(row["class"]) for row in rows)
     for row in rows:
         accuracy = row["accuracy"] or 0.0
-        print(f"{row['class']:>{width}}  {accuracy:7.2%}  {'█' * round(40 * accuracy)}")
+        print(f"{row['class']:>{width}}  {accuracy:7.2%}  {terminal.bar(accuracy)}")
     print(f"\n{results['split']} accuracy: {results['accuracy']:.4f} ({results['correct']:,} of {results['count']:,})")
     print(f"top-5 accuracy: {results['top5_accuracy']:.4f}, mean cross entropy: {results['loss']:.4f}")
-    print(f"step {results['step']:,}; details and pictures in {folder}")
+    print(f"step {results['step']:,}" + (f"; details and pictures in {folder}" if folder is not None else ""))

@@ -1,15 +1,28 @@
-"""Files that are there whole or not at all, also after a power cut."""
+"""Files written atomically, even across a power cut; locks; reading with a limit."""
 
 import contextlib
+import glob
 import json
 import os
 import pathlib
+import secrets
+import shutil
 import stat
+import tempfile
+import time
+import weakref
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 import portalocker
 
 from alexnet_jax.errors import AlexNetError
+
+WRITING_TIMEOUT = 60.0  # seconds to wait for another process that writes files to the same folder
+
+
+class LockedError(AlexNetError):
+    """Another process holds a lock."""
 
 
 def sync(path: pathlib.Path) -> None:
@@ -48,7 +61,7 @@ def locked(path: pathlib.Path, otherwise: str) -> TextIO:
         file.seek(0)
         owner = file.read().strip()
         file.close()
-        raise AlexNetError(f"{path.parent}: process {owner} {otherwise}") from None
+        raise LockedError(f"{path.parent}: process {owner} {otherwise}") from None
     except OSError as error:
         file.close()
         raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
@@ -56,12 +69,13 @@ def locked(path: pathlib.Path, otherwise: str) -> TextIO:
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all.
+    """Writes a file atomically: after a crash it has its old contents or the new ones, never a part of them.
 
     Raises:
-      AlexNetError: naming the file, if the folder can't be written. What was there before is still there.
+      AlexNetError: the file can't be written; its old contents are still there.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    # A name of its own: another process may write the same file at the same time.
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
@@ -72,6 +86,64 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()  # on a full disk it takes room
         raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def write_together(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
+    """Writes files that belong together, each atomically: what two processes write at the same time is never mixed.
+
+    Args:
+      folder: made if it does not exist.
+      contents: of each file by its name; the last one is written last.
+
+    Raises:
+      AlexNetError: a file can't be written, or another process has been writing there for `WRITING_TIMEOUT` seconds.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlexNetError(f"can't write {folder}: {error.strerror or error}") from error
+    with _locked_in_turn(folder / ".lock", "is writing there; try again when it has finished"):
+        with contextlib.suppress(OSError):
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed
+                leftover.unlink()
+        for name, data in contents.items():
+            write_atomically(folder / name, data)
+
+
+def _locked_in_turn(path: pathlib.Path, otherwise: str) -> TextIO:
+    deadline = time.monotonic() + WRITING_TIMEOUT
+    while True:
+        try:
+            return locked(path, otherwise)
+        except LockedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def without_wildcards(folder: pathlib.Path, user: object) -> pathlib.Path:
+    """A path to `folder` for libraries that take *, ? and [ in it for wildcards: itself, or a symbolic link to it.
+
+    Args:
+      folder: an absolute path.
+      user: the link is removed with this object, or when the process ends.
+
+    Raises:
+      AlexNetError: no link can be made.
+    """
+    if glob.escape(str(folder)) == str(folder):
+        return folder
+    try:
+        temporary = tempfile.mkdtemp(prefix="alexnet_jax-")
+        weakref.finalize(user, shutil.rmtree, temporary, ignore_errors=True)
+        if glob.escape(temporary) != temporary:
+            raise OSError(f"the temporary folder {temporary} has such characters, too: set TMPDIR")
+        link = pathlib.Path(temporary) / "folder"
+        link.symlink_to(folder, target_is_directory=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise AlexNetError(f"{folder}: choose a path without *, ? and [ ({reason})") from error
+    return link
 
 
 def read_bytes(path: pathlib.Path, limit: int) -> bytes:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -186,12 +185,8 @@ class Trainer:
         self._announce(model, info, preprocessing)
 
     def _newest_intact(self, found: list[tuple[dict[str, Any], dict[str, Any]]]) -> int | None:
-        """The step to go on from, and what lies there in `found`; damaged checkpoints are set aside."""
-        any_saved = bool(self.checkpoints.all_steps())
+        """The step to resume from, and in `found` what was saved there; newer ones, damaged, are set aside."""
         newest = self.checkpoints.restore_newest()
-        if any_saved and newest is None and self.folder.metrics.exists():
-            warn(f"no checkpoint is intact: {self.folder.path} begins anew; its metrics lie beside the damaged ones")
-            shutil.copy(self.folder.metrics, self.checkpoints.set_aside)
         if newest is None:
             return None
         found.append(newest)
@@ -215,7 +210,7 @@ class Trainer:
 
         Raises:
           AlexNetError: loss or gradient is not finite, or nothing can be written.
-          StoppedError: SIGINT or SIGTERM came; the state was saved.
+          StoppedError: SIGINT, SIGTERM or SIGHUP came; the state was saved.
         """
         schedule, train = self.config.schedule, self.dataset["train"]
         first_epoch, first_batch = divmod(self.step, self.steps_per_epoch)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -247,6 +248,7 @@ class TensorBoardWriter:
             import tensorboardX
         except ImportError:
             raise AlexNetError("--tensorboard needs the extra: pip install -e '.[tensorboard]'") from None
+        _date_back(folder)
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def write(self, record: Record) -> None:
@@ -262,6 +264,19 @@ class TensorBoardWriter:
     def close(self) -> None:
         """Flushes and closes."""
         self._writer.close()
+
+
+def _date_back(folder: pathlib.Path) -> None:
+    """Renames event files so that a new one comes after them, even if the clock was set back.
+
+    TensorBoard reads them in the order of their names, `events.out.tfevents.SECONDS.HOST`.
+    """
+    now, files = int(time.time()), sorted(folder.glob("events.out.tfevents.*.*"))
+    stamps = [path.name.split(".")[3] for path in files]
+    if any(not stamp.isdecimal() or int(stamp) >= now for stamp in stamps):
+        for place, path in enumerate(files):
+            *_, rest = path.name.split(".", 4)
+            path.rename(folder / f"events.out.tfevents.{now - len(files) + place}.{rest}")
 
 
 class Writers:

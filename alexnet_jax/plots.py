@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike
 
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.files import write_atomically
 
 DPI, MAX_PIXELS = 200, 1600  # sharp on a dense screen; wider figures get fewer dots, which keeps the files small
 WIDTH = 7.5  # inches
@@ -436,28 +436,22 @@ def feature_maps(maps: ArrayLike, columns: int = 16, title: str = "Feature maps"
     return figure
 
 
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes the figure as a PNG, whole or not at all, over any file of that name; creates the folder.
-
-    Raises:
-      AlexNetError: the file cannot be written.
-    """
-    target = pathlib.Path(path)
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file's contents."""
     png = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # names in other scripts are drawn as boxes
         figure.savefig(png, format="png", dpi=min(DPI, MAX_PIXELS / figure.get_figwidth()))
-    # In the same folder, as a rename is atomic only within a file system; with the process id, as two runs may share it
-    partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(png.getvalue())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise AlexNetError(f"cannot write the picture {target}: {error.strerror or error}") from error
+    return png.getvalue()
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes the figure as a PNG, atomically, over any file of that name; creates the folder.
+
+    Raises:
+      AlexNetError: the file can't be written.
+    """
+    write_atomically(pathlib.Path(path), to_png(figure))
 
 
 def shortened(text: str, length: int = 40) -> str:

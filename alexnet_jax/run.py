@@ -1,6 +1,6 @@
-"""A run's folder: what lies where, and `open_run`, which takes a finished run apart.
+"""A run's folder: its files, and `open_run`, which takes a finished run apart.
 
-config.json      every setting and the versions
+config.json      every setting and the versions, also those with which it was trained before it was resumed
 dataset.json     name, class names, image shape, fingerprint of the data
 statistics.npz   mean image and PCA basis of the training images
 metrics.jsonl    one JSON object a line
@@ -9,6 +9,7 @@ checkpoints/     one folder a step
 plots/  eval/    pictures, results of eval.py
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -39,7 +40,7 @@ from alexnet_jax.config import (
     shown,
     to_json,
 )
-from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.errors import AlexNetError, UsageError, warn
 from alexnet_jax.files import locked, read_bytes, to_bytes, write_atomically
 from alexnet_jax.metrics import softmax
 
@@ -144,12 +145,25 @@ class RunFolder:
             np.savez(arrays, mean_image=statistics.mean_image, **vars(statistics.basis))
             write_atomically(self.statistics, arrays.getvalue())
         # Last, for its presence says that a run is here.
-        write_atomically(self.config, to_bytes(to_json(config) | {"versions": versions()}))
+        described = to_json(_with_absolute_data_dir(config, info)) | self._versions()
+        write_atomically(self.config, to_bytes(described))
+
+    def _versions(self) -> dict[str, Any]:
+        """Versions of now and, of a run that is resumed, those of before; warns if they differ."""
+        now = versions()
+        described = self._read_json(self.config) if self.exists() else {}
+        before, earlier = described.get("versions"), described.get("earlier_versions") or []
+        if isinstance(before, dict) and before != now:
+            changed = [f"{n} {shown(before.get(n))} -> {now[n]}" for n in now if before.get(n) != now[n]]
+            warn(f"{self.path} resumes with other versions ({', '.join(changed)}): results may differ in the last bits")
+            earlier = [*earlier, before]
+        return {"versions": now} | ({"earlier_versions": earlier} if earlier else {})
 
     def read_config(self) -> TrainConfig:
         """The run's settings."""
         settings = self._read_json(self.config)
-        settings.pop("versions", None)
+        for name in ("versions", "earlier_versions"):
+            settings.pop(name, None)
         try:
             return from_json(settings)
         except UsageError as error:
@@ -204,6 +218,18 @@ class RunFolder:
         return value
 
 
+def _with_absolute_data_dir(config: TrainConfig, info: DatasetInfo) -> TrainConfig:
+    """The configuration with the place of the data as it can be found from every folder."""
+    place = config.data.data_dir
+    if place is None and os.path.isabs(info.source) and os.path.exists(info.source):
+        place = pathlib.Path(info.source)  # ./data, or where a download is kept
+    if place is None:
+        return config
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, data_dir=pathlib.Path(os.path.abspath(place)))
+    )
+
+
 def _reason(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return shown(" ".join(text.split()) or type(error).__name__, 200)
@@ -229,6 +255,11 @@ class Run:
     statistics: augment.Statistics
     step: int
     params: dict[str, Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }  # without compiled programs
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -315,25 +346,16 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
         )
     if not folder.checkpoints.is_dir():
         raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
-    checkpoints = Checkpoints(folder.checkpoints, read_only=True)
-    steps_there = checkpoints.all_steps()
-    if not steps_there:
-        raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
-    if checkpoint == "last":
-        newest = checkpoints.restore_newest()
-        if newest is None:
-            raise AlexNetError(f"{folder.path}: all of its checkpoints are damaged")
-        tree, _ = newest
-    elif checkpoint == "best":
-        best = checkpoints.best_step()
-        if best is None:
-            raise AlexNetError(f"{folder.path} was not validated, so none of its checkpoints is best; use last")
-        tree, _ = checkpoints.restore_tree(best)
-    else:
-        if int(checkpoint) not in steps_there:
-            raise AlexNetError(f"{folder.path} has no checkpoint of step {checkpoint}; it has {steps_there}")
-        tree, _ = checkpoints.restore_tree(int(checkpoint))
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(folder.checkpoints, read_only=True)) as checkpoints:
+        if checkpoint == "last":
+            if (restored := checkpoints.restore_newest()) is None:
+                raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
+        elif checkpoint == "best":
+            if (restored := checkpoints.restore_best()) is None:
+                raise AlexNetError(f"{folder.path} was not validated, so none of its checkpoints is best; use last")
+        else:
+            restored = checkpoints.restore_tree(int(checkpoint))
+    tree, _ = restored
     outputs, classes = len(tree["params"]["logits"]["bias"]), len(dataset.class_names)
     if outputs != classes:
         raise AlexNetError(f"{folder.dataset}: {classes} class names, but the network has {outputs} outputs")

@@ -1,17 +1,41 @@
-"""SIGINT and SIGTERM: the first asks for an end, the second is one."""
+"""SIGINT, SIGTERM and SIGHUP: the first one asks the program to save and leave, the second one ends it at once."""
 
+import atexit
+import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn
 
 from alexnet_jax.errors import StoppedError
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], object]
+
+
+def handled() -> list[signal.Signals]:
+    """The signals that end a program; SIGHUP, which says that the terminal is closed, not under nohup or on Windows."""
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
+    return numbers
+
+
+@contextlib.contextmanager
+def handling(handler: Handler) -> Iterator[None]:
+    """Has `handler` called for signals that end a program while the block runs, and while the interpreter ends."""
+    before = {number: signal.signal(number, handler) for number in handled()}
+    try:
+        yield
+    finally:
+        # In a living interpreter (`%run train.py`) others have their handlers back. Elsewhere it ends now, and a signal
+        # in its last moments would print a traceback.
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+        atexit.register(lambda: [signal.signal(number, handler) for number in before])
 
 
 def leave_at_once(prog: str) -> Callable[[int, FrameType | None], NoReturn]:
@@ -22,14 +46,15 @@ def leave_at_once(prog: str) -> Callable[[int, FrameType | None], NoReturn]:
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         stop = StoppedError(number, "stopped; the same command goes on")
-        os.write(sys.stderr.fileno(), f"{prog}: {stop}\n".encode())
+        with contextlib.suppress(OSError):  # the terminal is closed
+            os.write(2, f"{prog}: {stop}\n".encode())
         os._exit(stop.exit_code)
 
     return leave
 
 
 class StopSignals:
-    """In its `with` block the first SIGINT or SIGTERM is only noted, the second ends the process at once.
+    """In its `with` block the first SIGINT, SIGTERM or SIGHUP is only noted, the second ends the process at once.
 
     Python calls handlers between its own instructions, so one would wait while XLA compiles. Here the interpreter's C
     handler writes the signal's number into a socket, and a thread reads it there.
@@ -46,8 +71,8 @@ class StopSignals:
             self._reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
             self._wakeup_fd = signal.set_wakeup_fd(self._writer.fileno())
-            self._handlers = {number: signal.signal(number, lambda number, frame: None) for number in HANDLED}
-            threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
+            self._handlers = {number: signal.signal(number, lambda number, frame: None) for number in handled()}
+            threading.Thread(target=self._watch, args=(self._reader, set(self._handlers)), daemon=True).start()
         return self
 
     def __exit__(
@@ -55,14 +80,14 @@ class StopSignals:
     ) -> None:
         if self._handlers:
             for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
             signal.set_wakeup_fd(self._wakeup_fd)
             self._writer.close()  # which ends the thread
 
-    def _watch(self, reader: socket.socket) -> None:
+    def _watch(self, reader: socket.socket, numbers: set[int]) -> None:
         with reader:
             while byte := reader.recv(1):
-                if byte[0] in HANDLED:
+                if byte[0] in numbers:
                     if self.received is not None:
                         os._exit(128 + byte[0])
                     self.received = byte[0]

@@ -39,7 +39,7 @@ from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.files import locked, write_atomically
 from alexnet_jax.metrics import read_jsonl
 from alexnet_jax.run import RunFolder
-from alexnet_jax.signals import HANDLED
+from alexnet_jax.signals import handled
 
 ROOT = pathlib.Path(__file__).parent.parent
 Row = dict[str, Any]
@@ -257,12 +257,12 @@ class Ablation:
 
 @contextlib.contextmanager
 def raised_signals() -> Iterator[None]:
-    """In its `with` block SIGINT and SIGTERM raise StoppedError in the main thread."""
+    """In its `with` block SIGINT, SIGTERM and SIGHUP raise StoppedError in the main thread."""
 
     def stop(number: int, frame: types.FrameType | None) -> NoReturn:
         raise StoppedError(number, "finished runs are kept; the same command goes on")
 
-    before = {number: signal.signal(number, stop) for number in HANDLED}
+    before = {number: signal.signal(number, stop) for number in handled()}
     try:
         yield
     finally:

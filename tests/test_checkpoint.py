@@ -11,9 +11,11 @@ import corruption
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from corruption import files, make_state
 
+from alexnet_jax import checkpoint
 from alexnet_jax.checkpoint import MANIFEST, Checkpoints, DamagedError, verify
 from alexnet_jax.errors import AlexNetError
 
@@ -92,14 +94,110 @@ def test_a_reader_passes_over_what_is_damaged_and_moves_nothing(folder, capsys):
     newest = Checkpoints(folder, read_only=True).restore_newest()
     assert newest is not None
     assert int(newest[0]["step"]) == 1
-    assert "passed over" in capsys.readouterr().err
+    assert "checkpoint of step 2 skipped" in capsys.readouterr().err
     assert (folder / "2").exists()
 
 
-def test_nothing_intact(folder):
+def test_where_nothing_is_intact_nothing_is_moved(folder):
+    """A training that found no checkpoint would begin anew, over the run's metrics."""
     for step in ("1", "2"):
         (folder / step / MANIFEST).unlink()
-    assert restored_step(folder) is None
+    for _ in range(2):
+        with pytest.raises(AlexNetError, match=r"no checkpoint is intact .*copy an intact one back, or train anew in"):
+            restored_step(folder)
+        assert sorted(p.name for p in folder.iterdir()) == ["1", "2"]
+    (folder / "1").rename(folder / "set-aside")
+    shutil.rmtree(folder / "2")
+    with pytest.raises(AlexNetError, match=r"no checkpoint is intact \(all are in .*set-aside\)"):
+        restored_step(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["desktop.ini", "Thumbs.db", "manifest (conflicted copy).json", "state/d/ocdbt.process_3"]
+)
+def test_extra_files_are_ignored(folder, name):
+    (folder / "2" / name).write_text("not ours")
+    assert restored_step(folder) == 2
+    assert (folder / "2" / name).exists()
+
+
+def test_links_are_followed(folder, tmp_path):
+    """As git-annex and DVC lay out what they keep: each file, or a whole checkpoint, is a link."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for number, path in enumerate(files(folder / "2")):
+        path.rename(kept / str(number))
+        path.symlink_to(kept / str(number))
+    (folder / "1").rename(kept / "one")
+    (folder / "1").symlink_to(kept / "one")
+    assert restored_step(folder) == 2
+    Checkpoints(folder).save(make_state(3), {"step": 3}, accuracy=None)
+    assert Checkpoints(folder).all_steps() == [2, 3]
+    assert (kept / "one" / MANIFEST).exists()
+    (kept / "0").unlink()
+    (folder / "3").rename(tmp_path / "3")
+    with pytest.raises(AlexNetError, match="is a link to a file that is not there: fetch it"):
+        restored_step(folder)
+    assert (folder / "2").exists()
+
+
+def test_a_checkpoint_that_a_training_removes_meanwhile_is_not_damaged(folder, monkeypatch, capsys):
+    shutil.copytree(folder / "2", folder.parent / "3")
+    manifest = json.loads((folder.parent / "3" / MANIFEST).read_text())
+    (folder.parent / "3" / MANIFEST).write_text(json.dumps(manifest | {"step": 3}))
+    real = checkpoint.verify
+
+    def removed(path, step):
+        if path.name == "2":
+            (folder.parent / "3").rename(folder / "3")
+            shutil.rmtree(path)
+        real(path, step)
+
+    monkeypatch.setattr(checkpoint, "verify", removed)
+    newest = Checkpoints(folder, read_only=True).restore_newest()
+    assert newest is not None
+    assert newest[1] == {"step": 2}  # the contents of the copy
+    assert not (folder / "2").exists()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(AlexNetError, match=r"there is no such checkpoint; there are \[1, 3\]"):
+        Checkpoints(folder, read_only=True).restore_tree(2)
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*", "what?"])
+def test_wildcards_in_the_path(tmp_path, name):
+    """Orbax globs the whole path of what it merges, and finds nothing."""
+    folder = tmp_path / name / "checkpoints"
+    folder.parent.mkdir()
+    Checkpoints(folder).save(make_state(1), {"step": 1}, accuracy=0.5)
+    assert restored_step(folder) == 1
+    assert sorted(p.name for p in folder.iterdir()) == ["1"]
+
+
+def test_what_cannot_be_restored_is_not_reported_as_saved(folder, monkeypatch):
+    checkpoints = Checkpoints(folder)
+    save = checkpoints._writer.save
+
+    def lossy(path, args):
+        save(path, args=ocp.args.StandardSave(jax.tree.map(np.zeros_like, args.item)))
+
+    monkeypatch.setattr(checkpoints._writer, "save", lossy)
+    with pytest.raises(AlexNetError, match="can't be read back as it was written"):
+        checkpoints.save(make_state(3), {"step": 3}, accuracy=None)
+    monkeypatch.setattr(checkpoints._writer, "save", lambda path, args: path.mkdir())
+    with pytest.raises(AlexNetError, match="3: can't be written"):
+        checkpoints.save(make_state(3), {"step": 3}, accuracy=None)
+    assert Checkpoints(folder).all_steps() == [1, 2]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_costs_nothing(folder, monkeypatch, capsys):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        Checkpoints(folder).save(make_state(3), {"step": 3}, accuracy=None)
+    assert "is no longer needed and can't be removed" in capsys.readouterr().err
+    assert restored_step(folder) == 3
 
 
 def test_a_checkpoint_under_another_step_is_found(folder):
@@ -118,8 +216,6 @@ def test_foreign_things_harm_nothing(folder):
     assert restored_step(folder) == 2
     assert Checkpoints(folder).all_steps() == [1, 2]
     assert {"notes", "007", "12"} <= {p.name for p in folder.iterdir()}
-    (folder / "2" / "extra").write_text("")
-    assert restored_step(folder) == 1
 
 
 def test_what_a_killed_save_left_is_cleared_away(folder):

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import signal
 import time
@@ -15,11 +16,13 @@ import pytest
 
 import alexnet_jax
 from alexnet_jax import datasets, loop
+from alexnet_jax import run as run_module
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import PRESETS, TrainConfig
 from alexnet_jax.datasets.dataset import Dataset, Split
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.metrics import JsonlWriter, read_jsonl
+from alexnet_jax.run import RunFolder
 
 
 def make_config(workdir: pathlib.Path, epochs: int = 3, **run) -> TrainConfig:
@@ -136,14 +139,14 @@ def whole(tiny, tmp_path_factory):
     "stop", [stop if stop in (7, 10) else pytest.param(stop, marks=pytest.mark.stress) for stop in range(1, 15)]
 )
 def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(whole, tiny, tmp_path, monkeypatch, stop):
-    number = signal.SIGTERM if stop % 2 else signal.SIGINT
+    number = signal.SIGHUP if stop % 2 else signal.SIGINT
     config = make_config(tmp_path / "broken", 2, eval_every=2)
     stop_after(monkeypatch, stop, number)
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(StoppedError, match=f"{number.name}: saved step {stop};") as stopped:
         loop.train_and_evaluate(config, tiny)
     assert stopped.value.exit_code == 128 + number
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     monkeypatch.undo()
     loop.train_and_evaluate(config, tiny)
     assert_same_run(whole, tmp_path / "broken")
@@ -200,16 +203,62 @@ def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(whole, tiny
     assert_same_run(whole, run)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_begins_anew(whole, tiny, tmp_path):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(whole, tiny, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
-    before = comparable(run)
+    before = (run / "metrics.jsonl").read_bytes()
     for step in (run / "checkpoints").iterdir():
         (step / "manifest.json").unlink()
-    with pytest.raises(AlexNetError, match="all of its checkpoints are damaged"):
+    with pytest.raises(AlexNetError, match="no checkpoint is intact"):
         alexnet_jax.open_run(run)
-    loop.train_and_evaluate(make_config(run, 2, eval_every=2), tiny)
-    assert_same_run(whole, run)
-    assert len(read_jsonl(run / "checkpoints" / "set-aside" / "metrics.jsonl")) == len(before)
+    for _ in range(2):
+        with pytest.raises(AlexNetError, match=r"no checkpoint is intact .* train anew in another --workdir"):
+            loop.train_and_evaluate(make_config(run, 2, eval_every=2), tiny)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_below_a_folder_with_wildcards(whole, tiny, tmp_path):
+    config = make_config(tmp_path / "lr[0.1]" / "*", 2, eval_every=2)
+    loop.train_and_evaluate(config, tiny)
+    assert_same_run(whole, config.workdir)
+
+
+def test_a_run_resumed_with_other_versions_keeps_both_and_warns(finished, tiny, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    now = run_module.versions()
+    monkeypatch.setattr(run_module, "versions", lambda: now | {"jax": "99.0"})
+    for _ in range(2):
+        loop.train_and_evaluate(make_config(run), tiny)
+    settings = json.loads((run / "config.json").read_text())
+    assert settings["versions"]["jax"] == "99.0"
+    assert settings["earlier_versions"] == [now]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert f"other versions (jax {jax.__version__} -> 99.0)" in warnings[0]
+    alexnet_jax.open_run(run)
+
+
+def test_the_place_of_the_data_is_remembered_as_an_absolute_path(tiny, tmp_path, monkeypatch):
+    """So the run can be evaluated from another folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "here").mkdir(parents=True)
+    info = loop.describe(dataclasses.replace(tiny, source=str(tmp_path / "data" / "here")))
+    for name, given, expected in [
+        ("given", pathlib.Path("data"), tmp_path / "data"),
+        ("found", None, tmp_path / "data" / "here"),
+        ("drawn", None, None),
+    ]:
+        config = make_config(tmp_path / name)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=given))
+        folder = RunFolder(config.workdir)
+        folder.prepare(config, info if name == "found" else loop.describe(tiny), tiny.statistics())
+        assert folder.read_config().data.data_dir == expected
+
+
+def test_a_run_can_be_pickled_before_and_after_predict(finished, tiny):
+    run, images = alexnet_jax.open_run(finished), tiny["test"].images[:2]
+    expected = pickle.loads(pickle.dumps(run)).predict(images)
+    np.testing.assert_array_equal(run.predict(images), expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(run)).predict(images), expected)
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tiny, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -71,6 +72,22 @@ def test_tensorboard_events_can_be_read_back(tmp_path):
     events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
     (scalar,) = events.Scalars("validation/loss")
     assert (scalar.step, scalar.value) == (7, 1.25)
+
+
+@pytest.mark.parametrize("back", [0, 86_400])
+def test_tensorboard_points_after_a_resume_survive_a_clock_set_back(tmp_path, monkeypatch, back):
+    """TensorBoard reads event files in the order of their names, which begin with the time."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for steps, last_step, clock in [((1, 2, 3), 0, 2e9), ((3, 4), 2, 2e9 - back), ((5, 6), 4, 2e9 - 2 * back)]:
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        writer = TensorBoardWriter(tmp_path, last_step)
+        for step in steps:
+            writer.write({"step": step, "epoch": 0, "split": "train", "loss": float(step + last_step)})
+        writer.close()
+        monkeypatch.undo()
+    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    points = [(scalar.step, scalar.value) for scalar in events.Scalars("train/loss")]
+    assert points == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0), (5, 9.0), (6, 10.0)]
 
 
 def test_calibration_by_hand():
