@@ -187,9 +187,13 @@ def _load_data(run: Run, config: EvalConfig) -> Dataset | ImageNet:
     place = run.config.data.data_dir
     if config.data_dir is not None:
         return load(dataclasses.replace(run.config.data, data_dir=config.data_dir))
-    if place is not None and not place.exists():
-        raise AlexNetError(f"{run.folder.path}: the run's data was in {place}: where is it now? Give --data-dir")
-    return load(run.config.data)
+    try:
+        return load(run.config.data)
+    except AlexNetError as error:
+        if place is None:
+            raise
+        lost = f"{run.folder.path}: the run's data was in {place} ({error})"
+        raise AlexNetError(f"{lost}: where is it now? Give --data-dir") from error
 
 
 def _answered(question: Question, config: EvalConfig, devices: Sequence[jax.Device]) -> Evaluation:

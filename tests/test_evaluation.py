@@ -65,6 +65,42 @@ def test_evaluation_on_other_images_is_refused(small_run, tiny, monkeypatch):
         evaluation.evaluate(EvalConfig(small_run))
 
 
+def test_results_that_cannot_be_written_are_printed(small_run, tmp_path, monkeypatch, capsys):
+    """A run on a read-only medium, or somebody else's."""
+    before = sorted(small_run.rglob("*"))
+    monkeypatch.setattr(evaluation.os, "access", lambda path, mode: False)
+    results = evaluation.evaluate(EvalConfig(small_run))
+    out, err = capsys.readouterr()
+    assert f"test accuracy: {results['accuracy']:.4f}" in out
+    assert "can't be written, so the results are only printed: to keep them, give another folder with --out" in err
+    assert sorted(small_run.rglob("*")) == before
+    with pytest.raises(AlexNetError, match="can't be written: give another folder with --out"):
+        evaluation.evaluate(EvalConfig(small_run, report=True))
+    evaluation.evaluate(EvalConfig(small_run, out=tmp_path / "out"))
+    assert {"test.json", "predictions.npz", "confusion.png", "kernels.png"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    assert capsys.readouterr().err == ""
+
+
+def test_a_disk_that_fills_up_does_not_hide_the_results(small_run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(AlexNetError, match="can't write"):
+        evaluation.evaluate(EvalConfig(small_run, out=tmp_path / "file" / "out"))
+    assert "test accuracy: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "cifar10"])
+def test_data_that_has_moved_is_asked_for(small_run, tmp_path, monkeypatch, dataset):
+    monkeypatch.undo()  # the real `load`
+    run = shutil.copytree(small_run, tmp_path / "run")
+    settings = json.loads((run / "config.json").read_text())
+    gone = str(tmp_path / "gone")
+    (run / "config.json").write_text(json.dumps(settings | {"dataset": dataset, "data_dir": gone}))
+    with pytest.raises(AlexNetError, match=f"the run's data was in {gone} .*: where is it now"):
+        evaluation.evaluate(EvalConfig(run))
+
+
 def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeypatch, capsys):
     other = shutil.copytree(small_run, tmp_path / "other")
     opened = evaluation.open_run

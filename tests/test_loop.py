@@ -463,7 +463,7 @@ def test_open_run_names_what_is_wrong(finished, tmp_path):
         alexnet_jax.open_run(tmp_path / "nothing")
     with pytest.raises(AlexNetError, match=r"is not a run: it has no config\.json"):
         alexnet_jax.open_run(tmp_path)
-    with pytest.raises(AlexNetError, match="no checkpoint of step 8; it has"):
+    with pytest.raises(AlexNetError, match=r"8: there is no such checkpoint; there are \[7, 21\]"):
         alexnet_jax.open_run(finished, 8)
     for name in ("config.json", "dataset.json", "statistics.npz"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
