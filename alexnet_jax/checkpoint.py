@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax import processes, steps
 from alexnet_jax.errors import AlexNetError, warn
-from alexnet_jax.files import sync, to_bytes, without_wildcards
+from alexnet_jax.files import sync, to_bytes, plain_path
 from alexnet_jax.steps import TrainState
 
 KEEP_NEWEST = 2
@@ -59,7 +59,7 @@ class Checkpoints:
         """Opens `folder`; unless `read_only`, makes it and clears away what a killed save has left."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
         self._folder, self._read_only = folder.absolute(), read_only
-        self._orbax_folder = without_wildcards(self._folder, user=self)  # Orbax's merge globs the whole path
+        self._orbax_folder = plain_path(self._folder, user=self)  # Orbax's merge globs the whole path
         self._removing = self._folder / ".removing"
         # Each process reads for itself: where one can't, the others don't wait for it.
         alone = ocp.options.MultiprocessingOptions(
@@ -104,7 +104,7 @@ class Checkpoints:
         """
         step = int(state.step)
         target = self._folder / str(step)
-        if processes.on_main(target.exists):
+        if processes.on_main(lambda: self._is_saved(step)):
             return
         # A name for each step: machines that share a folder by NFS remember for a while what a name stood for.
         saving = self._folder / f".saving-{step}"
@@ -141,7 +141,7 @@ class Checkpoints:
                     where = "skipped" if self._read_only else f"set aside as {self._move_aside(step)}"
                     warn(f"checkpoint of step {step:,} {where}: {found}")
                 return restored
-        if damaged or (self.set_aside.is_dir() and any(self.set_aside.iterdir())):
+        if damaged or any(path.is_dir() for path in self.set_aside.glob("*")):
             reason = next(map(str, damaged.values()), f"all are in {self.set_aside}")
             raise AlexNetError(
                 f"{self._folder}: no checkpoint is intact ({reason}): copy an intact one back, "
@@ -212,6 +212,17 @@ class Checkpoints:
         """Ends all work on the folder."""
         self._reader.close()
         self._writer.close()
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether the checkpoint is there and intact."""
+        target = self._folder / str(step)
+        if not os.path.lexists(target):
+            return False
+        try:
+            verify(target, step)
+        except DamagedError as damage:
+            raise AlexNetError(f"{target} is in the way of a checkpoint ({damage}): move it") from damage
+        return True
 
     def _prepare(self, saving: pathlib.Path, target: pathlib.Path) -> None:
         with _told(target):

@@ -1,7 +1,6 @@
 """Files written atomically, even across a power cut; locks; reading with a limit."""
 
 import contextlib
-import glob
 import json
 import os
 import pathlib
@@ -121,8 +120,10 @@ def _locked_in_turn(path: pathlib.Path, otherwise: str) -> TextIO:
             time.sleep(0.05)
 
 
-def without_wildcards(folder: pathlib.Path, user: object) -> pathlib.Path:
-    """A path to `folder` for libraries that take *, ? and [ in it for wildcards: itself, or a symbolic link to it.
+def plain_path(folder: pathlib.Path, user: object) -> pathlib.Path:
+    """A path to `folder` without wildcards, `gs:` or backslashes: itself, or a symbolic link to it.
+
+    For libraries that match, or parse, the whole path that they are given.
 
     Args:
       folder: an absolute path.
@@ -131,18 +132,19 @@ def without_wildcards(folder: pathlib.Path, user: object) -> pathlib.Path:
     Raises:
       AlexNetError: no link can be made.
     """
-    if glob.escape(str(folder)) == str(folder):
+    special = set("*?[") if os.name == "nt" else set("*?[:\\")
+    if not special & set(str(folder)):
         return folder
     try:
         temporary = tempfile.mkdtemp(prefix="alexnet_jax-")
         weakref.finalize(user, shutil.rmtree, temporary, ignore_errors=True)
-        if glob.escape(temporary) != temporary:
+        if special & set(temporary):
             raise OSError(f"the temporary folder {temporary} has such characters, too: set TMPDIR")
         link = pathlib.Path(temporary) / "folder"
         link.symlink_to(folder, target_is_directory=True)
     except OSError as error:
         reason = error.strerror or error
-        raise AlexNetError(f"{folder}: choose a path without *, ? and [ ({reason})") from error
+        raise AlexNetError(f"{folder}: choose a path without {' '.join(sorted(special))} ({reason})") from error
     return link
 
 

@@ -163,9 +163,9 @@ def test_a_checkpoint_that_a_training_removes_meanwhile_is_not_damaged(folder, m
         Checkpoints(folder, read_only=True).restore_tree(2)
 
 
-@pytest.mark.parametrize("name", ["lr[0.1]", "a*", "what?"])
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*", "what?", "gs:", "back\\slash"])
 def test_wildcards_in_the_path(tmp_path, name):
-    """Orbax globs the whole path of what it merges, and finds nothing."""
+    """Orbax globs the whole path of what it merges, and finds nothing; and takes `gs:` for a bucket."""
     folder = tmp_path / name / "checkpoints"
     folder.parent.mkdir()
     Checkpoints(folder).save(make_state(1), {"step": 1}, accuracy=0.5)
@@ -187,6 +187,15 @@ def test_what_cannot_be_restored_is_not_reported_as_saved(folder, monkeypatch):
     with pytest.raises(AlexNetError, match="3: can't be written"):
         checkpoints.save(make_state(3), {"step": 3}, accuracy=None)
     assert Checkpoints(folder).all_steps() == [1, 2]
+
+
+@pytest.mark.parametrize("make", [pathlib.Path.touch, pathlib.Path.mkdir])
+def test_what_only_bears_a_checkpoints_name_is_not_taken_for_a_save(folder, make):
+    make(folder / "3")
+    with pytest.raises(AlexNetError, match=r"3 is in the way of a checkpoint .*: move it"):
+        Checkpoints(folder).save(make_state(3), {"step": 3}, accuracy=None)
+    Checkpoints(folder).save(make_state(2), {"step": 2}, accuracy=None)  # which is there
+    assert (folder / "3").exists()
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_costs_nothing(folder, monkeypatch, capsys):
