@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax import processes, steps
 from alexnet_jax.errors import AlexNetError, warn
-from alexnet_jax.files import sync, to_bytes, plain_path
+from alexnet_jax.files import plain_path, sync, to_bytes
 from alexnet_jax.steps import TrainState
 
 KEEP_NEWEST = 2
