@@ -71,23 +71,29 @@ def is_litter(name: str) -> bool:
 def files_in(folder: pathlib.Path, onerror: Callable[[OSError], object]) -> list[pathlib.Path]:
     """All files in a folder and its subfolders in the order of their paths, without litter.
 
-    Symbolic links are followed. A folder that is reached twice is read once, so a loop of links ends.
+    Symbolic links are followed, except to a folder that holds the link. A folder that is reached twice is read once.
 
     Args:
       folder: to be listed.
       onerror: called with the error of each folder that can't be listed.
     """
-    found, seen = [], {os.path.realpath(folder)}
+    found: list[pathlib.Path] = []
+    seen: set[str] = set()
     for here, folders, names in os.walk(folder, followlinks=True, onerror=onerror):
         entered = []
         for name in sorted(folders):
-            place = os.path.realpath(os.path.join(here, name))
-            if not is_litter(name) and place not in seen:
+            inner = pathlib.Path(here, name)
+            if not is_litter(name) and not is_loop(inner) and (place := os.path.realpath(inner)) not in seen:
                 seen.add(place)
                 entered.append(name)
         folders[:] = entered
         found += [pathlib.Path(here, name) for name in names if not is_litter(name)]
     return sorted(found, key=lambda path: path.parts)
+
+
+def is_loop(folder: pathlib.Path) -> bool:
+    """Whether a folder is a link to one that holds it."""
+    return pathlib.Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))
 
 
 def kind(head: bytes) -> str | None:

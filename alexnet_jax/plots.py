@@ -492,7 +492,9 @@ def _as_it_is(text: str) -> str:
 
     What can't be printed, such as half of a character in the name of a file, becomes an escape.
     """
-    text = "".join(c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text)
+    text = "".join(
+        c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text
+    )
     return ("\N{THIN SPACE}" if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
