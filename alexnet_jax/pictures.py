@@ -168,17 +168,17 @@ def decode(data: bytes, as_seen: bool = False) -> PIL.Image.Image:
             return image.convert("RGB")
     except (MemoryError, PictureError):
         raise  # memory: the machine's fault
-    except PIL.UnidentifiedImageError:
+    except Exception as error:  # Pillow's readers raise errors of many kinds
         found = kind(data[:_HEAD])
         if found is None:
             reason = f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        elif found in FORMATS:
+        elif found not in FORMATS:
+            reason = f"{found} pictures can't be read here: convert them to JPEG"
+        elif isinstance(error, PIL.UnidentifiedImageError):
             reason = f"it is a damaged {found}, or of a kind that can't be read here: convert it to 8 bits a channel"
         else:
-            reason = f"{found} pictures can't be read here: convert them to JPEG"
-        raise PictureError(reason) from None
-    except Exception as error:  # Pillow's readers raise errors of many kinds
-        raise PictureError(" ".join(str(error).split())[:200] or type(error).__name__) from error
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise PictureError(reason) from error
 
 
 def _stored_bits(image: PIL.Image.Image) -> tuple[int, bool]:

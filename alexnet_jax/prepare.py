@@ -278,7 +278,7 @@ def _find_tars(source: pathlib.Path, labels: pathlib.Path) -> Source:
         with path.open("rb") as file:
             for tar in files(path, file, 0, path.stat().st_size):
                 wnid = pathlib.PurePosixPath(tar.name).stem
-                if not re.fullmatch(r"(.*/)?n[0-9]{8}\.tar", tar.name):
+                if not re.fullmatch(r"(.*/)?n[0-9]+\.tar", tar.name):
                     raise AlexNetError(f"{path}: {shown(tar.name)} in it is not named like a class: n01440764.tar")
                 if wnid in classes:
                     raise AlexNetError(f"{path}: {wnid}.tar is in it twice")
@@ -452,8 +452,8 @@ def _labelled(
         if key not in truth.labels:
             expected = f"{shown(min(truth.labels))} to {shown(max(truth.labels))}"
             raise AlexNetError(
-                f"{where}: {truth.origin} has no class for {shown(picture.name)}, only for {expected}: "
-                "remove the file, or give it its name"
+                f"{where}: {truth.origin} has no class for {shown(pathlib.PurePosixPath(picture.name).name)}, "
+                f"only for {expected}: remove the file, or give it its name"
             )
         if key in found:
             raise AlexNetError(
