@@ -273,7 +273,7 @@ def encode(pixels: np.ndarray, label: int, name: str, store: str) -> bytes:
     Args:
       pixels: uint8 [S, S, 3].
       label: class index.
-      name: of the file, for a person.
+      name: of the file, to show.
       store: "jpeg" (quality 95, colours at full resolution) or "raw".
     """
     image = pixels.tobytes()
@@ -281,7 +281,8 @@ def encode(pixels: np.ndarray, label: int, name: str, store: str) -> bytes:
         buffer = io.BytesIO()
         PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         image = buffer.getvalue()
-    return msgpack.packb({"image": image, "label": label, "name": name})
+    text = name.encode(errors="backslashreplace").decode()  # some names of files are no UTF-8
+    return msgpack.packb({"image": image, "label": label, "name": text})
 
 
 def read(record: bytes, size: int) -> tuple[np.ndarray, int]:

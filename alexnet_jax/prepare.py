@@ -1,7 +1,7 @@
 """ImageNet, once: `python -m alexnet_jax.prepare imagenet --source DIR --out DIR`.
 
 Every picture becomes a square of 256x256 (paper, section 2) in array_record shards; the training pictures' mean image
-and PCA basis are measured on the way, exactly. A killed preparation goes on where it stopped.
+and PCA basis are measured on the way, exactly. A preparation that was killed is resumed where it stopped.
 
     OUT/train-00000-of-01282.array_record ..    records of `pictures.encode`
     OUT/statistics.npz                          mean image and PCA basis of the training pictures
@@ -47,6 +47,7 @@ WORDS, ANNOTATIONS = "words.txt", "val_annotations.txt"  # Tiny ImageNet's
 SPLITS = ("train", "validation")
 IN_NO_CLASS = "it is in no folder of a class"
 MOST_NAMED = 10  # files or folders in a line
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control codes, and bytes that are no UTF-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +76,10 @@ class PrepareConfig:
 
 
 class Picture(NamedTuple):
-    """Where a picture's bytes lie.
+    """Where the bytes of a picture are.
 
     Attributes:
-      name: for a person.
+      name: to show.
       label: class index.
       path: of the file; of a tar; of a folder of TFDS.
       offset: in bytes; 0 for all of the file; of TFDS, which example.
@@ -96,7 +97,7 @@ class Source(NamedTuple):
     """What was found.
 
     Attributes:
-      kind: for a person.
+      kind: to show.
       wnids: name of each class, sorted: their order is the classes' order.
       words: what a class is called, where that is known.
       splits: pictures of "train" and, if there are any, "validation", in order.
@@ -227,6 +228,8 @@ def _classes(
     outside: list[tuple[str, str]] = []
     empty = []
     for wnid in sorted(found):
+        if _UNPRINTABLE.search(wnid):
+            raise AlexNetError(f"{where}: the name of class {shown(wnid)} can't be printed: rename it")
         reasons = []
         for picture in found[wnid]:
             try:
@@ -241,8 +244,12 @@ def _classes(
         train += [picture._replace(label=len(wnids)) for picture in found[wnid]]
         wnids.append(wnid)
     if not wnids:
-        files = f"none of its {len(outside):,} files is a picture ({': '.join(outside[0])})" if outside else "no files"
-        raise AlexNetError(f"{where} has no class with a picture: {shown(files, 300)}")
+        files = (
+            f"none of its {len(outside):,} files is a picture ({': '.join(outside[0])})"
+            if outside
+            else "they hold no files"
+        )
+        raise AlexNetError(f"{where} has no classes with pictures: {shown(files, 300)}")
     return wnids, train, outside, _named("no class, as no picture was found:", [f"{where.name}/{w}" for w in empty])
 
 

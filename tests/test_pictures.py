@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import msgpack
 import numpy as np
 import PIL.Image
 import pytest
@@ -233,3 +234,10 @@ def test_what_looks_like_a_picture(tmp_path):
     assert [pictures.looks_like_picture(tmp_path / name) for name in "a b.txt c.heic d e".split()] == [  # noqa: SIM905
         *(True, False, True, True, False)
     ]
+
+
+def test_a_name_that_is_no_text_is_escaped():
+    record = pictures.encode(COLOURS[:, :16], 3, "caf\udce9.JPEG", "raw")
+    pixels, label = pictures.read(record, 16)
+    np.testing.assert_array_equal(pixels, COLOURS[:, :16])
+    assert (label, msgpack.unpackb(record)["name"]) == (3, "caf\\udce9.JPEG")

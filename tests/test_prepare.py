@@ -595,6 +595,8 @@ SOLUTION_WITHOUT_COLUMN = {prepare.SOLUTION: b"ImageId\nv0\n", "val/v0.JPEG": b"
     [
         (None, "there is no such folder"),
         ({}, "holds neither train/"),
+        ({"train/a/Thumbs.db": b"", "train/b/._x": b"", "train/x.JPEG": b""}, "no classes with pictures: they hold no"),
+        ({"train/a\n/a.JPEG": picture(1)}, r"the name of class a\\n can't be printed: rename it"),
         ({"train/a.JPEG": b""}, "has no folders of classes"),
         (A_PICTURE | {f"val/{WNIDS[1]}/b.JPEG": b""}, "there is no such class"),
         (A_PICTURE | {"train/empty/Thumbs.db": b"", "val/empty/b.JPEG": b""}, "val/empty: there is no such class"),
