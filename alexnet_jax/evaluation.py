@@ -1,5 +1,6 @@
 """What eval.py does: a run on a split, several runs side by side, a run on a person's own pictures."""
 
+import collections
 import dataclasses
 import io
 import itertools
@@ -32,7 +33,7 @@ from alexnet_jax.run import Run, open_run, versions
 
 MOST_CLASSES_PRINTED = 30
 MOST_PICTURES_DRAWN = 60  # on the sheet; beyond, it is no longer looked at
-MAX_PICTURE_BYTES = 512 * 1024**2
+MOST_NAMED = 3  # files that are skipped for the same reason
 TOP = 5  # classes told of a picture
 
 
@@ -386,37 +387,58 @@ def predict_pictures(config: EvalConfig) -> list[dict[str, Any]]:
 
 
 def _find_pictures(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Files named, and those in folders that are named like pictures, in order; and folders without any."""
-    found, broken = [], []
+    """Files named, and in folders those that look like pictures, in order; and what can't be read, which is reported.
+
+    Other files in the folders are counted; what systems leave there (`pictures.is_litter`) is ignored.
+    """
+    found: list[pathlib.Path] = []
+    broken: list[pathlib.Path] = []
+    others: list[pathlib.Path] = []
+
+    def unreadable(error: OSError) -> None:
+        path = pathlib.Path(error.filename)
+        warn(f"skipped {shown(str(path), 300)}: {error.strerror or error}")
+        broken.append(path)
+
     for path in paths:
         try:
             if not stat.S_ISDIR(path.stat().st_mode):
                 found.append(path)
                 continue
-            next(path.iterdir(), None)  # raises if it can't be read; rglob would not
-            inside = sorted(f for f in path.rglob("*") if f.suffix.lower() in pictures.SUFFIXES and f.is_file())
-            if not inside:
-                raise OSError("no file in this folder is named like a picture")
-            found.extend(inside)
         except OSError as error:
-            warn(f"skipped {shown(str(path), 300)}: {error.strerror or error}")
-            broken.append(path)
+            unreadable(error)
+            continue
+        before = len(found) + len(broken)
+        for file in pictures.files_in(path, unreadable):
+            (found if pictures.looks_like_picture(file) else others).append(file)
+        if len(found) + len(broken) == before:
+            unreadable(OSError(None, "there is no picture in this folder", str(path)))
+    if others:
+        names = ", ".join(shown(path.name) for path in others[:MOST_NAMED]) + ", ..." * (len(others) > MOST_NAMED)
+        are = "other file is no picture" if len(others) == 1 else "other files are no pictures"
+        warn(f"{len(others):,} {are} ({names})")
     return found, broken
 
 
 def _read_pictures(
     paths: Sequence[pathlib.Path], size: int, broken: list[pathlib.Path]
 ) -> Iterator[tuple[pathlib.Path, np.ndarray]]:
-    """Each picture as uint8 [size, size, 3]; names those that can't be read, and adds them to `broken`."""
+    """Each picture as uint8 [size, size, 3]; reports those that can't be read, and adds them to `broken`."""
+    reasons: collections.Counter[str] = collections.Counter()
     for path in paths:
         try:
-            picture = pictures.decode(read_bytes(path, MAX_PICTURE_BYTES), as_seen=True)
+            picture = pictures.decode(read_bytes(path, pictures.MAX_BYTES), as_seen=True)
         except (pictures.PictureError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            warn(f"skipped {shown(str(path), 300)}: {reason}")
+            reason = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
+            reasons[reason] += 1
+            if reasons[reason] <= MOST_NAMED:  # a phone's folder may hold hundreds of one kind
+                warn(f"skipped {shown(str(path), 300)}: {reason}")
             broken.append(path)
             continue
         yield path, pictures.central_square(picture, size)
+    for reason, count in reasons.items():
+        if count > MOST_NAMED:
+            warn(f"skipped {count - MOST_NAMED:,} more: {reason}")
 
 
 def print_prediction(row: Record) -> None:

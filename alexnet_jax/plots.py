@@ -6,19 +6,26 @@ The confusion matrix does without seaborn, which loads pandas and `pyplot`: 0.8 
 Letters in the shapes: N images or kernels, H W height and width in pixels, C classes or channels, KH KW kernel size.
 """
 
+import contextlib
+import functools
 import io
+import itertools
 import os
 import pathlib
 import textwrap
+import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike
 
@@ -46,7 +53,10 @@ def portraits(images: ArrayLike, titles: Sequence[object], columns: int = 10) ->
     pixels = _unit_images(images)
     if len(titles) != len(pixels):
         raise ValueError(f"{len(titles)} titles for {len(pixels)} images")
-    lines = ["\n".join(textwrap.wrap(_as_it_is(str(title)), 14)) for title in titles]
+    lines = [
+        "\n".join(map(_as_it_is, textwrap.wrap(text, max(14 * len(text) // max(_columns(text), 1), 1))))
+        for text in map(str, titles)
+    ]
     figure, axes = _image_grid(pixels, columns, above=max(text.count("\n") + 1 for text in lines))
     for ax, text in zip(axes, lines, strict=True):
         ax.set_title(text, fontsize=SMALL, pad=3)
@@ -439,8 +449,10 @@ def feature_maps(maps: ArrayLike, columns: int = 16, title: str = "Feature maps"
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file's contents."""
     png = io.BytesIO()
+    _use_fonts_with_all_glyphs(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph .* missing from")  # names in other scripts are drawn as boxes
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")  # drawn as boxes where no font has them
+        warnings.filterwarnings("ignore", r"Matplotlib currently does not support")  # how some scripts join letters
         figure.savefig(png, format="png", dpi=min(DPI, MAX_PIXELS / figure.get_figwidth()))
     return png.getvalue()
 
@@ -455,14 +467,72 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def shortened(text: str, length: int = 40) -> str:
-    """The text, or as much of its ends as has room: what tells names apart stands at either."""
-    end = (length - 1) // 2
-    return text if len(text) <= length else f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
+    """The text, or as much of its ends as fits: names often differ at either end. Wide letters (CJK) count twice."""
+    if _columns(text) <= length:
+        return text
+    room = (length - 1) // 2
+    head = sum(used <= length - 1 - room for used in itertools.accumulate(map(_columns, text)))
+    tail = sum(used <= room for used in itertools.accumulate(map(_columns, reversed(text))))
+    return f"{text[:head]}…{text[len(text) - tail :]}"
+
+
+def _columns(text: str) -> int:
+    """The width of a text in letters of the Latin script."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
 def _as_it_is(text: str) -> str:
-    """For matplotlib, which takes what stands between two $ for a formula, and leaves a name with _ out of a legend."""
+    """For matplotlib, which takes what is between two $ for a formula and leaves a name with _ out of a legend.
+
+    What can't be printed, such as half of a character in the name of a file, becomes an escape.
+    """
+    text = "".join(
+        c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text
+    )
     return ("\N{THIN SPACE}" if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def _use_fonts_with_all_glyphs(figure: Figure) -> None:
+    """Adds to each text the installed fonts that have the letters which the font of the rest lacks."""
+    for ax in figure.axes:
+        ax.get_xticklabels(), ax.get_yticklabels()  # made when they are asked for
+    texts = [artist for artist in figure.findobj(Text) if isinstance(artist, Text)]
+    letters = frozenset(c for text in texts for c in text.get_text() if not c.isascii() and c.isprintable())
+    if families := _fonts_with(letters):
+        for text in texts:
+            text.set_fontfamily([*text.get_fontfamily(), *families])
+
+
+@functools.lru_cache(maxsize=16)
+def _fonts_with(letters: frozenset[str]) -> tuple[str, ...]:
+    """Families of installed fonts that together have the letters which the default font lacks, as far as there are."""
+    manager = font_manager.fontManager
+
+    def covered(path: str, letters: frozenset[str]) -> frozenset[str]:
+        try:
+            font = FT2Font(path)
+        except Exception:  # a damaged font
+            return frozenset()
+        return frozenset(letter for letter in letters if font.get_char_index(ord(letter)))
+
+    letters -= covered(font_manager.findfont(font_manager.FontProperties()), letters)
+    if not letters:
+        return ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        known = {entry.fname for entry in manager.ttflist}
+        for path in set(font_manager.findSystemFonts()) - known:  # installed after matplotlib made its list
+            with contextlib.suppress(Exception):  # of a kind that matplotlib can't read
+                manager.addfont(path)
+    regular = [e for e in manager.ttflist if (str(e.weight), e.style) in (("400", "normal"), ("normal", "normal"))]
+    regular = [e for e in regular if "lastresort" not in e.name.lower().replace(" ", "")]  # of macOS: boxes
+    regular.sort(key=lambda e: ("Sans" not in e.name, "Mono" in e.name, e.name))
+    has = {entry.name: covered(entry.fname, letters) for entry in reversed(regular)}
+    families: list[str] = []
+    while has and (best := max(reversed(has), key=lambda name: len(has[name] & letters))) and has[best] & letters:
+        families.append(best)
+        letters -= has[best]
+    return tuple(families)
 
 
 def _unit_images(images: ArrayLike) -> np.ndarray:

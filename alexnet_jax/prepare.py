@@ -1,7 +1,7 @@
 """ImageNet, once: `python -m alexnet_jax.prepare imagenet --source DIR --out DIR`.
 
 Every picture becomes a square of 256x256 (paper, section 2) in array_record shards; the training pictures' mean image
-and PCA basis are measured on the way, exactly. A killed preparation goes on where it stopped.
+and PCA basis are measured on the way, exactly. A preparation that was killed is resumed where it stopped.
 
     OUT/train-00000-of-01282.array_record ..    records of `pictures.encode`
     OUT/statistics.npz                          mean image and PCA basis of the training pictures
@@ -28,7 +28,7 @@ import tarfile
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import tqdm
@@ -36,22 +36,27 @@ import tqdm
 from alexnet_jax import cli, pictures
 from alexnet_jax.config import Path, PositiveInt, shown, validate
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
-from alexnet_jax.files import locked, sync, to_bytes, write_atomically
+from alexnet_jax.files import locked, read_bytes, sync, to_bytes, write_atomically
 from alexnet_jax.signals import StopSignals
 
 RECORDS_PER_SHARD = 1000
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"  # Kaggle's
+WORDS, ANNOTATIONS = "words.txt", "val_annotations.txt"  # Tiny ImageNet's
 SPLITS = ("train", "validation")
+IN_NO_CLASS = "it is in no folder of a class"
+MOST_NAMED = 10  # files or folders in a line
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control codes, and bytes that are no UTF-8
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """Prepare ImageNet for training.
 
-    --source is a folder with one of: `train/<class>/*.JPEG` and `val/` (in class folders, or flat); the official tar
-    files; TFDS's `imagenet2012`, prepared as array_record. The same command again goes on where one was stopped.
+    --source is a folder with one of: `train/<class>/*.JPEG` and `val/` (in class folders, or flat); Tiny ImageNet's
+    files; the official tar files; TFDS's `imagenet2012`, prepared as array_record. The same command resumes a
+    preparation that was stopped.
     """
 
     source: Path
@@ -60,7 +65,8 @@ class PrepareConfig:
     """Folder to write to: new, or of a preparation that was stopped."""
     labels: Path | None = None
     """Folder with the devkit (ILSVRC2012_devkit_t12, folder or .tar.gz) or Kaggle's LOC_val_solution.csv: the classes
-    of validation pictures that lie in no class folders, and what classes are called. Unset: --source."""
+    of validation pictures that are not in class folders, by the pictures' names, and what classes are called. Unset:
+    --source."""
     workers: PositiveInt | None = None
     """Processes. Unset: as many as there are cores. Does not change the result."""
     size: PositiveInt = 256
@@ -70,14 +76,14 @@ class PrepareConfig:
 
 
 class Picture(NamedTuple):
-    """Where a picture's bytes lie.
+    """Where the bytes of a picture are.
 
     Attributes:
-      name: for a person.
+      name: to show.
       label: class index.
       path: of the file; of a tar; of a folder of TFDS.
-      offset: in bytes; of TFDS, which example.
-      length: in bytes; 0 for all of the file; -1 for TFDS.
+      offset: in bytes; 0 for all of the file; of TFDS, which example.
+      length: in bytes; -1 for TFDS.
     """
 
     name: str
@@ -91,27 +97,31 @@ class Source(NamedTuple):
     """What was found.
 
     Attributes:
-      kind: for a person.
+      kind: to show.
       wnids: name of each class, sorted: their order is the classes' order.
       words: what a class is called, where that is known.
       splits: pictures of "train" and, if there are any, "validation", in order.
-      outside: files beside the folders of classes, of each split; they are in no class, and listed as skipped.
+      outside: files of each split that belong to no class, with the reason; they are listed as skipped.
+      notes: lines to print: what was left out or is missing.
     """
 
     kind: str
     wnids: list[str]
     words: dict[str, str]
     splits: dict[str, list[Picture]]
-    outside: dict[str, list[str]]
+    outside: dict[str, list[tuple[str, str]]]
+    notes: list[str]
 
 
 def find(source: pathlib.Path, labels: pathlib.Path | None = None) -> Source:
     """Lists the pictures of a source; `labels` is as in PrepareConfig.
 
-    Every file counts as one that does not begin with a dot: whether it is a picture shows when it is read.
+    Every file counts, except what systems leave (`pictures.is_litter`): whether it is a picture shows when it is read.
+    A folder is a class if a picture in it, or in its subfolders, can be read. Labels are found by the name of a class
+    or of a picture, never by position.
 
     Raises:
-      AlexNetError: it holds nothing known, or no labels for its validation pictures.
+      AlexNetError: it holds nothing known, or no label for a validation picture.
     """
     labels = source if labels is None else labels
     for place in (source, labels):
@@ -130,42 +140,117 @@ def find(source: pathlib.Path, labels: pathlib.Path | None = None) -> Source:
 
 
 def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
-    def visible(folder: pathlib.Path) -> list[pathlib.Path]:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    def stop(error: OSError) -> NoReturn:
+        raise error
 
-    def to_pictures(paths: Sequence[pathlib.Path], label: int) -> list[Picture]:
-        return [Picture(path.relative_to(source).as_posix(), label, str(path)) for path in paths]
+    def to_picture(path: pathlib.Path) -> Picture:
+        return Picture(path.relative_to(source).as_posix(), -1, str(path))
 
-    def by_class(folder: pathlib.Path, wnids: Sequence[str]) -> list[Picture]:
-        found = [to_pictures(visible(folder / w), label) for label, w in enumerate(wnids) if (folder / w).is_dir()]
-        return [picture for pictures_of_class in found for picture in pictures_of_class]
-
-    def outside(folder: pathlib.Path) -> list[pathlib.Path]:
-        return [path for path in visible(folder) if not path.is_dir()]
-
-    wnids = [path.name for path in visible(source / "train") if path.is_dir()]
-    if not wnids:
-        raise AlexNetError(f"{source / 'train'} has no folders of classes")
-    splits, strays = {"train": by_class(source / "train", wnids)}, {"train": outside(source / "train")}
-    truth = _ground_truth(labels, wnids)
-    for name in ("val", "validation"):
-        folder = source / name
-        if folder.is_dir():
-            folders = [path.name for path in visible(folder) if path.is_dir()]
-            if unknown := set(folders) - set(wnids):
-                raise AlexNetError(f"{folder / min(unknown)}: there is no such class in {source / 'train'}")
-            if folders:
-                splits["validation"], strays["validation"] = by_class(folder, wnids), outside(folder)
+    def listed(folder: pathlib.Path) -> tuple[dict[str, list[Picture]], list[Picture]]:
+        """The files in each folder of a folder and below it, by its name; and the files beside these folders."""
+        folders, beside = {}, []
+        for path in sorted((p for p in folder.iterdir() if not pictures.is_litter(p.name)), key=lambda p: p.name):
+            if not path.is_dir():
+                beside.append(to_picture(path))
+            elif pictures.is_loop(path):
+                raise AlexNetError(f"{path}: links to a folder that holds it; remove the link")
             else:
-                splits["validation"] = _labelled(to_pictures(outside(folder), -1), truth, folder)
-            break
+                boxes = f"{path.name}_boxes.txt"  # Tiny ImageNet's
+                folders[path.name] = [to_picture(f) for f in pictures.files_in(path, stop) if f.name != boxes]
+        return folders, beside
+
+    folders, beside = listed(source / "train")
+    if not folders:
+        raise AlexNetError(f"{source / 'train'} has no folders of classes")
+    wnids, train, outside, notes = _classes(folders, source / "train")
+    index = {wnid: label for label, wnid in enumerate(wnids)}
+    splits, strays = {"train": train}, {"train": outside + [(picture.name, IN_NO_CLASS) for picture in beside]}
+    found = [name for name in ("val", "validation") if (source / name).is_dir()]
+    if len(found) > 1:
+        raise AlexNetError(f"{source} holds both val/ and validation/: remove one, or move it away")
+    truth = _ground_truth(labels)
+    for name in found:
+        folder = source / name
+        folders, beside = listed(folder)
+        notes += _named("no file in", [f"{name}/{key}" for key, files in folders.items() if not files])
+        folders = {key: files for key, files in folders.items() if files}
+        if (folder / ANNOTATIONS).exists():
+            truth = truth._replace(labels=_annotations(folder / ANNOTATIONS), origin=ANNOTATIONS)
+            files = [p for group in (*folders.values(), beside) for p in group if p.name != f"{name}/{ANNOTATIONS}"]
+            splits["validation"] = _labelled(files, truth, index, folder, notes)
+        elif folders:
+            if unknown := folders.keys() - index:
+                raise AlexNetError(
+                    f"{folder / min(unknown)}: there is no such class in {source / 'train'}, or no picture of it"
+                )
+            strays["validation"] = [(picture.name, IN_NO_CLASS) for picture in beside]
+            splits["validation"] = [p._replace(label=index[key]) for key, files in folders.items() for p in files]
+        else:
+            splits["validation"] = _labelled(beside, truth, index, folder, notes)
+        for key in folders.keys() & index:
+            for picture in folders[key]:
+                if (wnid := truth.labels.get(_key(picture.name), key)) != key:
+                    raise AlexNetError(
+                        f"{source / picture.name}: it is in the folder of {key}, but {truth.origin} says {wnid}"
+                    )
+    deeper = {
+        str(pathlib.PurePosixPath(p.name).parent) for files in splits.values() for p in files if p.name.count("/") > 2
+    }
+    deeper = {name for name in deeper if not re.fullmatch("[^/]+/[^/]+/images", name)}  # Tiny ImageNet's
+    if len(wnids) == 1 and len(deeper) > 1:
+        raise AlexNetError(f"{source / 'train' / wnids[0]}: the only class, with folders in it: move these to train/")
+    notes += _named("files of subfolders belong to the class of the folder above:", sorted(deeper))
     return Source(
-        "image folder",
-        wnids,
-        truth.words,
-        {name: found for name, found in splits.items() if found},
-        {name: [path.relative_to(source).as_posix() for path in paths] for name, paths in strays.items()},
+        "image folder", wnids, truth.words, {name: found for name, found in splits.items() if found}, strays, notes
     )
+
+
+def _named(what: str, names: Sequence[str]) -> list[str]:
+    """A line with the first few names, if there are any."""
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return [f"{what} {', '.join(map(shown, names[:MOST_NAMED]))}{more}"] if names else []
+
+
+def _classes(
+    found: dict[str, list[Picture]], where: pathlib.Path
+) -> tuple[list[str], list[Picture], list[tuple[str, str]], list[str]]:
+    """Leaves out what holds no picture: as a class it would change the labels of all others.
+
+    Args:
+      found: the training files of each class.
+      where: they are.
+
+    Returns:
+      The classes in order, their pictures with labels, the files of what is no class with reasons, and notes.
+    """
+    wnids: list[str] = []
+    train: list[Picture] = []
+    outside: list[tuple[str, str]] = []
+    empty = []
+    for wnid in sorted(found):
+        if _UNPRINTABLE.search(wnid):
+            raise AlexNetError(f"{where}: the name of class {shown(wnid)} can't be printed: rename it")
+        reasons = []
+        for picture in found[wnid]:
+            try:
+                pictures.decode(_bytes_of(picture)[0])
+                break
+            except (pictures.PictureError, OSError) as error:
+                reasons.append((picture.name, str(error)))
+        else:
+            empty.append(wnid)
+            outside += reasons
+            continue
+        train += [picture._replace(label=len(wnids)) for picture in found[wnid]]
+        wnids.append(wnid)
+    if not wnids:
+        files = (
+            f"none of its {len(outside):,} files is a picture ({': '.join(outside[0])})"
+            if outside
+            else "they hold no files"
+        )
+        raise AlexNetError(f"{where} has no classes with pictures: {shown(files, 300)}")
+    return wnids, train, outside, _named("no class, as no picture was found:", [f"{where.name}/{w}" for w in empty])
 
 
 def _find_tars(source: pathlib.Path, labels: pathlib.Path) -> Source:
@@ -181,30 +266,42 @@ def _find_tars(source: pathlib.Path, labels: pathlib.Path) -> Source:
         if file.read(2 * tarfile.BLOCKSIZE) != tarfile.NUL * 2 * tarfile.BLOCKSIZE or file.tell() > end:
             after = f"after {shown(members[-1].name)}" if members else "at its beginning"
             raise AlexNetError(f"{path}: the tar is damaged or was cut off {after}")
-        return sorted((member for member in members if member.isfile()), key=lambda member: member.name)
+        found: dict[str, tarfile.TarInfo] = {}
+        for member in members:
+            if member.isdir() or any(map(pictures.is_litter, pathlib.PurePosixPath(member.name).parts)):
+                continue
+            if not member.isreg() or member.issparse():
+                raise AlexNetError(f"{path}: {shown(member.name)} in it is no plain file, but a link or the like")
+            if found.setdefault(member.name, member) is not member:
+                raise AlexNetError(f"{path}: {shown(member.name)} is in it twice")
+        return [found[name] for name in sorted(found)]
 
-    def to_picture(path: pathlib.Path, name: str, label: int, member: tarfile.TarInfo) -> Picture:
-        return Picture(name, label, str(path), member.offset_data, member.size)
+    def to_picture(path: pathlib.Path, name: str, member: tarfile.TarInfo) -> Picture:
+        return Picture(name, -1, str(path), member.offset_data, member.size)
 
     path = source / TRAIN_TAR
+    classes: dict[str, list[Picture]] = {}
     try:
         with path.open("rb") as file:
-            outer = files(path, file, 0, path.stat().st_size)
-            wnids = [pathlib.PurePosixPath(member.name).stem for member in outer]
-            train = [
-                to_picture(path, f"{wnid}/{member.name}", label, member)
-                for label, (wnid, tar) in enumerate(zip(wnids, outer, strict=True))
-                for member in files(path, file, tar.offset_data, tar.offset_data + tar.size)
-            ]
-        truth, splits = _ground_truth(labels, wnids), {"train": train}
+            for tar in files(path, file, 0, path.stat().st_size):
+                wnid = pathlib.PurePosixPath(tar.name).stem
+                if not re.fullmatch(r"(.*/)?n[0-9]+\.tar", tar.name):
+                    raise AlexNetError(f"{path}: {shown(tar.name)} in it is not named like a class: n01440764.tar")
+                if wnid in classes:
+                    raise AlexNetError(f"{path}: {wnid}.tar is in it twice")
+                inner = files(path, file, tar.offset_data, tar.offset_data + tar.size)
+                classes[wnid] = [to_picture(path, f"{wnid}/{member.name}", member) for member in inner]
+        wnids, train, outside, notes = _classes(classes, path)
+        truth, splits = _ground_truth(labels), {"train": train}
         path = source / VALIDATION_TAR
         if path.exists():
             with path.open("rb") as file:
-                found = files(path, file, 0, path.stat().st_size)
-                splits["validation"] = _labelled([to_picture(path, m.name, -1, m) for m in found], truth, path)
+                found = [to_picture(path, m.name, m) for m in files(path, file, 0, path.stat().st_size)]
+            index = {wnid: label for label, wnid in enumerate(wnids)}
+            splits["validation"] = _labelled(found, truth, index, path, notes)
     except tarfile.TarError as error:
         raise AlexNetError(f"{path}: can't be read ({error})") from error
-    return Source("official tar files", wnids, truth.words, splits, {})
+    return Source("official tar files", wnids, truth.words, splits, {"train": outside}, notes)
 
 
 def _tfds_folder(source: pathlib.Path) -> pathlib.Path | None:
@@ -219,14 +316,16 @@ def _find_tfds(source: pathlib.Path) -> Source:
     builder = _tfds_builder(str(source))
     if builder.info.file_format.value != "array_record":
         raise AlexNetError(f"{source}: prepared as {builder.info.file_format.value}, not as array_record")
-    wnids = list(builder.info.features["label"].names)
+    wnids = sorted(_tfds_names(builder))
     splits = {}
     for name in SPLITS:
         if name in builder.info.splits:
             examples = _tfds_examples(str(source), name)
             # The label is part of the example: it is read with the picture.
             splits[name] = [Picture(f"{name}/{i}", -1, f"{source}/{name}", i, -1) for i in range(len(examples))]
-    return Source("TFDS imagenet2012", wnids, {}, splits, {})
+    if not splits.get("train"):
+        raise AlexNetError(f"{source}: has no training examples")
+    return Source("TFDS imagenet2012", wnids, {}, splits, {}, [])
 
 
 class Truth(NamedTuple):
@@ -234,40 +333,88 @@ class Truth(NamedTuple):
 
     Attributes:
       words: what each class is called.
-      labels: class index of each validation file's stem.
-      ordered: class indices of the validation files in the order of their names.
+      labels: class of each validation picture by its name (`_key`).
+      origin: what says so.
     """
 
     words: dict[str, str]
-    labels: dict[str, int]
-    ordered: list[int]
+    labels: dict[str, str]
+    origin: str
 
 
-def _ground_truth(source: pathlib.Path, wnids: Sequence[str]) -> Truth:
-    """From the devkit (folder or tar.gz) or Kaggle's files, if they are there."""
-    index = {wnid: label for label, wnid in enumerate(wnids)}
-    words, labels, ordered = {}, {}, []
+def _key(name: str) -> str:
+    """What names a picture: the last part of its path, without the suffix of a picture."""
+    path = pathlib.PurePosixPath(name)
+    return path.stem if path.suffix.lower() in pictures.SUFFIXES else path.name
+
+
+def _ground_truth(source: pathlib.Path) -> Truth:
+    """From the devkit (folder or tar.gz), Kaggle's files or Tiny ImageNet's words, if they are there."""
+    words: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    origins = []
     try:
-        if (source / MAPPING).exists():
-            lines = (source / MAPPING).read_text().splitlines()
-            words = {wnid: text for wnid, _, text in (line.partition(" ") for line in lines)}
+        for name, separator in ((WORDS, "\t"), (MAPPING, " ")):
+            if (source / name).exists():
+                lines = (source / name).read_text("utf-8-sig").splitlines()
+                words |= {wnid: text for wnid, _, text in (line.partition(separator) for line in lines)}
         if (source / SOLUTION).exists():
-            with (source / SOLUTION).open(newline="") as file:
-                for row in csv.DictReader(file):
-                    labels[row["ImageId"]] = index[row["PredictionString"].split()[0]]
+            origins.append(SOLUTION)
+            with (source / SOLUTION).open(newline="", encoding="utf-8-sig") as file:
+                for row in (reader := csv.DictReader(file)):
+                    wnids = set((row["PredictionString"] or "").split()[::5])  # of every box: class and 4 numbers
+                    if len(wnids) != 1 or not row["ImageId"]:
+                        raise AlexNetError(
+                            f"{source / SOLUTION}: line {reader.line_num} names {len(wnids)} classes, not one"
+                        )
+                    _add(labels, row["ImageId"], wnids.pop(), source / SOLUTION)
         if files := _devkit_files(source):
             import scipy.io
 
+            origins.append("the devkit")
             meta, text = files
-            synsets = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-            leaves = {int(s["ILSVRC2012_ID"]): s for s in synsets if int(s["num_children"]) == 0}
-            words = {str(s["WNID"]): str(s["words"]) for s in leaves.values()}
-            # The devkit numbers classes in an order of its own.
-            ordered = [index[str(leaves[int(number)]["WNID"])] for number in text.split()]
+            classes: dict[int, str] = {}
+            for synset in np.atleast_1d(scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]):
+                if int(synset["num_children"]) == 0:  # the others are groups of classes
+                    number, wnid = int(synset["ILSVRC2012_ID"]), str(synset["WNID"])
+                    if number in classes or wnid in classes.values():
+                        raise AlexNetError(f"{source}: the devkit's meta.mat has class {number} or {wnid} twice")
+                    classes[number], words[wnid] = wnid, str(synset["words"])
+            # Line n is about picture n; the devkit numbers classes in an order of its own.
+            for place, line in enumerate(text.decode("ascii").rstrip().splitlines(), 1):
+                number = int(line) if line.strip().isdecimal() else -1
+                if number not in classes:
+                    raise AlexNetError(
+                        f"{source}: line {place} of the devkit's truth is no class of its meta.mat: {shown(line)}"
+                    )
+                _add(labels, f"ILSVRC2012_val_{place:08d}", classes[number], source / DEVKIT)
     except (LookupError, ValueError, TypeError, AttributeError, OSError, NotImplementedError, csv.Error) as error:
         reason = shown(f"{type(error).__name__}: {error}", 200)
         raise AlexNetError(f"{source}: the validation labels can't be read ({reason})") from error
-    return Truth(words, labels, ordered)
+    return Truth(words, labels, " and ".join(origins))
+
+
+def _annotations(path: pathlib.Path) -> dict[str, str]:
+    """Classes of Tiny ImageNet's validation pictures: lines of a file's name, a class and a box, with tabs between."""
+    labels: dict[str, str] = {}
+    try:
+        for place, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+            fields = line.split("\t")
+            if line.strip() and len(fields) < 2:
+                raise AlexNetError(f"{path}: line {place} names no class: {shown(line)}")
+            if line.strip():
+                _add(labels, fields[0], fields[1].strip(), path)
+    except ValueError as error:
+        raise AlexNetError(f"{path}: can't be read ({error})") from error
+    return labels
+
+
+def _add(labels: dict[str, str], name: str, wnid: str, path: pathlib.Path) -> None:
+    key = _key(name.strip())
+    if labels.setdefault(key, wnid) != wnid:
+        raise AlexNetError(
+            f"{path}: the class of {shown(key)} is {shown(wnid)} here and {shown(labels[key])} elsewhere"
+        )
 
 
 def _devkit_files(source: pathlib.Path) -> tuple[bytes, bytes] | None:
@@ -292,17 +439,42 @@ def _devkit_files(source: pathlib.Path) -> tuple[bytes, bytes] | None:
     return None
 
 
-def _labelled(files: list[Picture], truth: Truth, where: pathlib.Path) -> list[Picture]:
-    if truth.labels:
-        stems = [pathlib.PurePosixPath(picture.name).stem for picture in files]
-        if unknown := set(stems) - set(truth.labels):
-            raise AlexNetError(f"{where}: {SOLUTION} has no class for {shown(min(unknown))}")
-        return [picture._replace(label=truth.labels[stem]) for picture, stem in zip(files, stems, strict=True)]
-    if truth.ordered:
-        if len(truth.ordered) != len(files):
-            raise AlexNetError(f"{where} has {len(files):,} pictures, the devkit {len(truth.ordered):,} labels")
-        return [picture._replace(label=label) for picture, label in zip(files, truth.ordered, strict=True)]
-    raise AlexNetError(f"{where}: no labels for its pictures: --labels needs a folder with {DEVKIT} or {SOLUTION}")
+def _labelled(
+    files: list[Picture], truth: Truth, index: dict[str, int], where: pathlib.Path, notes: list[str]
+) -> list[Picture]:
+    """Validation pictures with their labels, by their names.
+
+    Args:
+      files: that are in no class folders.
+      truth: the class of each name.
+      index: label of each class.
+      where: the files are.
+      notes: gets a line if not every picture is there.
+    """
+    if files and not truth.labels:
+        raise AlexNetError(f"{where}: no labels for its pictures: --labels needs a folder with {DEVKIT} or {SOLUTION}")
+    found: dict[str, Picture] = {}
+    for picture in files:
+        key = _key(picture.name)
+        if key not in truth.labels:
+            expected = f"{shown(min(truth.labels))} to {shown(max(truth.labels))}"
+            raise AlexNetError(
+                f"{where}: {truth.origin} has no class for {shown(pathlib.PurePosixPath(picture.name).name)}, "
+                f"only for {expected}: remove the file, or give it its name"
+            )
+        if key in found:
+            raise AlexNetError(
+                f"{where}: {shown(found[key].name)} and {shown(picture.name)} have one label: remove one"
+            )
+        wnid = truth.labels[key]
+        if wnid not in index:
+            raise AlexNetError(
+                f"{where}: {shown(picture.name)} is of class {shown(wnid)}, which has no training picture"
+            )
+        found[key] = picture._replace(label=index[wnid])
+    if files and len(found) < len(truth.labels):
+        notes.append(f"{where.name}: {len(found):,} of the {len(truth.labels):,} pictures that {truth.origin} labels")
+    return list(found.values())
 
 
 def _tfds_builder(folder: str) -> Any:
@@ -312,6 +484,14 @@ def _tfds_builder(folder: str) -> Any:
         return tfds.builder_from_directory(folder)
     except Exception as error:  # of many kinds
         raise AlexNetError(f"{folder}: TFDS can't read it ({shown(str(error).splitlines()[0], 200)})") from error
+
+
+def _tfds_names(builder: Any) -> list[str]:
+    """The class of each label."""
+    names = getattr(dict(builder.info.features).get("label"), "names", None)
+    if not names or "image" not in builder.info.features:
+        raise AlexNetError(f"{builder.data_dir}: its examples have no image and label with the names of classes")
+    return list(names)
 
 
 def _tfds_examples(folder: str, split: str) -> Any:
@@ -385,19 +565,26 @@ def write_shard(out: str, shard: Shard) -> None:
 
 def _bytes_of(picture: Picture) -> tuple[bytes, int]:
     if picture.length < 0:
-        folder, split = picture.path.rsplit("/", 1)
         if picture.path not in _tfds_sources:
-            _tfds_sources[picture.path] = _tfds_examples(folder, split)
-        example = _tfds_sources[picture.path][picture.offset]
-        return bytes(example["image"]), int(example["label"])
+            folder, split = picture.path.rsplit("/", 1)
+            names = _tfds_names(_tfds_builder(folder))
+            _tfds_sources[picture.path] = _tfds_examples(folder, split), names, sorted(names)
+        examples, names, wnids = _tfds_sources[picture.path]
+        example = examples[picture.offset]
+        label = int(example["label"])
+        if not 0 <= label < len(names):
+            raise pictures.PictureError(f"it has no label: {label}")
+        return bytes(example["image"]), wnids.index(names[label])
+    if not picture.offset:
+        return read_bytes(pathlib.Path(picture.path), pictures.MAX_BYTES), picture.label
     with open(picture.path, "rb") as file:
         file.seek(picture.offset)
-        return file.read(picture.length or -1), picture.label
+        return file.read(picture.length), picture.label
 
 
 # Of a worker process.
 _progress: Any = None
-_tfds_sources: dict[str, Any] = {}
+_tfds_sources: dict[str, tuple[Any, list[str], list[str]]] = {}
 
 
 def _begin_worker(progress: Any) -> None:
@@ -424,6 +611,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     out = config.out
     source = find(config.source, config.labels)
+    for note in source.notes:
+        print(note)
     work, lock = out / ".work", out / "prepare.lock"
     plan = {
         "size": config.size,
@@ -527,8 +716,7 @@ def _finish(source: Source, shards: dict[str, list[Shard]], config: PrepareConfi
                 products += sums["products"]
     counts = {split: sum(s["records"] for s in group) for split, group in summaries.items()}
     skipped = [{"split": split} | entry for split, group in summaries.items() for s in group for entry in s["skipped"]]
-    reason = "it lies in no folder of a class"
-    skipped += [{"split": split, "file": n, "reason": reason} for split, names in source.outside.items() for n in names]
+    skipped += [{"split": s, "file": file, "reason": why} for s, group in source.outside.items() for file, why in group]
     if not counts["train"]:
         raise AlexNetError(f"{config.source}: none of its {len(skipped):,} training files is a picture")
     basis = basis_from_sums(counts["train"] * config.size**2, total.sum(axis=(0, 1)), products)

@@ -210,7 +210,7 @@ def test_pictures_are_classified_as_a_person_sees_them(small_run, tiny, folder, 
     output = capsys.readouterr()
     assert "warning: skipped" in output.err
     assert "broken.jpg: it is no JPEG" in output.err
-    assert "notes.txt" not in output.err
+    assert "warning: 1 other file is no picture (notes.txt)\n" in output.err
     assert output.out.count("%") == 5 * 6
 
 
@@ -223,6 +223,53 @@ def test_pictures_come_in_batches(small_run, folder):
         assert [e["probability"] for e in one["top"]] == pytest.approx(
             [e["probability"] for e in other["top"]], abs=1e-5
         )
+
+
+@pytest.fixture
+def album(tiny, tmp_path):
+    """A folder as a phone and a computer leave it."""
+    folder = tmp_path / "album"
+    (folder / "sub" / "@eaDir").mkdir(parents=True)
+    image = PIL.Image.fromarray(tiny["test"].images[0])
+    for name, kind in {"猫.png": "PNG", "c.ppm": "PPM", "no_suffix": "PNG", "sub/wrong.txt": "GIF"}.items():
+        image.save(folder / name, kind)
+    for number in range(5):
+        (folder / f"IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    for name in ("._a.png", "Thumbs.db", ".DS_Store", "sub/desktop.ini", "sub/@eaDir/a.png"):
+        (folder / name).write_bytes(b"litter")
+    for name in ("IMG_0.AAE", "IMG_0.MOV", "notes.txt", "sub/z"):
+        (folder / name).write_bytes(b"\0\0\0\x14ftypqt  ")
+    (folder / "sub" / "up").symlink_to("..")
+    return folder
+
+
+def test_what_is_in_a_folder_is_tried_by_content(album, tiny, capsys):
+    found, broken = evaluation._find_pictures((album,))
+    read = dict(evaluation._read_pictures(found, 32, broken))
+    assert {path.relative_to(album).as_posix() for path in read} == {"猫.png", "c.ppm", "no_suffix", "sub/wrong.txt"}
+    for path, pixels in read.items():
+        if path.suffix != ".txt":  # a GIF has a palette
+            np.testing.assert_array_equal(pixels, tiny["test"].images[0])
+    assert [path.name for path in broken] == [f"IMG_{number}.HEIC" for number in range(5)]
+    reason = "HEIC pictures can't be read here: convert them to JPEG"
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: 4 other files are no pictures (IMG_0.AAE, IMG_0.MOV, notes.txt, ...)",
+        *(f"warning: skipped {album}/IMG_{number}.HEIC: {reason}" for number in range(3)),
+        f"warning: skipped 2 more: {reason}",
+    ]
+
+
+def test_what_a_folder_has_no_picture_of_is_named_once(album, capsys):
+    empty = album / "sub" / "@eaDir" / "empty"
+    empty.mkdir()
+    (empty / "loop.png").symlink_to("loop.png")
+    named = (album / "notes.txt", album / "nothing", empty, album / "sub" / "@eaDir")
+    found, broken = evaluation._find_pictures(named)
+    assert list(evaluation._read_pictures(found, 32, broken)) == []
+    assert [path.name for path in broken] == ["nothing", "notes.txt", "loop.png", "a.png", "loop.png"]
+    (empty / "loop.png").unlink()
+    assert evaluation._find_pictures((empty,)) == ([], [empty])
+    assert "empty: there is no picture in this folder" in capsys.readouterr().err
 
 
 def test_without_a_readable_picture_nothing_is_written(small_run, tmp_path):

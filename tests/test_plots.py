@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -423,6 +423,45 @@ class TestPredictions:
         plots.save(plots.confusion_matrix(np.eye(7, dtype=int), names, "title"), tmp_path / "confusion.png")
         plots.save(plots.saliency(images[0], np.eye(4), np.zeros((8, 8, 3)), "$x^$"), tmp_path / "saliency.png")
         plots.save(plots.histograms({"$x^$": np.arange(9.0)}, "title"), tmp_path / "histograms.png")
+
+    @pytest.mark.skipif(not any("CJK" in f for f in font_manager.findSystemFonts()), reason="no font has these letters")
+    def test_names_in_other_scripts_are_drawn(self, images: np.ndarray, tmp_path: pathlib.Path) -> None:
+        """Letters that no font has are all drawn as the same box."""
+        for name, title, label in (("a", "写", "고"), ("b", "真", "고"), ("c", "写", "양")):
+            figure = plots.predictions(images[:1], [title], [[(label, 1.0)]])
+            plots.save(figure, tmp_path / name)
+            plots.save(
+                plots.confusion_matrix(np.eye(2, dtype=int), [title, label], "title"), tmp_path / f"matrix {name}"
+            )
+        assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 6
+
+    def test_a_font_that_has_the_letters_is_used(self, images: np.ndarray, tmp_path: pathlib.Path, monkeypatch) -> None:
+        """Of those that come with matplotlib, which are everywhere: without a font of the system."""
+        monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+        bundled = [e for e in font_manager.fontManager.ttflist if "matplotlib" in pathlib.Path(e.fname).parts]
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", bundled)
+        plots._fonts_with.cache_clear()
+        figure = plots.predictions(images[:1], ["Ⓐ.png"], [[("plain", 1.0)]])
+        plots.save(figure, tmp_path / "sheet.png")
+        assert figure.axes[0].title.get_fontfamily()[1:] == ["STIXGeneral"]
+        plots._fonts_with.cache_clear()
+
+    def test_half_a_character_of_a_name_is_an_escape(self, images: np.ndarray, tmp_path: pathlib.Path) -> None:
+        figure = plots.predictions(images[:1], ["a\udce9\x07"], [[("\udce9", 1.0)]])
+        plots.save(figure, tmp_path / "sheet.png")
+        assert figure.axes[0].get_title() == "a\\udce9\\x07"
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("an extraordinarily long name", "an ext…g name"),
+            ("寿限無寿限無五劫の擦り切れ", "寿限無…り切れ"),
+            ("寿限無五劫の", "寿限無五劫の"),
+            ("寿限無五劫のa.jpeg", "寿限無…a.jpeg"),
+        ],
+    )
+    def test_wide_letters_count_twice(self, text: str, expected: str) -> None:
+        assert plots.shortened(text, 13) == expected
 
     def test_lengths_must_agree(self, images: np.ndarray) -> None:
         with pytest.raises(ValueError, match="6 names and 7 predictions for 7 images"):

@@ -5,11 +5,13 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import types
 
 import numpy as np
 import PIL.Image
@@ -290,7 +292,7 @@ def make_tars(folder: pathlib.Path, source: pathlib.Path) -> None:
             inner.seek(0)
             outer.addfile(info, inner)
     with tarfile.open(source / prepare.VALIDATION_TAR, "w") as tar:
-        for number, path in enumerate(flat_validation(folder)):
+        for number, path in enumerate(flat_validation(folder), 1):
             tar.add(path, f"ILSVRC2012_val_{number:08d}.JPEG")
 
 
@@ -348,16 +350,6 @@ def test_flat_validation_with_kaggles_solution(folder, prepared, tmp_path):
         prepare.find(source, tmp_path)
 
 
-def test_what_is_wrong_is_said(folder, prepared, tmp_path):
-    with pytest.raises(UsageError, match="is prepared already"):
-        prepare.prepare(configure(folder, prepared))
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(UsageError, match="is not empty"):
-        prepare.prepare(configure(folder, tmp_path / "mine"))
-    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
-
-
 def as_tar(files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -369,6 +361,231 @@ def as_tar(files: dict[str, bytes]) -> bytes:
 
 
 INNER = as_tar({"a.JPEG": picture(1), "b.JPEG": picture(2)})
+
+
+def write(source: pathlib.Path, contents: dict[str, bytes | str]) -> pathlib.Path:
+    for name, data in contents.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return source
+
+
+def found_labels(source: prepare.Source) -> dict[str, str]:
+    """Class of each validation picture by the last part of its name."""
+    return {p.name.rsplit("/", 1)[-1]: source.wnids[p.label] for p in source.splits["validation"]}
+
+
+TRAIN = {f"train/{wnid}/{wnid}_0.JPEG": picture(label) for label, wnid in enumerate(WNIDS)}
+NUMBERED = {number: f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(14)}
+TRUTH = {1: WNIDS[0], 2: WNIDS[1], 3: WNIDS[2], 4: WNIDS[0], 5: WNIDS[1], 6: WNIDS[2]}  # of `make_devkit`
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar", "kaggle", "tiny"])
+def test_validation_labels_go_by_the_name(layout, tmp_path, capsys):
+    """With a picture missing and a file too many, as many as labels: by position most would be wrong."""
+    source = write(tmp_path, TRAIN)
+    make_devkit(source / prepare.DEVKIT / "data")
+    names = {NUMBERED[n]: TRUTH[n] for n in (1, 2, 4, 5, 6)}
+    if layout == "kaggle":
+        rows = "".join(f"{NUMBERED[n][:-5]},{TRUTH[n]} 1 2 3 4 {TRUTH[n]} 5 6 7 8\n" for n in (6, 5, 4, 2, 1))
+        write(source, {prepare.SOLUTION: "\ufeffImageId,PredictionString\n" + rows})
+        shutil.rmtree(source / prepare.DEVKIT)
+    files = dict.fromkeys(names, picture(1)) | {"Thumbs.db": b"x", "._" + NUMBERED[3]: b"x"}
+    if layout == "tar":
+        train = {f"train/{wnid}.tar": as_tar({"a.JPEG": picture(1)}) for wnid in WNIDS}
+        write(
+            source,
+            {prepare.TRAIN_TAR: as_tar(train), prepare.VALIDATION_TAR: as_tar({f"v/{n}": files[n] for n in files})},
+        )
+    elif layout == "tiny":
+        names = {f"val_{number}.JPEG": wnid for number, wnid in TRUTH.items() if number != 3}
+        lines = "".join(f"val_{number}.JPEG\t{wnid}\t0\t32\t44\t62\n" for number, wnid in TRUTH.items())
+        write(source, {f"val/images/{name}": picture(1) for name in names} | {f"val/{prepare.ANNOTATIONS}": lines})
+    else:
+        write(source, {f"val/{name}": data for name, data in files.items()})
+    found = prepare.find(source)
+    assert found_labels(found) == names
+    expected = [] if layout == "kaggle" else ["5 of the 6 pictures"]
+    assert [note.split(": ")[1][: len("5 of the 6 pictures")] for note in found.notes] == expected
+
+
+BOTH = "ImageId,PredictionString\n"
+ANNOTATED = {f"val/{prepare.ANNOTATIONS}": f"a.JPEG\t{WNIDS[0]}\t0\t0\t1\t1\n", "val/images/a.JPEG": b""}
+DEVKIT_TRUTH = f"{prepare.DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (
+            {"val/photo.jpg": b""},
+            "val: the devkit has no class for photo.jpg, only for ILSVRC2012_val_00000001 to .*06",
+        ),
+        ({f"val/{NUMBERED[0]}": b""}, "no class for ILSVRC2012_val_00000000.JPEG"),
+        ({f"val/{NUMBERED[7]}": b""}, "no class for ILSVRC2012_val_00000007.JPEG"),
+        ({"val/ILSVRC2012_val_00000001 (1).JPEG": b""}, r"no class for ILSVRC2012_val_00000001 \(1\).JPEG"),
+        ({f"val/{NUMBERED[1]}": b"", "val/ILSVRC2012_val_00000001.png": b""}, "have one label: remove one"),
+        ({f"val/{WNIDS[1]}/{NUMBERED[1]}": b""}, f"in the folder of {WNIDS[1]}, but the devkit says {WNIDS[0]}"),
+        (
+            {"val/a.JPEG": b"", prepare.SOLUTION: BOTH + "a,n5 1 2 3 4\n"},
+            "a.JPEG is of class n5, which has no training",
+        ),
+        (
+            {prepare.SOLUTION: BOTH + f"a,{WNIDS[0]}\na,{WNIDS[1]}\n"},
+            f"class of a is {WNIDS[1]} here and {WNIDS[0]} else",
+        ),
+        (
+            {prepare.SOLUTION: BOTH + f"{NUMBERED[1][:-5]},{WNIDS[1]}\n"},
+            f"class of .*01 is {WNIDS[0]} here and {WNIDS[1]}",
+        ),
+        ({prepare.SOLUTION: BOTH + "a,n1 1 2 3 4 n2 1 2 3 4\n"}, "line 2 names 2 classes"),
+        ({prepare.SOLUTION: BOTH + "a,\n"}, "line 2 names 0 classes"),
+        ({DEVKIT_TRUTH: "3\n\n1\n"}, "line 2 of the devkit's truth"),
+        ({DEVKIT_TRUTH: "3\n1\n4\n"}, "line 3 of the devkit's truth"),
+        ({DEVKIT_TRUTH: "3\n1 2\n"}, "line 2 of the devkit's truth"),
+        (ANNOTATED | {"val/images/b.JPEG": b""}, "val_annotations.txt has no class for b.JPEG"),
+        (ANNOTATED | {f"val/{prepare.ANNOTATIONS}": "a.JPEG\tn1\na.JPEG\tn2\n"}, "class of a is n2 here and n1 else"),
+        (ANNOTATED | {f"val/{prepare.ANNOTATIONS}": f"a.JPEG {WNIDS[0]}\n"}, "line 1 names no class"),
+        ({"val/x/a.JPEG": b"", "validation/x/a.JPEG": b""}, "holds both val/ and validation/"),
+    ],
+)
+def test_labels_that_cannot_be_joined_are_refused(contents, message, tmp_path):
+    make_devkit(tmp_path / prepare.DEVKIT / "data")
+    with pytest.raises(AlexNetError, match=message) as caught:
+        prepare.find(write(tmp_path, TRAIN | contents))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("twice", ["number", "wnid"])
+def test_a_devkit_that_has_a_class_twice(twice, tmp_path):
+    make_devkit(tmp_path / prepare.DEVKIT / "data")
+    kinds = [("ILSVRC2012_ID", float), ("WNID", object), ("words", object), ("num_children", float)]
+    rows = [(1, WNIDS[0], "tench", 0), (1 if twice == "number" else 2, WNIDS[twice == "number"], "crane", 0)]
+    scipy.io.savemat(tmp_path / prepare.DEVKIT / "data" / "meta.mat", {"synsets": np.array(rows, dtype=kinds)})
+    with pytest.raises(AlexNetError, match=r"the devkit's meta.mat has class . or .* twice"):
+        prepare.find(write(tmp_path, TRAIN))
+
+
+def test_a_folder_without_a_picture_is_no_class(tmp_path, capsys):
+    """Wherever it sorts: it would change the labels of all others."""
+    litter = {"@eaDir/a.JPEG": picture(1), "__MACOSX/a.JPEG": picture(1), "lost+found/x": b"", "Thumbs.db": b""}
+    litter |= {".ipynb_checkpoints/a.JPEG": picture(1), "a/.DS_Store": b"", "b/c/Thumbs.db": b"", "z/notes.txt": b"x"}
+    source = write(tmp_path / "source", TRAIN | {f"train/{name}": data for name, data in litter.items()})
+    write(source, {f"val/{WNIDS[2]}/x.JPEG": picture(1), "val/m/desktop.ini": b"", "val/@eaDir/x.JPEG": picture(1)})
+    (source / "train" / "empty").mkdir()
+    description = prepare.prepare(configure(source, tmp_path / "out"))
+    assert description["classes"] == list(WNIDS)
+    assert description["counts"] == {"train": 3, "validation": 1}
+    assert [label for _, label in contents(open_prepared(tmp_path / "out"), "validation")] == [2]
+    out = capsys.readouterr().out
+    assert "no class, as no picture was found: train/a, train/b, train/empty, train/z\n" in out
+    assert "no file in val/m\n" in out
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["file"] for entry in skipped] == ["train/z/notes.txt"]
+    (source / "train" / WNIDS[1] / f"{WNIDS[1]}_0.JPEG").write_bytes(b"no picture")
+    assert prepare.find(source).wnids == [WNIDS[0], WNIDS[2]]
+
+
+def test_subfolders_belong_to_their_class(tmp_path):
+    source = write(tmp_path, TRAIN | {f"train/{WNIDS[1]}/sub/deeper/x.JPEG": picture(1)})
+    (source / "train" / WNIDS[2] / "up").symlink_to("../..")
+    found = prepare.find(source)
+    names = [(p.name, p.label) for p in found.splits["train"]]
+    assert names == [
+        (f"train/{WNIDS[0]}/{WNIDS[0]}_0.JPEG", 0),
+        (f"train/{WNIDS[1]}/{WNIDS[1]}_0.JPEG", 1),
+        (f"train/{WNIDS[1]}/sub/deeper/x.JPEG", 1),
+        (f"train/{WNIDS[2]}/{WNIDS[2]}_0.JPEG", 2),
+    ]
+    assert found.notes == [f"files of subfolders belong to the class of the folder above: train/{WNIDS[1]}/sub/deeper"]
+    (source / "train" / "self").symlink_to(".")
+    with pytest.raises(AlexNetError, match="train/self: links to a folder that holds it"):
+        prepare.find(source)
+
+
+def test_class_folders_one_level_too_deep(tmp_path):
+    source = write(tmp_path, {name.replace("train/", "train/train/"): data for name, data in TRAIN.items()})
+    with pytest.raises(AlexNetError, match="train/train: the only class, with folders in it: move these to train/"):
+        prepare.find(source)
+
+
+def test_tiny_imagenet(tmp_path):
+    """Its words, its files of boxes, its folders `images`; its test pictures have no labels and are not read."""
+    train = {f"train/{wnid}/images/{wnid}_{n}.JPEG": picture(n) for wnid in WNIDS for n in range(2)}
+    boxes = {f"train/{wnid}/{wnid}_boxes.txt": f"{wnid}_0.JPEG\t0\t0\t62\t43\n" for wnid in WNIDS}
+    lines = f"val_0.JPEG\t{WNIDS[2]}\t0\t32\t44\t62\nval_1.JPEG\t{WNIDS[0]}\t52\t55\t57\t59\n"
+    words = f"n00000001\tentity\n{WNIDS[1]}\tred-backed sandpiper, dunlin\n"
+    val = {"val/images/val_0.JPEG": picture(1), "val/images/val_1.JPEG": picture(2)}
+    others = {"words.txt": words, "wnids.txt": "\n".join(WNIDS[::-1]), "test/images/test_0.JPEG": picture(3)}
+    source = write(tmp_path / "tiny", train | boxes | val | others | {f"val/{prepare.ANNOTATIONS}": lines})
+    found = prepare.find(source)
+    assert found.wnids == list(WNIDS)
+    assert found.words[WNIDS[1]] == "red-backed sandpiper, dunlin"
+    assert [p.label for p in found.splits["train"]] == [0, 0, 1, 1, 2, 2]
+    assert found_labels(found) == {"val_0.JPEG": WNIDS[2], "val_1.JPEG": WNIDS[0]}
+    assert (found.outside["train"], found.notes) == ([], [])
+
+
+def test_classes_of_a_tar_are_in_order_wherever_they_are_in_it(tmp_path):
+    train = {f"z/{WNIDS[0]}.tar": INNER, f"a/{WNIDS[1]}.tar": INNER, f"._{WNIDS[0]}.tar": b"x"}
+    train |= {f"{WNIDS[2]}.tar": as_tar({"x/b.JPEG": picture(2), "x/._b.JPEG": b"x"}), "n1.tar": as_tar({})}
+    found = prepare.find(write(tmp_path, {prepare.TRAIN_TAR: as_tar(train)}))
+    assert found.wnids == list(WNIDS)
+    assert [p.name for p in found.splits["train"]][-1] == f"{WNIDS[2]}/x/b.JPEG"
+    assert [p.label for p in found.splits["train"]] == [0, 0, 1, 1, 2]
+    assert found.notes == [f"no class, as no picture was found: {prepare.TRAIN_TAR}/n1"]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"n1.tar": "INNER", "README": b"x"}, "README in it is not named like a class"),
+        ({"n1.tar": "INNER", "cats.tar": "INNER"}, "cats.tar in it is not named like a class"),
+        ({"n1.tar": "INNER", "x/n1.tar": "INNER"}, "n1.tar is in it twice"),
+        ({"n1.tar": "INNER", "n2.tar": None}, "n2.tar in it is no plain file"),
+    ],
+)
+def test_tars_of_something_else(train, message, tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in train.items():
+            info, data = tarfile.TarInfo(name), INNER if data == "INNER" else data
+            info.type, info.linkname = (tarfile.REGTYPE, "") if data else (tarfile.LNKTYPE, "n1.tar")
+            info.size = len(data or b"")
+            tar.addfile(info, io.BytesIO(data or b""))
+    with pytest.raises(AlexNetError, match=message):
+        prepare.find(write(tmp_path, {prepare.TRAIN_TAR: buffer.getvalue()}))
+    same = INNER[: INNER.index(b"b.JPEG")] + INNER  # a.JPEG, and again a.JPEG and b.JPEG
+    with pytest.raises(AlexNetError, match=r"a.JPEG is in it twice"):
+        prepare.find(write(tmp_path, {prepare.TRAIN_TAR: as_tar({"n1.tar": same})}))
+
+
+def test_an_example_of_tfds_without_a_label(monkeypatch):
+    examples = [{"image": b"x", "label": 1}, {"image": b"x", "label": -1}]
+    monkeypatch.setitem(prepare._tfds_sources, "folder/train", (examples, ["n2", "n1"], ["n1", "n2"]))
+    assert prepare._bytes_of(prepare.Picture("a", -1, "folder/train", 0, -1)) == (b"x", 0)
+    with pytest.raises(pictures.PictureError, match="it has no label: -1"):
+        prepare._bytes_of(prepare.Picture("a", -1, "folder/train", 1, -1))
+
+
+def test_a_data_set_of_tfds_that_has_no_classes(tmp_path, monkeypatch):
+    info = types.SimpleNamespace(file_format=types.SimpleNamespace(value="array_record"), features={"image": 1})
+    builder = types.SimpleNamespace(info=info, data_dir="folder")
+    monkeypatch.setattr(prepare, "_tfds_builder", lambda folder: builder)
+    with pytest.raises(AlexNetError, match="folder: its examples have no image and label"):
+        prepare.find(write(tmp_path, {"dataset_info.json": b"{}"}))
+
+
+def test_what_is_wrong_is_said(folder, prepared, tmp_path):
+    with pytest.raises(UsageError, match="is prepared already"):
+        prepare.prepare(configure(folder, prepared))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="is not empty"):
+        prepare.prepare(configure(folder, tmp_path / "mine"))
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
+
+
 A_PICTURE = {f"train/{WNIDS[0]}/a.JPEG": picture(1)}
 SOLUTION_WITHOUT_COLUMN = {prepare.SOLUTION: b"ImageId\nv0\n", "val/v0.JPEG": b""}
 
@@ -378,8 +595,11 @@ SOLUTION_WITHOUT_COLUMN = {prepare.SOLUTION: b"ImageId\nv0\n", "val/v0.JPEG": b"
     [
         (None, "there is no such folder"),
         ({}, "holds neither train/"),
+        ({"train/a/Thumbs.db": b"", "train/b/._x": b"", "train/x.JPEG": b""}, "no classes with pictures: they hold no"),
+        ({"train/a\n/a.JPEG": picture(1)}, r"the name of class a\\n can't be printed: rename it"),
         ({"train/a.JPEG": b""}, "has no folders of classes"),
         (A_PICTURE | {f"val/{WNIDS[1]}/b.JPEG": b""}, "there is no such class"),
+        (A_PICTURE | {"train/empty/Thumbs.db": b"", "val/empty/b.JPEG": b""}, "val/empty: there is no such class"),
         (A_PICTURE | SOLUTION_WITHOUT_COLUMN, "labels can't be read .KeyError"),
         (A_PICTURE | {f"{prepare.DEVKIT}/data/meta.mat": b""}, "labels can't be read .FileNotFoundError"),
         (A_PICTURE | {f"{prepare.DEVKIT}.tar.gz": b"PK"}, f"{prepare.DEVKIT}.tar.gz: can't be read"),
@@ -406,7 +626,7 @@ def test_bad_sources(contents, message, tmp_path):
 def test_no_picture_is_whole(tmp_path):
     (tmp_path / "source" / "train" / "n1").mkdir(parents=True)
     (tmp_path / "source" / "train" / "n1" / "a.JPEG").write_bytes(b"")
-    with pytest.raises(AlexNetError, match="none of its 1 training files is a picture"):
+    with pytest.raises(AlexNetError, match=r"none of its 1 files is a picture \(train/n1/a.JPEG: the file is empty"):
         prepare.prepare(configure(tmp_path / "source", tmp_path / "out"))
 
 
@@ -447,7 +667,7 @@ def test_tfds_imagenet_gives_the_same(folder, prepared, tmp_path):
         VERSION = tfds.core.Version("5.1.0")
 
         def _info(self):
-            label = tfds.features.ClassLabel(names=list(WNIDS))
+            label = tfds.features.ClassLabel(names=WNIDS[::-1])  # an order of its own
             image = tfds.features.Image(encoding_format="jpeg")
             features = {"file_name": tfds.features.Text(), "image": image, "label": label}
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))

@@ -98,7 +98,7 @@ class ImageNet:
 
     @property
     def source(self) -> str:
-        """Where the pictures came from, for a person to read."""
+        """Where the images came from, to show."""
         return f"{self.folder} ({self.description['source']}, stored as {self.description['store']})"
 
     @property
@@ -184,7 +184,7 @@ class ImageNet:
     ) -> Iterator[StreamedBatch]:
         """One pass over a split, from a batch on.
 
-        The order is `epoch_order(seed, epoch, N)`, a function of these alone, so a stream goes on at any batch without
+        The order is `epoch_order(seed, epoch, N)`, a function of these alone, so a stream resumes at any batch without
         a saved state. The last batch is padded as by `batches.batches`.
 
         Args:
