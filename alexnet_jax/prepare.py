@@ -588,10 +588,12 @@ _tfds_sources: dict[str, tuple[Any, list[str], list[str]]] = {}
 
 
 def _begin_worker(progress: Any) -> None:
-    """Counts pictures in `progress`; leaves Ctrl-C to the parent, and goes when that does, however it ended."""
+    """Counts pictures in `progress`; leaves a terminal's signals to the parent, and ends when that does, in any way."""
     global _progress
     _progress = progress
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
