@@ -68,13 +68,11 @@ def read(path: pathlib.Path, records: int = RECORDS_PER_BATCH) -> tuple[Split, S
                 place = shown(member.name)
                 if batch in parts:
                     raise ValueError(f"it holds {place} twice")
-                if member.size > layout.max_bytes(records):
-                    limit = layout.max_bytes(records)
-                    raise ValueError(f"{place} is too long: {member.size:,} bytes instead of at most {limit:,}")
-                data = stream.read(member.size)
-                if len(data) < member.size:
-                    raise EOFError
                 try:
+                    layout.check_size(member.size, records)
+                    data = stream.read(member.size)
+                    if len(data) < member.size:
+                        raise EOFError
                     parts[batch] = layout.parse(data, records)
                 except ValueError as error:
                     raise ValueError(f"{place}: {error}") from error

@@ -40,13 +40,13 @@ class Layout:
     Attributes:
       folder: its published name.
       suffix: of each file, after the name of the batch.
-      max_bytes: the largest size of a file, for a number of records.
+      check_size: from a file's size and its number of records; ValueError says what is wrong, before it is read.
       parse: from a file's content and its number of records to images and labels; ValueError says what is wrong.
     """
 
     folder: str
     suffix: str
-    max_bytes: Callable[[int], int]
+    check_size: Callable[[int, int], None]
     parse: Callable[[bytes, int], Split]
 
 
@@ -56,11 +56,7 @@ def parse_binary(data: bytes, records: int) -> Split:
     Raises:
       ValueError: the size or a label is wrong.
     """
-    if len(data) == records * _CIFAR_100_RECORD_BYTES:
-        raise ValueError("it has records of 3,074 bytes, as CIFAR-100 has, instead of 3,073")
-    if len(data) != records * RECORD_BYTES:
-        fault = "truncated" if len(data) < records * RECORD_BYTES else "too long"
-        raise ValueError(f"{fault}: {len(data):,} bytes instead of {records * RECORD_BYTES:,}")
+    _check_binary_size(len(data), records)
     rows = np.frombuffer(data, np.uint8).reshape(records, RECORD_BYTES)
     return _split(rows[:, 1:], rows[:, 0])
 
@@ -94,6 +90,19 @@ def parse_pickle(data: bytes, records: int) -> Split:
     return _split(pixels, np.array(labels))
 
 
+def _check_binary_size(size: int, records: int) -> None:
+    if size == records * _CIFAR_100_RECORD_BYTES:
+        raise ValueError("it has records of 3,074 bytes, as CIFAR-100 has, instead of 3,073")
+    if size != records * RECORD_BYTES:
+        fault = "truncated" if size < records * RECORD_BYTES else "too long"
+        raise ValueError(f"{fault}: {size:,} bytes instead of {records * RECORD_BYTES:,}")
+
+
+def _check_pickle_size(size: int, records: int) -> None:
+    if size > _MAX_PICKLE_BYTES:
+        raise ValueError(f"too long: {size:,} bytes instead of at most {_MAX_PICKLE_BYTES:,}")
+
+
 def _split(pixels: np.ndarray, labels: np.ndarray) -> Split:
     """Checks the labels and turns planes [N, 3072] into images [N, 32, 32, 3]."""
     wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASS_NAMES)))
@@ -103,8 +112,8 @@ def _split(pixels: np.ndarray, labels: np.ndarray) -> Split:
     return Split(images=np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels=labels.astype(np.int32))
 
 
-BINARY = Layout("cifar-10-batches-bin", ".bin", lambda records: records * RECORD_BYTES, parse_binary)
-PICKLES = Layout("cifar-10-batches-py", "", lambda records: _MAX_PICKLE_BYTES, parse_pickle)
+BINARY = Layout("cifar-10-batches-bin", ".bin", _check_binary_size, parse_binary)
+PICKLES = Layout("cifar-10-batches-py", "", _check_pickle_size, parse_pickle)
 LAYOUTS = (BINARY, PICKLES)  # in order of preference: in the binary one there is nothing to interpret
 
 
@@ -137,13 +146,15 @@ def read(folder: pathlib.Path, layout: Layout, records: int = RECORDS_PER_BATCH)
     parts = {}
     for batch in BATCHES:
         path = folder / f"{batch}{layout.suffix}"
-        data = b""
         try:
-            data = _read_file(path, layout.max_bytes(records))
-            parts[batch] = layout.parse(data, records)
+            parts[batch] = _read_batch(path, layout, records)
         except ValueError as error:
-            fault = (data and what_it_is(data[:512])) or error
-            raise AlexNetError(f"{path}: {fault}; {_REMEDY}") from error
+            raise AlexNetError(f"{path}: {error}; {_REMEDY}") from error
+        except FileNotFoundError as error:
+            raise AlexNetError(f"{path}: missing; {_REMEDY}") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise AlexNetError(f"{path}: can't be read ({reason}); check the file and its rights") from error
     return join(parts)
 
 
@@ -184,18 +195,13 @@ def what_it_is(head: bytes) -> str | None:
     return None
 
 
-def _read_file(path: pathlib.Path, limit: int) -> bytes:
-    try:
-        if path.is_fifo():
-            raise OSError("it is a pipe")  # opening it would wait for a writer
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise ValueError(f"too long: {size:,} bytes instead of at most {limit:,}")
-            return file.read(limit)
-    except FileNotFoundError as error:
-        raise ValueError("missing") from error
-    except OSError as error:
-        raise AlexNetError(
-            f"{path}: can't be read ({error.strerror or error}); check the file and its rights"
-        ) from error
+def _read_batch(path: pathlib.Path, layout: Layout, records: int) -> Split:
+    if path.is_fifo():
+        raise OSError("it is a pipe")  # opening it would wait for a writer
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(512)
+        if head and (other := what_it_is(head)):
+            raise ValueError(other)
+        layout.check_size(size, records)
+        return layout.parse(head + file.read(size - len(head)), records)

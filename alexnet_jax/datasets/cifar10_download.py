@@ -232,7 +232,8 @@ def _request(url: str, have: int) -> tuple[http.client.HTTPResponse, int, int | 
 
     def ask() -> None:
         try:
-            response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_SILENCE_SECONDS)
+            opener = urllib.request.build_opener()  # urlopen's own would keep the proxies of its first call
+            response = opener.open(urllib.request.Request(url, headers=headers), timeout=_SILENCE_SECONDS)
         except Exception as error:
             answers.put(error)
         else:
@@ -327,7 +328,8 @@ def _receive(
                             f"{_without_query(url)}: no gzip file (it begins with {shown(repr(data[:20])[2:-1])}): "
                             "give the address of a published archive"
                         )
-                    file.truncate(0)  # only now: what is there may be worth more than a page of a proxy
+                    if file.tell():
+                        file.truncate(0)  # only now: what is there is worth more than a page of a proxy
                 file.write(data)
                 file.flush()  # so that nothing is lost when the process is killed
                 digest.update(data)
@@ -336,6 +338,8 @@ def _receive(
             if have == archive.size and digest.hexdigest() == archive.sha256:
                 bar.leave = True
                 return archive
+            if have == total:
+                break
     partial.unlink()
     expected = " or ".join(archive.sha256 for archive in PUBLISHED if total in (archive.size, None))
     raise AlexNetError(
