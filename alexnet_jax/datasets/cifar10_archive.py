@@ -82,7 +82,7 @@ def read(path: pathlib.Path, records: int = RECORDS_PER_BATCH) -> tuple[Split, S
         if missing := [batch for batch in BATCHES if batch not in parts]:
             raise ValueError(f"it lacks {', '.join(missing)}")
     except EOFError as error:
-        raise AlexNetError(f"{path}: truncated; download it again") from error
+        raise AlexNetError(f"{path}: truncated; delete it and download it again") from error
     except (gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
         reason = shown(str(error) or type(error).__name__, 200)
         raise AlexNetError(f"{path}: damaged, or no tar archive ({reason}); {WHICH_TO_TAKE}") from error

@@ -30,7 +30,7 @@ import tqdm
 
 from alexnet_jax import files
 from alexnet_jax.config import shown
-from alexnet_jax.errors import AlexNetError, StoppedError, warn
+from alexnet_jax.errors import AlexNetError, StoppedError, program_name, warn
 from alexnet_jax.signals import HANDLED
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -115,6 +115,8 @@ def download(url: str, looked: str) -> pathlib.Path:
                     partial.unlink()
             files.sync(partial)
             partial.replace(folder / archive.name)
+            for part in folder.glob("*.part"):  # of other addresses
+                part.unlink()
             files.sync(folder)
     except OSError as error:
         raise AlexNetError(
@@ -159,10 +161,16 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_signals(message: str) -> Iterator[None]:
-    """In it, SIGINT and SIGTERM end the program with this message, if a program of ours handles them at all."""
+    """Within it, SIGINT and SIGTERM end the process at once with this message, where `cli.run` handles them.
+
+    As `signals.leave_at_once` does, which has another message.
+    """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise StoppedError(number, message)
+        error = StoppedError(number, message)
+        below_the_bar = "\n" if sys.stderr.isatty() else ""
+        os.write(sys.stderr.fileno(), f"{below_the_bar}{program_name()}: {error}\n".encode())
+        os._exit(error.exit_code)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -357,6 +365,7 @@ def _bar(start: int, total: int | None) -> "tqdm.tqdm[NoReturn]":
         total=total,
         unit="B",
         unit_scale=True,
+        ncols=shutil.get_terminal_size().columns,  # of a terminal that doesn't know, tqdm would take 0
         leave=not terminal,
         mininterval=0.2 if terminal else 30,
         bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left\n",
