@@ -352,7 +352,9 @@ def test_archive(content: bytes, name: str, tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("folder", [".", "/", "../..", "a/b/cifar-10-batches-bin", "./cifar-10-batches-py"])
 def test_archive_with_other_folders_in_it(folder: str, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "archive"
-    path.write_bytes(tar({f"{folder}/._data_batch_1.bin": b"macOS"} | published(cifar10_batches.BINARY, folder)))
+    link = header("link", 100, type=tarfile.SYMTYPE)  # whatever its size: it has no data
+    files = {f"{folder}/._data_batch_1.bin": b"macOS"} | published(cifar10_batches.BINARY, folder)
+    path.write_bytes(link + tar(files))
     assert_fabricated(load(path))
     path.write_bytes(
         tar(published(cifar10_batches.BINARY, folder) | {f"other/{batch}": b"not read" for batch in BATCHES})
@@ -508,6 +510,7 @@ def test_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path, monkeypatch: p
         (["cifar-10-batches-mat/x"], "the MATLAB version"),
         (["cifar-10-python.tar.gz.part"], "an unfinished download"),
         (["Unconfirmed cifar.crdownload"], "an unfinished download"),
+        (["cifar\n10.tar.gz"], "there is no CIFAR-10 in it"),
         (["cifar10-copy.tar.gz"], "neither a gzip nor a tar file"),
         (["train/a.png", "test/a.png"], "there is no CIFAR-10 in it"),
         (["other.tar.gz", "train.txt"], "there is no CIFAR-10 in it"),
@@ -578,6 +581,10 @@ class Server:
                     self.send(200, content, None)
                 elif act == "endless":
                     self.send(200, content + bytes(1_000_000), None)
+                elif act in ("chunked", "compressed again"):
+                    body = content if act == "chunked" else gzip.compress(content)
+                    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+                    self.send(200, chunks, None, **{"Transfer-Encoding": "chunked", "Content-Encoding": "gzip"})
                 elif act == "other length":
                     self.send(200, content[:1000])
                 elif act == "label":
@@ -693,6 +700,7 @@ def test_slow_host_is_named_as_such(
         (["no length"], [None]),
         (["endless"], [None]),
         (["label"], [None]),
+        (["chunked"], [None]),
         (["cut"], [None, REST]),
         (["cut", "redirect"], [None, REST, REST]),
         (["cut", "no range"], [None, REST]),
@@ -724,6 +732,7 @@ def test_download_with_faults(
         (["416"], "416"),
         (["page"], "no gzip file (it begins with <html>"),
         (["other length"], "1,000 bytes instead of"),
+        (["compressed again"], "isn't the published archive"),
         (["redirect for ever"], "can't be reached (HTTP Error 302"),
         (["wrong range"], "a part of the file that was not asked for"),
         (["silence"], "no answer in 0.1 s"),

@@ -7,7 +7,7 @@ TensorFlow Datasets (TFDS), and a download of an archive. Nothing here needs Ten
 import os
 import pathlib
 
-from alexnet_jax.config import shown, web_address
+from alexnet_jax.config import is_one_line, shown, web_address
 from alexnet_jax.datasets import cifar10_archive, cifar10_batches, cifar10_download
 from alexnet_jax.datasets.cifar10_batches import CLASS_NAMES, LAYOUTS, RECORDS_PER_BATCH, WHICH_TO_TAKE
 from alexnet_jax.datasets.dataset import Dataset, Split
@@ -107,7 +107,7 @@ def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
     try:
-        return sorted(folder.iterdir())
+        return sorted(path for path in folder.iterdir() if is_one_line(path.name))
     except OSError:
         return []  # not there, for one of the default places
 

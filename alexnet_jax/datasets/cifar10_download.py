@@ -320,16 +320,19 @@ def _receive(
       _CutOffError: the response ends before that.
       AlexNetError: its bytes are others; they are deleted.
     """
-    have = start
+    have, complete = start, False
     with partial.open("ab") as file, _bar(start, total) as bar:
         for archive in sorted(PUBLISHED, key=lambda archive: archive.size):
-            while have < archive.size:
+            while have < archive.size and not complete:
                 try:
                     data = response.read1(min(_CHUNK_BYTES, archive.size - have))
                 except (OSError, http.client.HTTPException) as error:
                     raise _CutOffError(_reason(error)) from error
                 if not data:
-                    raise _CutOffError(f"cut off after {_mb(have)}")
+                    complete = response.chunked  # only then is the end marked as such
+                    if not complete:
+                        raise _CutOffError(f"cut off after {_mb(have)}")
+                    continue
                 if have == 0:
                     if data[:1] != b"\x1f":
                         raise AlexNetError(
@@ -346,7 +349,7 @@ def _receive(
             if have == archive.size and digest.hexdigest() == archive.sha256:
                 bar.leave = True
                 return archive
-            if have == total:
+            if complete or have == total:
                 break
     partial.unlink()
     expected = " or ".join(archive.sha256 for archive in PUBLISHED if total in (archive.size, None))
