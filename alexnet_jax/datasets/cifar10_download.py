@@ -1,7 +1,7 @@
 """Download of CIFAR-10 into the user's cache directory: resumed where it was cut off, checked by SHA-256.
 
-The standard library does the HTTP. Pooch (1.9) neither resumes a file with a range request, nor stops a server that
-sends too much, nor accepts one of two hashes: what it would leave to do is more than what it would do.
+HTTP is the standard library's. Pooch (1.9) was considered: it does not resume by a range request, does not stop at the
+published size and accepts one hash only, so that most of this module would be needed as its custom downloader.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ _SILENCE_SECONDS = 30.0  # between two pieces
 _ATTEMPTS = 5  # in a row that bring less than _PROGRESS_BYTES
 _PROGRESS_BYTES = 1024**2
 _PAUSE_SECONDS = 1.0  # before the second attempt; doubles
-_LOCK_SECONDS = 0.5  # between two looks whether another process has finished
+_LOCK_SECONDS = 0.5  # between attempts to lock
 _CHUNK_BYTES = 64 * 1024
 
 _WITHOUT = (
@@ -98,7 +98,7 @@ def download(url: str, looked: str) -> pathlib.Path:
         known to be wrong.
     """
     folder = _folder()
-    # Never a part of one file to the rest of another.
+    # Named by the address, so that parts of different files are never mixed.
     partial = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.part"
     try:
         if not folder.is_absolute():
@@ -151,7 +151,7 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
                 break
             except portalocker.AlreadyLocked:
                 if not waits:
-                    print("another process downloads CIFAR-10: waiting for it", file=sys.stderr, flush=True)
+                    print("another process is downloading CIFAR-10: waiting for it", file=sys.stderr, flush=True)
                 waits = True
                 time.sleep(_LOCK_SECONDS)
             except portalocker.LockException as error:
@@ -161,10 +161,7 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_signals(message: str) -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM end the process at once with this message, where `cli.run` handles them.
-
-    As `signals.leave_at_once` does, which has another message.
-    """
+    """Makes SIGINT and SIGTERM end the process at once with this message, where `cli.run` has set handlers for them."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         error = StoppedError(number, message)
@@ -231,10 +228,7 @@ def _request(url: str, have: int) -> tuple[http.client.HTTPResponse, int, int | 
     Returns:
       The open response; at which byte it begins, `have` or 0; the size of the file, None if the server doesn't say.
     """
-    # Identity: an archive sent as it is. Python's own header says "identity" too, but a proxy's may not.
-    headers = {"User-Agent": "alexnet_jax", "Accept-Encoding": "identity"} | (
-        {"Range": f"bytes={have}-"} if have else {}
-    )
+    headers = {"User-Agent": "alexnet_jax"} | ({"Range": f"bytes={have}-"} if have else {})
     answers: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
     late = threading.Event()
 
