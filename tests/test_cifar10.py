@@ -913,7 +913,7 @@ def test_mirror_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ALEXNET_JAX_DATA_URL", f"{server.url}?token=secret")
     server.acts = ["page"]
     assert "secret" not in failure(None, server.url)
-    with pytest.raises(AlexNetError, match="127.0.0.1:1 can't be reached"):  # --data-url takes precedence
+    with pytest.raises(AlexNetError, match=r"127\.0\.0\.1:1 can't be reached"):  # --data-url takes precedence
         datasets.load(DataConfig(data_url=CLOSED))
     assert_fabricated(load(None))
     for url in ("ftp://host/x", "/data/cifar-10-python.tar.gz", "http://", "http://a\nb/", "http://user:word@host/"):
