@@ -10,6 +10,7 @@ import re
 import reprlib
 import types
 import unicodedata
+import urllib.parse
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -27,6 +28,20 @@ def _one_line(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def web_address(url: str) -> str:
+    """The address of a file on the web, as it is given.
+
+    Raises:
+      ValueError: it is none.
+    """
+    parts = urllib.parse.urlsplit(url)  # ValueError for half an IPv6 address
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
+        raise ValueError("an address that begins with http:// or https:// is needed")
+    if parts.username is not None:
+        raise ValueError("an address without user name and password is needed")
+    return url
+
+
 # Strict, as config.json would otherwise be read with "3" and true for numbers. Steps are counted in 32 bits, and JAX
 # drops the bits of a seed beyond 32.
 _INT_END = 2**31
@@ -42,6 +57,7 @@ LayerName = Literal[
     "conv1", "conv2", "conv3", "conv4", "conv5", "local3", "local4", "fc1", "fc2", "logits"
 ]  # fmt: skip
 Path = Annotated[pathlib.Path, pydantic.AfterValidator(_one_line)]
+WebAddress = Annotated[str, pydantic.AfterValidator(web_address)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +68,12 @@ class DataConfig:
     """`cifar10`: from --data-dir, else downloaded. `shapes`: drawn on the spot, needs nothing. `imagenet`: streamed
     from --data-dir, which `python -m alexnet_jax.prepare imagenet` has made."""
     data_dir: Path | None = None
-    """Folder with cifar-10-batches-py, cifar-10-batches-bin or a TFDS cifar10/3.0.2. Unset: ./data, then TFDS's own."""
+    """CIFAR-10 as you have it: cifar-10-python.tar.gz or cifar-10-binary.tar.gz, or a folder with one of them, with
+    data_batch_1 and the other batches, or with a TFDS cifar10/3.0.2. Unset: ./data, then TFDS's own, then a download to
+    the user's cache directory."""
+    data_url: WebAddress | None = None
+    """Where to download CIFAR-10 from: a copy of one of the two published archives, which is checked. Unset: the
+    environment variable ALEXNET_JAX_DATA_URL, then the authors' host, which is slow."""
     train_on: Literal["train", "all"] = "train"
     """CIFAR-10: `train`: 40,000 images (batches 1-4), batch 5 validates; `all`: 50,000, and nothing validates."""
     loader_workers: NonNegativeInt = 0
@@ -271,7 +292,7 @@ class EvalConfig:
 # call change the rounding: a run goes on bit for bit with the same of all three.)
 RESUMABLE = frozenset(
     {
-        "preset", "data_dir", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size",
+        "preset", "data_dir", "data_url", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size",
         "log_every", "eval_every", "checkpoint_every", "tensorboard", "compilation_cache",
         "stall_steps", "loader_workers", "distributed", "coordinator", "num_processes", "process_id",
         "peer_timeout", "parallelism",
@@ -279,14 +300,14 @@ RESUMABLE = frozenset(
 )  # fmt: skip
 
 # Settings in which the processes of one training may differ.
-OWN = frozenset({"data_dir", "workdir", "coordinator", "process_id", "loader_workers", "compilation_cache"})
+OWN = frozenset({"data_dir", "data_url", "workdir", "coordinator", "process_id", "loader_workers", "compilation_cache"})
 
 # Settings that runs of the first version don't have. Their defaults are what it did.
 ADDED = frozenset(
     {
         "activation", "lrn", "pool_window", "conv1_stride", "dropout_after", "rate_schedule", "warmup_epochs",
         "nesterov", "layer_decays", "label_smoothing", "average_decay", "distributed", "coordinator", "num_processes",
-        "process_id", "peer_timeout", "parallelism",
+        "process_id", "peer_timeout", "parallelism", "data_url",
     }
 )  # fmt: skip
 

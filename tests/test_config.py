@@ -90,6 +90,10 @@ def test_every_value_survives_json():
         ({"seed": 2**32}, "--seed 4294967296: input should be less than"),
         ({"flip": 1}, "--flip 1: input should be a valid boolean"),
         ({"data_dir": "a\nb"}, "--data-dir a\\nb: value error, a path without control characters is needed"),
+        (
+            {"data_url": "ftp://x"},
+            "--data-url ftp://x: value error, an address that begins with http:// or https:// is",
+        ),
         ({"preset": "../x"}, "--preset ../x: string should match pattern"),
     ],
 )

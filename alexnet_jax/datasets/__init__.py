@@ -19,5 +19,5 @@ def load(config: DataConfig) -> Dataset | ImageNet:
         if config.data_dir is None:
             raise UsageError("--dataset imagenet needs --data-dir: the folder that alexnet_jax.prepare has made")
         return imagenet.open_prepared(config.data_dir)
-    dataset = shapes.load() if config.dataset == "shapes" else cifar10.load(config.data_dir)
+    dataset = shapes.load() if config.dataset == "shapes" else cifar10.load(config.data_dir, url=config.data_url)
     return dataset.train_on_all() if config.train_on == "all" else dataset

@@ -1,63 +1,142 @@
 """CIFAR-10 (Krizhevsky 2009): 60,000 photographs of 32 x 32 pixels in 10 classes, from wherever they are.
 
-One face over three sources that give identical arrays: a folder as the authors publish it, a copy prepared by
-TensorFlow Datasets (TFDS), or a download that TFDS checks and prepares. Nothing here needs TensorFlow.
+One face over sources that give identical arrays: the published archives, the folders in them, a copy prepared by
+TensorFlow Datasets (TFDS), and a download of an archive. Nothing here needs TensorFlow.
 """
 
 import os
 import pathlib
-import queue
-import threading
-import urllib.error
-import urllib.parse
-import urllib.request
 
-from alexnet_jax.datasets import cifar10_batches
-from alexnet_jax.datasets.cifar10_batches import BINARY_FOLDER, CLASS_NAMES, PICKLE_FOLDER, RECORDS_PER_BATCH, URL
+from alexnet_jax.config import is_one_line, shown, web_address
+from alexnet_jax.datasets import cifar10_archive, cifar10_batches, cifar10_download
+from alexnet_jax.datasets.cifar10_batches import CLASS_NAMES, LAYOUTS, RECORDS_PER_BATCH, WHICH_TO_TAKE
 from alexnet_jax.datasets.dataset import Dataset, Split
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, UsageError
+
+URL_VARIABLE = "ALEXNET_JAX_DATA_URL"
 
 _PREPARED = ("cifar10", "3.0.2")  # where TFDS keeps it under its data_dir
-_PROBE_SECONDS = 8.0
 
 
-def load(data_dir: pathlib.Path | None, *, url: str = URL, records_per_batch: int = RECORDS_PER_BATCH) -> Dataset:
+def load(
+    data_dir: pathlib.Path | None, *, url: str | None = None, records_per_batch: int = RECORDS_PER_BATCH
+) -> Dataset:
     """Loads batches 1 to 4 as "train" (40,000), batch 5 as "validation" and the test batch as "test" (10,000 each).
 
-    The split is the seed's; within each, the images have the published order.
+    The split is the original post's; within each, the images have the published order.
 
     Args:
-      data_dir: a folder that is or directly holds `cifar-10-batches-bin` or `cifar-10-batches-py`, else TFDS's data_dir
-        (or the `cifar10/3.0.2` in it). If it holds none of them, the data set is downloaded and prepared in it.
-        None: `data` in the working directory, then TFDS's default data_dir, where a download goes.
-      url: the archive to download; TFDS must have its checksum registered.
+      data_dir: an archive (`.tar.gz` or `.tar`, under any name) or a folder. In a folder this is looked for, and the
+        first that is found is read: batches in the folder itself (binary ones, then pickles), in
+        `cifar-10-batches-bin`, in `cifar-10-batches-py`; TFDS's `cifar10/3.0.2`; `cifar-10-binary.tar.gz`,
+        `cifar-10-python.tar.gz`, the same two unpacked to `.tar`; other archives of CIFAR-10 by alphabet.
+        None: the folder `data` in the working directory, then TFDS's default data_dir, then an archive that was
+        downloaded before to the user's cache directory, to which a download goes otherwise.
+      url: a published archive to download. None: what the environment variable ALEXNET_JAX_DATA_URL names, else the
+        authors' host.
       records_per_batch: images in each of the six published files.
 
     Raises:
-      AlexNetError: the data is broken, or isn't there and can't be downloaded.
+      AlexNetError: the data is broken, is not CIFAR-10, or isn't there and can't be downloaded.
+      UsageError: the environment variable holds no address.
     """
-    if data_dir is None:
-        places = [pathlib.Path("data"), _default_tfds_dir()]
-    elif not os.path.isdir(data_dir):
-        raise AlexNetError(f"{data_dir}: there is no such folder; give --data-dir an existing one")
-    elif not os.access(data_dir, os.R_OK | os.X_OK):
-        raise AlexNetError(f"{data_dir}: can't be read; check the rights of the folder")
-    else:
-        places = [data_dir]
-    places = [pathlib.Path(os.path.abspath(place)) for place in places]  # whose last part is a name, not a dot
+    if data_dir is not None:
+        return _load_given(pathlib.Path(os.path.abspath(data_dir)), records_per_batch)
 
+    places = [pathlib.Path(os.path.abspath(place)) for place in ("data", _default_tfds_dir())]
     for place in places:
-        if folder := cifar10_batches.find(place):
-            return _dataset(str(folder), *cifar10_batches.read(folder, records_per_batch))
-        if root := _find_prepared(place):
-            return _read_prepared(root, records_per_batch)
+        if dataset := _load_folder(place, records_per_batch, given=False):
+            return dataset
+    archive = cifar10_download.cached()
+    if archive is None:
+        archive = cifar10_download.download(url or _url(), " or ".join(map(str, places)))
+    return _dataset(str(archive), *cifar10_archive.read(archive, records_per_batch))
 
-    _require_reachable(url, places)
-    # Imported where it is needed, as it takes half a second.
-    from alexnet_jax.datasets import cifar10_tfds
 
-    cifar10_tfds.prepare(places[-1], url=url, records_per_batch=records_per_batch)
-    return _read_prepared(places[-1], records_per_batch)
+def _url() -> str:
+    url = os.environ.get(URL_VARIABLE)
+    if not url:
+        return cifar10_download.URL
+    try:
+        return web_address(url)
+    except ValueError as error:
+        raise UsageError(f"{URL_VARIABLE} {shown(url)}: {error}") from None
+
+
+def _load_given(place: pathlib.Path, records: int) -> Dataset:
+    """Loads what --data-dir names.
+
+    Raises:
+      AlexNetError: it is not there, can't be read, is damaged or something else.
+    """
+    if not os.path.exists(place):
+        raise AlexNetError(f"{place}: there is no such file or folder; give --data-dir an existing one")
+    if not os.path.isdir(place):
+        return _dataset(str(place), *cifar10_archive.read(place, records))
+    if not os.access(place, os.R_OK | os.X_OK):
+        raise AlexNetError(f"{place}: can't be read; check the rights of the folder")
+    return _load_folder(place, records, given=True) or _refuse(place, records)
+
+
+def _load_folder(place: pathlib.Path, records: int, given: bool) -> Dataset | None:
+    """Loads what a folder holds, if it holds CIFAR-10.
+
+    Args:
+      place: an absolute path.
+      records: images in each batch.
+      given: whether the user has named the folder. Else a copy of TFDS's that only TensorFlow reads is skipped.
+    """
+    if found := cifar10_batches.find(place):
+        return _dataset(str(found[0]), *cifar10_batches.read(*found, records))
+    if (root := _find_prepared(place)) and (given or any(root.joinpath(*_PREPARED).glob("*.array_record*"))):
+        return _read_prepared(root, records)
+    for path in _archives(place):
+        if path.name in cifar10_archive.NAMES or cifar10_archive.holds_cifar10(path):
+            return _dataset(str(path), *cifar10_archive.read(path, records))
+    return None
+
+
+def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder that are archives by their names, those with published names first."""
+    names = cifar10_archive.NAMES
+    paths = [folder / name for name in names] + [
+        path for path in _listed(folder) if path.name not in names and path.name.endswith(cifar10_archive.SUFFIXES)
+    ]
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if is_one_line(path.name))
+    except OSError:
+        return []  # not there, for one of the default places
+
+
+def _refuse(place: pathlib.Path, records: int) -> Dataset:
+    """Says what a folder holds in place of CIFAR-10.
+
+    Raises:
+      AlexNetError: always, unless a file that seemed to be something else turns out to be CIFAR-10.
+    """
+    paths = _listed(place)
+    if version := cifar10_batches.other_version({path.name: _size(path) for path in paths if os.path.exists(path)}):
+        raise AlexNetError(f"{place}: {version}; {WHICH_TO_TAKE}")
+    for path in paths:
+        if "cifar" not in path.name.lower() or not os.path.isfile(path):
+            continue
+        if path.name.endswith(cifar10_archive.UNFINISHED):
+            raise AlexNetError(f"{path} is an unfinished download: finish it; {WHICH_TO_TAKE}")
+        if path.name.endswith(cifar10_archive.SUFFIXES):
+            return _dataset(str(path), *cifar10_archive.read(path, records))
+    wanted = ", ".join([*(layout.folder for layout in LAYOUTS), "/".join(_PREPARED), *cifar10_archive.NAMES[:2]])
+    raise AlexNetError(
+        f"{place}: there is no CIFAR-10 in it, neither data_batch_1 nor one of {wanted}; without --data-dir it is "
+        "downloaded"
+    )
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size if os.path.isfile(path) else 0
 
 
 def _dataset(source: str, train: Split, test: Split) -> Dataset:
@@ -74,53 +153,27 @@ def _dataset(source: str, train: Split, test: Split) -> Dataset:
     )
 
 
-def _default_tfds_dir() -> pathlib.Path:
-    return pathlib.Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+def _default_tfds_dir() -> str:
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def _find_prepared(place: pathlib.Path) -> pathlib.Path | None:
     """TFDS's data_dir, if `place` is one with the data set in it, or is the data set's own folder."""
-    if os.path.isdir(place.joinpath(*_PREPARED)):
-        return place
-    return place.parents[1] if place.parts[-2:] == _PREPARED else None
+    for root in (place, *place.parents[:2]):
+        folder = root.joinpath(*_PREPARED)
+        if os.path.isdir(folder) and (place == root or folder.is_relative_to(place)):
+            return root
+    return None
 
 
-def _read_prepared(root: pathlib.Path, records_per_batch: int) -> Dataset:
-    from alexnet_jax.datasets import cifar10_tfds
-
-    return _dataset(str(root.joinpath(*_PREPARED)), *cifar10_tfds.read(root, records_per_batch))
-
-
-def _require_reachable(url: str, places: list[pathlib.Path]) -> None:
-    """Asks for the archive's headers: with no network, TFDS would try for minutes.
-
-    Raises:
-      AlexNetError: no good answer within `_PROBE_SECONDS`.
-    """
-    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PROBE_SECONDS).close()
-        except urllib.error.HTTPError as error:
-            error.close()  # it is an open response too
-            answers.put(str(error))
-        except Exception as error:
-            reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            answers.put(str(reason) or type(error).__name__)
-        else:
-            answers.put("")
-
-    # The timeout of a socket doesn't cover looking up the name, which can hang; a daemon thread can be left to that.
-    threading.Thread(target=ask, daemon=True).start()
+def _read_prepared(root: pathlib.Path, records: int) -> Dataset:
+    folder = root.joinpath(*_PREPARED)
     try:
-        failure = answers.get(timeout=_PROBE_SECONDS)
-    except queue.Empty:
-        failure = f"no answer in {_PROBE_SECONDS:g} s"
-    if failure:
-        looked, host = " or ".join(map(str, places)), urllib.parse.urlsplit(url).netloc
+        # Imported where it is needed, as it takes half a second; array_record is not there for every system.
+        from alexnet_jax.datasets import cifar10_tfds
+    except ImportError as error:
         raise AlexNetError(
-            f"CIFAR-10 is not at {looked}, and {host} can't be reached ({failure}): "
-            f"give --data-dir DIR with a folder that holds {PICKLE_FOLDER} or {BINARY_FOLDER}, "
-            "or use the preset quickstart, which needs no data"
-        )
+            f"{folder}: to read a copy of TensorFlow Datasets takes the packages tensorflow-datasets and array_record "
+            f"({shown(str(error), 200)}); or give --data-dir another copy: {WHICH_TO_TAKE}"
+        ) from error
+    return _dataset(str(folder), *cifar10_tfds.read(root, records))

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import gzip
 import io
 import itertools
 import json
@@ -28,6 +29,7 @@ import shutil
 import signal
 import struct
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -118,8 +120,8 @@ def audited() -> Iterator[list[tuple[str, str]]]:
 
 
 def beyond_reading(events: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The events that reading a file does not cause."""
-    return [event for event in events if event[0] != "open to read"]
+    """The events that reading a file or listing a folder does not cause."""
+    return [event for event in events if event[0] not in ("open to read", "os.listdir", "os.scandir")]
 
 
 # Judging a case
@@ -471,6 +473,41 @@ class Pickle(Binary):
         return b"".join(opcodes)
 
 
+class Archive:
+    """`cifar-10-binary.tar.gz` and `cifar-10-python.tar.gz`, and both as a plain tar."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.path = folder / "archive"
+        self.sources = [Binary(folder), Pickle(folder)]
+
+    def case(self, rng: random.Random) -> Case:
+        source = rng.choice(self.sources)
+        damaged = rng.choice([*BATCHES, None, None])
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=rng.choice([0, 1, 2])) as archive:
+            for batch in BATCHES:
+                data = source.mutated(rng, batch) if batch == damaged else source.intact(batch)
+                member = tarfile.TarInfo(f"{source.layout}/{batch}{source.suffix}")
+                member.size = len(data)
+                if rng.random() < 0.05:
+                    member.type = bytes([rng.choice(b"01234567SLKxgX")])
+                    member.linkname = rng.choice(["/etc/passwd", "../../x", ""])
+                    member.name = rng.choice([member.name, "../../x", "/" + member.name, "a" * 99])
+                archive.addfile(member, io.BytesIO(data))
+        data = buffer.getvalue()
+        if damaged is None and rng.random() < 0.5:
+            at = rng.randrange(6) * (len(data) // 6 // 512) * 512 + rng.randrange(512)  # in a header, most likely
+            data = data[:at] + rng.choice([b"\0", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"7" * 12]) + data[at + 12 :]
+        if rng.random() < 0.7:
+            data = gzip.compress(data, 1)
+        if rng.random() < 0.5:
+            data = mutate_bytes(rng, data)
+        remove(self.path)
+        shown = place(rng, self.path, data)
+        load = functools.partial(cifar10.load, self.path, records_per_batch=RECORDS)
+        return Case(load, (str(self.path),), check_dataset, watched=True, shown=shown)
+
+
 def _png(image: np.ndarray, form: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     PIL.Image.fromarray(image).save(buffer, form, **options)
@@ -527,10 +564,10 @@ class Prepared:
             pixels, labels = pixels_and_labels(batch)
             images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             splits.append(Split(images, np.array(labels, np.int32)))
-        builder = cifar10_tfds.Cifar10(data_dir=folder, records_per_batch=RECORDS)
+        builder = cifar10_tfds.Cifar10(data_dir=folder)
         builder._split_generators = lambda dl_manager: {
-            "train": builder._generate_examples("train", splits[:5]),
-            "test": builder._generate_examples("test", splits[5:]),
+            "train": self.examples("train", splits[:5]),
+            "test": self.examples("test", splits[5:]),
         }
         with _captured():  # TFDS draws its bars
             builder.download_and_prepare(file_format="array_record")
@@ -554,6 +591,14 @@ class Prepared:
                 shown = place(rng, path, mutate_bytes(rng, data))
         load = functools.partial(cifar10.load, self.root, records_per_batch=RECORDS, url="http://127.0.0.1:1/none")
         return Case(load, (str(self.folder),), check_dataset, shown=f"{path.name}: {shown}")
+
+    @staticmethod
+    def examples(split: str, batches: list) -> Iterator[tuple[int, dict[str, Any]]]:
+        """What TFDS's builder yields, with images that Pillow can code."""
+        images = np.concatenate([batch.images for batch in batches])
+        labels = np.concatenate([batch.labels for batch in batches]).tolist()
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield index, {"id": f"{split}_{index:05d}", "image": PIL.Image.fromarray(image), "label": label}
 
     def rewrite(self, rng: random.Random, path: pathlib.Path) -> str:
         """Writes a shard anew with one record changed, so that its checksums are right."""
@@ -877,7 +922,8 @@ class CommandLine:
 KINDS: dict[str, tuple[float, Callable[[pathlib.Path], Any]]] = {
     # Share of all cases, and what makes them.
     "binary": (0.12, Binary),
-    "pickle": (0.25, Pickle),
+    "pickle": (0.20, Pickle),
+    "archive": (0.05, Archive),
     "prepared": (0.10, Prepared),
     "config.json": (0.12, functools.partial(RunFile, "config.json")),
     "dataset.json": (0.08, functools.partial(RunFile, "dataset.json")),
