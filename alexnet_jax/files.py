@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, also after a power cut."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ from typing import Any, TextIO
 
 import portalocker
 
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, warn
 
 
 def sync(path: pathlib.Path) -> None:
@@ -26,7 +27,8 @@ def sync(path: pathlib.Path) -> None:
 def locked(path: pathlib.Path, otherwise: str) -> TextIO:
     """Locks a file and writes this process's number into it; closing what is returned unlocks it.
 
-    The lock ends with the process however that ends, so nothing stale can stay behind.
+    The lock ends with the process however that ends, so nothing stale can stay behind. Some file systems have no locks
+    (Lustre without `-o flock`, NFS with `nolock`, some FUSE): there one line warns, and the file is not locked.
 
     Args:
       path: the file; made if it is not there.
@@ -36,23 +38,47 @@ def locked(path: pathlib.Path, otherwise: str) -> TextIO:
       AlexNetError: another process holds it, or it can't be written.
     """
     try:
-        file = path.open("a+")
+        file = path.open("a+", encoding="ascii", errors="replace")
     except OSError as error:
-        raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
+        raise _not_writable(path, error) from error
     try:
         portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+    except portalocker.AlreadyLocked:  # EAGAIN or EACCES
+        with contextlib.closing(file):
+            owner = _owner(file)
+        raise AlexNetError(f"{path.parent}: {owner} {otherwise}") from None
+    except (portalocker.LockException, OSError) as error:  # portalocker wraps the system's error
+        cause = error.__cause__ or error
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
+        warn(
+            f"{path.parent}: its file system has no locks ({reason}): make sure that no other process writes to this "
+            "folder"
+        )
+    try:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-    except portalocker.LockException:
-        file.seek(0)
-        owner = file.read().strip()
-        file.close()
-        raise AlexNetError(f"{path.parent}: process {owner} {otherwise}") from None
     except OSError as error:
-        file.close()
-        raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
+        with contextlib.suppress(OSError):  # it tries to write again
+            file.close()
+        raise _not_writable(path, error) from error
     return file
+
+
+def _owner(file: TextIO) -> str:
+    """The process that holds a lock file, for a message."""
+    try:
+        file.seek(0)
+        number = file.read(100).strip()
+    except OSError:  # Windows keeps others from reading what is locked
+        number = ""
+    return f"process {number}" if number.isdecimal() else "another process"
+
+
+def _not_writable(path: pathlib.Path, error: OSError) -> AlexNetError:
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    hint = "; choose a folder that this user may write to" if denied else ""
+    return AlexNetError(f"can't write {path}: {error.strerror or error}{hint}")
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:

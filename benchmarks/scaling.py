@@ -22,7 +22,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ import numpy as np
 import scipy.optimize
 from matplotlib.figure import Figure
 
-from alexnet_jax import augment, models, optimizer, plots, steps
+from alexnet_jax import augment, models, optimizer, plots, runtime, steps
 from alexnet_jax.batches import batches
 from alexnet_jax.config import OptimizerConfig
 from alexnet_jax.run import versions
@@ -75,7 +74,7 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
     for _ in range(rounds):
         for cell, run in cells:
             cell["seconds"].append(run())
-    device = {"kind": devices[0].device_kind, "cores": os.cpu_count()}
+    device = {"kind": devices[0].device_kind, "cores": runtime.available_cores()}
     return {"cells": [cell for cell, _ in cells], "device": device, "rounds": rounds, "steps": count}
 
 

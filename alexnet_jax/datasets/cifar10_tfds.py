@@ -37,6 +37,7 @@ from alexnet_jax.datasets.cifar10_batches import (
 )
 from alexnet_jax.datasets.dataset import Split
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.runtime import require_array_record
 
 # TFDS retries 10 times with doubling pauses, 204 s in all; 3 times take 1.2 s.
 _DOWNLOAD_RETRIES = 3
@@ -100,6 +101,7 @@ def prepare(root: pathlib.Path, *, url: str = URL, records_per_batch: int = RECO
     Raises:
       AlexNetError: the archive can't be had or isn't the published one, or `root` can't be written.
     """
+    require_array_record()
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
@@ -139,6 +141,7 @@ def read(root: pathlib.Path, records_per_batch: int = RECORDS_PER_BATCH) -> tupl
     Raises:
       AlexNetError: it is damaged, incomplete or in a format that only TensorFlow reads.
     """
+    require_array_record()
     directory = _directory(root)
     try:
         if not os.path.exists(directory / "dataset_info.json"):

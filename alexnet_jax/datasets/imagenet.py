@@ -20,6 +20,7 @@ from alexnet_jax.batches import batches, epoch_order
 from alexnet_jax.datasets.dataset import Split
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.files import read_bytes
+from alexnet_jax.runtime import require_array_record
 
 THREADS = 8  # that decode a batch each
 _MAX_JSON_BYTES = 64 * 1024**2
@@ -224,8 +225,9 @@ def open_prepared(folder: pathlib.Path) -> ImageNet:
     """Opens what `alexnet_jax.prepare` has written; sizes of files are checked, `ImageNet.verify` reads them.
 
     Raises:
-      AlexNetError: it is not there, not whole, or not what was written.
+      AlexNetError: it is not there, not whole, or not what was written; or array_record is not installed.
     """
+    require_array_record()
     path = folder / "dataset.json"
     try:
         description = json.loads(read_bytes(path, _MAX_JSON_BYTES))
