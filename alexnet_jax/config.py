@@ -413,7 +413,8 @@ def _from_nested(config_type: type[C], nested: Mapping[str, Any], context: str |
         known = flags_of(config_type)
         # The innermost name: the path may begin with the class's, and `optimizer` is a class and a flag in it.
         name = [flag(part) for part in first["loc"] if isinstance(part, str) and flag(part) in known][-1]
-        raise UsageError(f"{name} {shown(first['input']) or "''"}: {first['msg'].lower()}") from None
+        value = shown(first["input"]) or "''"
+        raise UsageError(f"{name} {value}: {first['msg'].lower()}") from None
     if isinstance(config, TrainConfig):
         _check_together(config)
     return config

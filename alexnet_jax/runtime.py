@@ -10,6 +10,7 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import warnings
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,28 @@ def require_array_record() -> None:
             f"array_record, the format of prepared images, can't be used ({_one_line(error)}): install the package "
             "array_record; it has no build for Windows: use Linux or WSL there"
         ) from error
+
+
+SHARED_MEMORY = pathlib.Path("/dev/shm")  # where Linux has it; other systems have no such limit
+
+
+def require_shared_memory(workers: int, needed: int) -> None:
+    """Makes sure that processes that load images have room to hand them over.
+
+    Where there is too little, the system kills a process that writes to it (SIGBUS). Containers have 64 MB by default.
+
+    Args:
+      workers: how many processes.
+      needed: bytes for all of them.
+
+    Raises:
+      AlexNetError: so much is not free.
+    """
+    if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < needed:
+        raise AlexNetError(
+            f"--loader-workers {workers} needs {needed / 1e6:,.0f} MB of shared memory, and {SHARED_MEMORY} has "
+            f"{free / 1e6:,.0f} MB free: use fewer or --loader-workers 0, or enlarge it (docker run --shm-size)"
+        )
 
 
 def devices() -> "list[jax.Device]":
