@@ -14,20 +14,23 @@ import pytest
 from process_faults import FLAGS, LONGER, WORKER
 
 import alexnet_jax
-from alexnet_jax import cli
+from alexnet_jax import cli, processes
+from alexnet_jax.config import RunConfig
 from alexnet_jax.errors import UsageError
 
 
-def test_two_processes_compute_what_one_does(tmp_path):
-    """In one go, and stopped after an epoch and gone on with by another number of devices.
+def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
+    """In one go, and stopped after an epoch and resumed by another number of devices; behind a proxy that is dead.
 
     The long form, also bit for bit with --deterministic: tests/stress/process_grid.py.
     """
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     flags = (*FLAGS, "--optimizer", "sgd", "--epochs")
     one = process_faults.start(tmp_path / "one", 1, 2, (*flags, "2"))
     said = process_faults.finish(process_faults.start(tmp_path / "two", 2, 1, (*flags, "1")))
     assert "network" in said[0][0]
-    assert said[1] == ("", "")
+    assert said[1] == ("", "")  # nor does JAX warn of the proxy
     written = json.loads((tmp_path / "two" / "checkpoints" / "7" / "manifest.json").read_text())["files"]
     assert {name.split("/")[1] for name in written if "ocdbt.process" in name} == {"ocdbt.process_0", "ocdbt.process_1"}
     process_faults.finish(process_faults.start(tmp_path / "two", 2, 2, (*flags, "2")))
@@ -172,3 +175,11 @@ def test_an_abort_for_another_reason_is_shown_and_is_one():
 def test_flags_must_go_together(flags, reason):
     with pytest.raises(UsageError, match=reason):
         cli.parse_train(flags)
+
+
+def test_windows_is_refused(monkeypatch):
+    run = RunConfig(distributed=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.os, "name", "nt")
+        with pytest.raises(UsageError, match="--distributed: Windows is not supported"), processes.joined(run):
+            pass

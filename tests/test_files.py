@@ -1,0 +1,76 @@
+"""Locks: held by another process, on file systems that have none, in folders that can't be written."""
+
+import errno
+import fcntl
+import os
+import pathlib
+
+import portalocker.portalocker
+import pytest
+
+from alexnet_jax import files
+from alexnet_jax.errors import AlexNetError
+
+OTHERWISE = "is training there; wait for it"
+
+
+def lock_that_fails(monkeypatch, number):
+    def fail(file, flags):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(portalocker.portalocker, "LOCKER", fail)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, capfd, number):
+    lock_that_fails(monkeypatch, number)
+    with files.locked(tmp_path / "train.lock", OTHERWISE):
+        assert (tmp_path / "train.lock").read_text() == f"{os.getpid()}\n"
+    line = capfd.readouterr().err
+    assert line.startswith(f"warning: {tmp_path}: its file system has no locks ({os.strerror(number)}): ")
+    assert "no other process" in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK])
+@pytest.mark.parametrize(
+    ("content", "owner"), [(b"123\n", "process 123"), (b"", "another process"), (b"\xff\n\n1", "another process")]
+)
+def test_a_lock_that_is_held_names_its_owner_if_it_can(tmp_path, monkeypatch, number, content, owner):
+    (tmp_path / "train.lock").write_bytes(content)
+    lock_that_fails(monkeypatch, number)
+    with pytest.raises(AlexNetError) as error:
+        files.locked(tmp_path / "train.lock", OTHERWISE)
+    assert str(error.value) == f"{tmp_path}: {owner} {OTHERWISE}"
+    assert (tmp_path / "train.lock").read_bytes() == content
+
+
+@pytest.mark.parametrize("locker", [fcntl.flock, portalocker.portalocker.LOCKER])
+def test_a_real_lock_is_held_until_it_is_closed(tmp_path, monkeypatch, locker):
+    monkeypatch.setattr(portalocker.portalocker, "LOCKER", locker)
+    with (
+        files.locked(tmp_path / "train.lock", OTHERWISE),
+        pytest.raises(AlexNetError, match=f"process {os.getpid()} is"),
+    ):
+        files.locked(tmp_path / "train.lock", OTHERWISE)
+    files.locked(tmp_path / "train.lock", OTHERWISE).close()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_can_not_be_written_is_not_one_that_is_held(tmp_path, monkeypatch, number):
+    def refuse(self, *args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    with pytest.raises(AlexNetError) as error:
+        files.locked(tmp_path / "train.lock", OTHERWISE)
+    assert str(error.value) == (
+        f"can't write {tmp_path / 'train.lock'}: {os.strerror(number)}; choose a folder that this user may write to"
+    )
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """The file's own close would try to write once more."""
+    (tmp_path / "train.lock").symlink_to("/dev/full")
+    with pytest.raises(AlexNetError, match=r"can't write .*train\.lock: "):
+        files.locked(tmp_path / "train.lock", OTHERWISE)
