@@ -1,7 +1,6 @@
 """Locks: held by another process, on file systems that have none, in folders that can't be written."""
 
 import errno
-import fcntl
 import os
 import pathlib
 
@@ -45,17 +44,6 @@ def test_a_lock_that_is_held_names_its_owner_if_it_can(tmp_path, monkeypatch, nu
     assert (tmp_path / "train.lock").read_bytes() == content
 
 
-@pytest.mark.parametrize("locker", [fcntl.flock, portalocker.portalocker.LOCKER])
-def test_a_real_lock_is_held_until_it_is_closed(tmp_path, monkeypatch, locker):
-    monkeypatch.setattr(portalocker.portalocker, "LOCKER", locker)
-    with (
-        files.locked(tmp_path / "train.lock", OTHERWISE),
-        pytest.raises(AlexNetError, match=f"process {os.getpid()} is"),
-    ):
-        files.locked(tmp_path / "train.lock", OTHERWISE)
-    files.locked(tmp_path / "train.lock", OTHERWISE).close()
-
-
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 def test_a_folder_that_can_not_be_written_is_not_one_that_is_held(tmp_path, monkeypatch, number):
     def refuse(self, *args, **kwargs):
@@ -67,10 +55,3 @@ def test_a_folder_that_can_not_be_written_is_not_one_that_is_held(tmp_path, monk
     assert str(error.value) == (
         f"can't write {tmp_path / 'train.lock'}: {os.strerror(number)}; choose a folder that this user may write to"
     )
-
-
-def test_a_full_disk_is_one_line(tmp_path):
-    """The file's own close would try to write once more."""
-    (tmp_path / "train.lock").symlink_to("/dev/full")
-    with pytest.raises(AlexNetError, match=r"can't write .*train\.lock: "):
-        files.locked(tmp_path / "train.lock", OTHERWISE)
