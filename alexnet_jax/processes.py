@@ -77,7 +77,7 @@ def joined(run: RunConfig) -> Iterator[None]:
             raise
         _leave_together()
     except AlexNetError as error:
-        _watchdog.fail(f"process {jax.process_index()}: {error}", error.exit_code)
+        _watchdog.fail(f"process {_watchdog.process_id}: {error}", error.exit_code)
         raise
     except Exception as error:
         if is_lost_link(error):
@@ -85,9 +85,9 @@ def joined(run: RunConfig) -> Iterator[None]:
             _watchdog.fail(text, AlexNetError.exit_code)
             raise AlexNetError(text) from error
         if short := runtime.memory_shortage(error):
-            _watchdog.fail(f"process {jax.process_index()}: {short}", short.exit_code)
+            _watchdog.fail(f"process {_watchdog.process_id}: {short}", short.exit_code)
             raise short from error
-        _watchdog.fail(f"process {jax.process_index()}: {type(error).__name__}: {error}", AlexNetError.exit_code)
+        _watchdog.fail(f"process {_watchdog.process_id}: {type(error).__name__}: {error}", AlexNetError.exit_code)
         raise
 
 

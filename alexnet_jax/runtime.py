@@ -175,7 +175,7 @@ def cache_compilations(enable: bool) -> None:
     if chosen and "://" in chosen:  # not on a disk
         return
     try:
-        folder = pathlib.Path(chosen) if chosen else compilation_cache_folder()
+        folder = pathlib.Path(chosen).expanduser() if chosen else compilation_cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

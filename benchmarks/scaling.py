@@ -23,6 +23,7 @@ import functools
 import json
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from matplotlib.figure import Figure
 from alexnet_jax import augment, models, optimizer, plots, runtime, steps
 from alexnet_jax.batches import batches
 from alexnet_jax.config import OptimizerConfig
+from alexnet_jax.errors import AlexNetError
 from alexnet_jax.run import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -278,4 +280,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AlexNetError as error:
+        sys.exit(f"scaling.py: {error}")

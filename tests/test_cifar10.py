@@ -30,7 +30,7 @@ import pytest
 
 from alexnet_jax.datasets import cifar10
 from alexnet_jax.datasets.dataset import Dataset
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, UsageError
 
 RECORDS = 20
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
@@ -632,3 +632,15 @@ def test_real_data_is_the_same_from_every_source(tmp_path: pathlib.Path, monkeyp
     with serving(content) as server:
         server.register(monkeypatch)
         assert cifar10.load(tmp_path, url=server.url).fingerprint() == from_binary.fingerprint()
+
+
+def test_without_a_home_directory_a_download_goes_to_data(monkeypatch):
+    def unknown(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr(pathlib.Path, "expanduser", unknown)
+    assert cifar10._default_tfds_dir() == []  # not a folder named "~"
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/x")
+    with pytest.raises(UsageError, match=r"^TFDS_DATA_DIR=~/x: this user has no home directory"):
+        cifar10._default_tfds_dir()

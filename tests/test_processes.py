@@ -1,6 +1,7 @@
 """Several processes train as one: the same batches, the same losses, one that writes; and none waits for a lost one."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -183,3 +184,25 @@ def test_windows_is_refused(monkeypatch):
         patch.setattr(processes.os, "name", "nt")
         with pytest.raises(UsageError, match="--distributed: Windows is not supported"), processes.joined(run):
             pass
+
+
+def test_a_platform_that_is_not_there_is_one_line():
+    """JAX can't even tell the process's number then."""
+    program = """
+from alexnet_jax import cli, processes, runtime
+def main(args):
+    with processes.joined(cli.parse_train(args).run):
+        runtime.devices()
+cli.run(main)
+"""
+    address = process_faults.free_address()
+    flags = ["--distributed", "--coordinator", address, "--num-processes", "1", "--process-id", "0"]
+    environment = os.environ | {"PYTHONPATH": str(process_faults.ROOT), "JAX_PLATFORMS": "nonsense"}
+    command = [sys.executable, "-c", program, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "-c: JAX_PLATFORMS='nonsense': JAX can use no such device here (Unable to initialize "
+    )
+    assert "unset JAX_PLATFORMS" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -121,22 +121,6 @@ def test_the_folder_is_named_by_the_processor(monkeypatch):
     assert folder("sse", 3000).parent.name == "alexnet_jax"
 
 
-def test_a_platform_that_is_not_there_is_one_line():
-    program = """
-from alexnet_jax import cli, runtime
-cli.run(lambda args: runtime.devices())
-"""
-    command = [sys.executable, "-c", program]
-    environment = os.environ | {"JAX_PLATFORMS": "nonsense", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert done.stderr.startswith(
-        "-c: JAX_PLATFORMS='nonsense': JAX can use no such device here (Unable to initialize "
-    )
-    assert "unset JAX_PLATFORMS" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 @pytest.mark.parametrize("error", [RuntimeError("Unable to\ninitialize"), AssertionError()])  # the latter: cuda
 def test_programs_ask_for_devices_where_the_error_is_caught(monkeypatch, error):
     def fail():

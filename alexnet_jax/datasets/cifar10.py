@@ -12,10 +12,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+from alexnet_jax.config import expanded
 from alexnet_jax.datasets import cifar10_batches
 from alexnet_jax.datasets.cifar10_batches import BINARY_FOLDER, CLASS_NAMES, PICKLE_FOLDER, RECORDS_PER_BATCH, URL
 from alexnet_jax.datasets.dataset import Dataset, Split
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, UsageError
 
 _PREPARED = ("cifar10", "3.0.2")  # where TFDS keeps it under its data_dir
 _PROBE_SECONDS = 8.0
@@ -29,7 +30,8 @@ def load(data_dir: pathlib.Path | None, *, url: str = URL, records_per_batch: in
     Args:
       data_dir: a folder that is or directly holds `cifar-10-batches-bin` or `cifar-10-batches-py`, else TFDS's data_dir
         (or the `cifar10/3.0.2` in it). If it holds none of them, the data set is downloaded and prepared in it.
-        None: `data` in the working directory, then TFDS's default data_dir, where a download goes.
+        None: `data` in the working directory, then TFDS's default data_dir, where a download goes (for a user without a
+        home directory: to `data`).
       url: the archive to download; TFDS must have its checksum registered.
       records_per_batch: images in each of the six published files.
 
@@ -37,7 +39,7 @@ def load(data_dir: pathlib.Path | None, *, url: str = URL, records_per_batch: in
       AlexNetError: the data is broken, or isn't there and can't be downloaded.
     """
     if data_dir is None:
-        places = [pathlib.Path("data"), _default_tfds_dir()]
+        places = [pathlib.Path("data"), *_default_tfds_dir()]
     elif not os.path.isdir(data_dir):
         raise AlexNetError(f"{data_dir}: there is no such folder; give --data-dir an existing one")
     elif not os.access(data_dir, os.R_OK | os.X_OK):
@@ -74,8 +76,15 @@ def _dataset(source: str, train: Split, test: Split) -> Dataset:
     )
 
 
-def _default_tfds_dir() -> pathlib.Path:
-    return pathlib.Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
+def _default_tfds_dir() -> list[pathlib.Path]:
+    """TFDS's default data_dir; none for a user without a home directory."""
+    chosen = os.environ.get("TFDS_DATA_DIR")
+    try:
+        return [expanded(chosen or "~/tensorflow_datasets")]
+    except UsageError as error:
+        if chosen:
+            raise UsageError(f"TFDS_DATA_DIR={error}") from error
+        return []
 
 
 def _find_prepared(place: pathlib.Path) -> pathlib.Path | None:
