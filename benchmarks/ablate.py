@@ -25,6 +25,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import ablation_report
+import jax
 import run
 import side_by_side
 import tqdm
@@ -130,7 +131,8 @@ class Ablation:
         self.variants = [
             v for i, v in enumerate(self.study.variants) if not options.rows or i == 0 or v.name in options.rows
         ]
-        self.platform = runtime.devices()[0].platform
+        runtime.devices()  # raises if there is none
+        self.platform = jax.default_backend()
         name = options.study + (f"-{options.epochs}-epochs" if options.epochs else "")
         self.out = options.out or ROOT / "results" / f"ablation-{name}-{self.platform}.jsonl"
         self.rows = read_rows(self.out)
