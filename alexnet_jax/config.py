@@ -31,7 +31,7 @@ def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
     """
     try:
         return pathlib.Path(path).expanduser()
-    except (RuntimeError, KeyError):
+    except (RuntimeError, KeyError, ValueError):
         user = pathlib.Path(path).parts[0][1:]
         what = f"there is no user {user!r}" if user else "this user has no home directory"
         raise UsageError(f"{shown(path)}: {what}: give the full path") from None
