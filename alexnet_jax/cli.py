@@ -24,7 +24,7 @@ from alexnet_jax.config import (
     validate,
 )
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, program_name
-from alexnet_jax.runtime import keep_freed_memory
+from alexnet_jax.runtime import keep_freed_memory, memory_shortage
 
 T = TypeVar("T")
 
@@ -120,12 +120,13 @@ def _exit_code(main: Callable[[Sequence[str]], None], prog: str) -> int:
         print(f"{prog}: {stop}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(stop.exit_code)
-    except AlexNetError as error:
+    except Exception as error:
+        # A shortage may come as an error about what was read when memory ran out.
+        error = memory_shortage(error) or error
+        if not isinstance(error, AlexNetError | OSError):  # OSError: a disk that fills up or goes away
+            raise
         print(f"{prog}: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:  # a disk that fills up or goes away
-        print(f"{prog}: {error}", file=sys.stderr)
-        return AlexNetError.exit_code
+        return error.exit_code if isinstance(error, AlexNetError) else AlexNetError.exit_code
     return 0
 
 

@@ -5,6 +5,7 @@ Field names are unique across the nested classes, because flags and config.json 
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 import reprlib
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
+import pydantic_core
 import tyro
 
 from alexnet_jax.errors import UsageError
@@ -22,10 +24,33 @@ from alexnet_jax.errors import UsageError
 C = TypeVar("C")
 
 
-def _one_line(path: pathlib.Path) -> pathlib.Path:
+def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path with the home directory in place of a leading `~` or `~user`.
+
+    Raises:
+      UsageError: that is not known.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except (RuntimeError, KeyError, ValueError):
+        user = pathlib.Path(path).parts[0][1:]
+        what = f"there is no user {user!r}" if user else "this user has no home directory"
+        raise UsageError(f"{shown(path)}: {what}: give the full path") from None
+
+
+def _not_empty(path: object) -> object:
+    if path == "":
+        raise pydantic_core.PydanticCustomError("empty_path", "the path is empty: give one, or leave the flag out")
+    return path
+
+
+def _usable(path: pathlib.Path, info: pydantic.ValidationInfo) -> pathlib.Path:
     if not is_one_line(str(path)):
         raise ValueError("a path without control characters is needed")
-    return path
+    try:
+        return expanded(path) if info.context == _FLAGS else path  # what config.json holds was expanded before
+    except UsageError as error:
+        raise pydantic_core.PydanticCustomError("home", str(error).split(": ", 1)[1]) from None
 
 
 def web_address(url: str) -> str:
@@ -56,8 +81,21 @@ Bool = Annotated[bool, pydantic.Field(strict=True)]
 LayerName = Literal[
     "conv1", "conv2", "conv3", "conv4", "conv5", "local3", "local4", "fc1", "fc2", "logits"
 ]  # fmt: skip
-Path = Annotated[pathlib.Path, pydantic.AfterValidator(_one_line)]
+Path = Annotated[
+    pathlib.Path,
+    pydantic.BeforeValidator(_not_empty),
+    pydantic.AfterValidator(_usable),
+    # From the command line as text until it is validated: pathlib.Path("") would be the working directory.
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda args: args[0],
+        is_instance=lambda value: isinstance(value, str | pathlib.Path),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 WebAddress = Annotated[str, pydantic.AfterValidator(web_address)]
+_FLAGS = "flags"  # the context of a validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,7 +390,7 @@ def validate(config: C) -> C:
     Raises:
       UsageError: naming the flag.
     """
-    return _from_nested(type(config), dataclasses.asdict(config))  # type: ignore[call-overload]
+    return _from_nested(type(config), dataclasses.asdict(config), _FLAGS)  # type: ignore[call-overload]
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
@@ -390,15 +428,16 @@ def differing_settings(old: TrainConfig, new: TrainConfig) -> list[str]:
     return [n for n, value in flat_items(old).items() if n not in may_differ and new_items[n] != value]
 
 
-def _from_nested(config_type: type[C], nested: Mapping[str, Any]) -> C:
+def _from_nested(config_type: type[C], nested: Mapping[str, Any], context: str | None = None) -> C:
     try:
-        config = pydantic.TypeAdapter(config_type).validate_python(nested)
+        config = pydantic.TypeAdapter(config_type).validate_python(nested, context=context)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         known = flags_of(config_type)
         # The innermost name: the path may begin with the class's, and `optimizer` is a class and a flag in it.
         name = [flag(part) for part in first["loc"] if isinstance(part, str) and flag(part) in known][-1]
-        raise UsageError(f"{name} {shown(first['input'])}: {first['msg'].lower()}") from None
+        value = shown(first["input"]) or "''"
+        raise UsageError(f"{name} {value}: {first['msg'].lower()}") from None
     if isinstance(config, TrainConfig):
         _check_together(config)
     return config

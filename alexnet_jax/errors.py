@@ -1,5 +1,6 @@
 """The errors that a user can cause: each becomes one line on the terminal and an exit code, never a traceback."""
 
+import pathlib
 import signal
 import sys
 
@@ -32,10 +33,11 @@ class StoppedError(BaseException):
 
 def warn(message: str) -> None:
     """Prints one line on stderr about what went wrong and was dealt with."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # `2>&-`
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def program_name() -> str:
     """What begins a line of this program: `train.py`, `python -m alexnet_jax.prepare`."""
     module = sys.modules["__main__"].__spec__  # of python -m
-    return f"python -m {module.name}" if module else sys.argv[0].rsplit("/", 1)[-1]
+    return f"python -m {module.name}" if module else pathlib.PurePath(sys.argv[0]).name

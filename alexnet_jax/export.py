@@ -15,7 +15,7 @@ from typing import Any, Literal
 import tyro
 
 from alexnet_jax import cli
-from alexnet_jax.config import Path, validate
+from alexnet_jax.config import Path, expanded, validate
 from alexnet_jax.errors import AlexNetError, UsageError
 
 
@@ -116,7 +116,7 @@ def load(path: str | os.PathLike[str]) -> Exported:
     Raises:
       AlexNetError: it can't be read, or is something else.
     """
-    path = pathlib.Path(path)
+    path = expanded(path)
     try:
         data = path.read_bytes()
         if data[8:9] == b"{":
@@ -173,6 +173,9 @@ def main(args: Sequence[str]) -> None:
     """Parses the flags, exports."""
     config = validate(cli.parse(ExportConfig, args, "export", ExportConfig.__doc__ or ""))
     cli.check_checkpoint(config.checkpoint)
+    from alexnet_jax import runtime
+
+    runtime.devices()  # before a checkpoint is read: an error there is not the checkpoint's
     print(f"{save(config)}: use it with alexnet_jax.export.load")
 
 

@@ -1,12 +1,14 @@
 """Files written atomically, even across a power cut; locks; reading with a limit."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import time
 import weakref
@@ -15,56 +17,94 @@ from typing import Any, TextIO
 
 import portalocker
 
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, warn
 
-WRITING_TIMEOUT = 60.0  # seconds to wait for another process that writes files to the same folder
-
-
-class LockedError(AlexNetError):
-    """Another process holds a lock."""
+WRITING_PATIENCE = 60.0  # seconds to wait for another process that writes files to the same folder
 
 
 def sync(path: pathlib.Path) -> None:
     """Has the disk store a file's contents, or a folder's entries, before it returns."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    is_folder = path.is_dir()
+    if os.name == "nt" and is_folder:  # Windows opens no folders
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # SMB, some FUSE
+            raise
     finally:
         os.close(descriptor)
 
 
-def locked(path: pathlib.Path, otherwise: str) -> TextIO:
+def locked(path: pathlib.Path, otherwise: str, patience: float = 0.0, waiting: str = "") -> TextIO:
     """Locks a file and writes this process's number into it; closing what is returned unlocks it.
 
-    The lock ends with the process however that ends, so nothing stale can stay behind.
+    The lock ends with the process however that ends, so nothing stale can stay behind. Some file systems have no locks
+    (Lustre without `-o flock`, NFS with `nolock`, some FUSE): there one line warns, and the file is not locked.
 
     Args:
       path: the file; made if it is not there.
       otherwise: end of the message if another process holds the lock.
+      patience: seconds to wait for that process.
+      waiting: printed on stderr before the wait, if not empty.
 
     Raises:
       AlexNetError: another process holds it, or it can't be written.
     """
+    deadline = time.monotonic() + patience
     try:
-        file = path.open("a+")
+        file = path.open("a+", encoding="ascii", errors="replace")
     except OSError as error:
-        raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
+        raise _not_writable(path, error) from error
     try:
-        portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+        while True:
+            try:
+                portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+                break
+            except portalocker.AlreadyLocked:  # EAGAIN or EACCES
+                if time.monotonic() >= deadline:
+                    raise
+            if waiting:
+                print(waiting, file=sys.stderr, flush=True)
+                waiting = ""
+            time.sleep(0.05)
+    except portalocker.AlreadyLocked:
+        with contextlib.closing(file):
+            owner = _owner(file)
+        raise AlexNetError(f"{path.parent}: {owner} {otherwise}") from None
+    except (portalocker.LockException, OSError) as error:  # portalocker wraps the system's error
+        cause = error.__cause__ or error
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
+        warn(
+            f"{path.parent}: its file system has no locks ({reason}): make sure that no other process writes to this "
+            "folder"
+        )
+    try:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-    except portalocker.LockException:
-        file.seek(0)
-        owner = file.read().strip()
-        file.close()
-        raise LockedError(f"{path.parent}: process {owner} {otherwise}") from None
     except OSError as error:
-        file.close()
-        raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
+        with contextlib.suppress(OSError):  # it tries to write again
+            file.close()
+        raise _not_writable(path, error) from error
     return file
+
+
+def _owner(file: TextIO) -> str:
+    """The process that holds a lock file, for a message."""
+    try:
+        file.seek(0)
+        number = file.read(100).strip()
+    except OSError:  # Windows keeps others from reading what is locked
+        number = ""
+    return f"process {number}" if number.isdecimal() else "another process"
+
+
+def _not_writable(path: pathlib.Path, error: OSError) -> AlexNetError:
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    hint = "; choose a folder that this user may write to" if denied else ""
+    return AlexNetError(f"can't write {path}: {error.strerror or error}{hint}")
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
@@ -95,29 +135,18 @@ def write_together(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
       contents: of each file by its name; the last one is written last.
 
     Raises:
-      AlexNetError: a file can't be written, or another process has been writing there for `WRITING_TIMEOUT` seconds.
+      AlexNetError: a file can't be written, or another process has been writing there for `WRITING_PATIENCE` seconds.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AlexNetError(f"can't write {folder}: {error.strerror or error}") from error
-    with _locked_in_turn(folder / ".lock", "is writing there; try again when it has finished"):
+    with locked(folder / ".lock", "is writing there; try again when it has finished", WRITING_PATIENCE):
         with contextlib.suppress(OSError):
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed
                 leftover.unlink()
         for name, data in contents.items():
             write_atomically(folder / name, data)
-
-
-def _locked_in_turn(path: pathlib.Path, otherwise: str) -> TextIO:
-    deadline = time.monotonic() + WRITING_TIMEOUT
-    while True:
-        try:
-            return locked(path, otherwise)
-        except LockedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def plain_path(folder: pathlib.Path, user: object) -> pathlib.Path:

@@ -233,7 +233,7 @@ class Trainer:
                             bar.close()
                             self._save(accuracy=None)
                             raise StoppedError(
-                                received, f"saved step {self.step:,}; the same command goes on from there"
+                                received, f"saved step {self.step:,}; the same command resumes from there"
                             )
         self._save(accuracy=None)
         if processes.is_main():

@@ -37,6 +37,7 @@ from alexnet_jax import cli, pictures
 from alexnet_jax.config import Path, PositiveInt, shown, validate
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.files import locked, read_bytes, sync, to_bytes, write_atomically
+from alexnet_jax.runtime import available_cores, require_array_record
 from alexnet_jax.signals import StopSignals
 
 RECORDS_PER_SHARD = 1000
@@ -609,8 +610,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
     Raises:
       UsageError: `out` holds something else, or a preparation of something else.
-      AlexNetError: the source can't be used, or `out` not be written.
+      AlexNetError: the source can't be used, or `out` not be written; or array_record is not installed.
     """
+    require_array_record()
     out = config.out
     source = find(config.source, config.labels)
     for note in source.notes:
@@ -635,7 +637,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             shards = {split: list(_shards(split, found, config)) for split, found in source.splits.items()}
             stopped = _write_shards([shard for group in shards.values() for shard in group], config)
             if stopped is not None:
-                raise StoppedError(stopped, "stopped; the same command goes on")
+                raise StoppedError(stopped, "stopped; the same command resumes")
             return _finish(source, shards, config)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -661,7 +663,7 @@ def _write_shards(shards: Sequence[Shard], config: PrepareConfig) -> int | None:
     there = sum(len(s.pictures) for s in shards) - sum(len(s.pictures) for s in missing)
     context = multiprocessing.get_context("spawn")
     progress = context.Value("q", 0)
-    workers = min(config.workers or len(os.sched_getaffinity(0)), max(len(missing), 1))
+    workers = min(config.workers or available_cores(), max(len(missing), 1))
     bar = tqdm.tqdm(
         total=there + sum(len(s.pictures) for s in missing), initial=there, unit=" images", disable=None, smoothing=0.05
     )
@@ -679,7 +681,7 @@ def _write_shards(shards: Sequence[Shard], config: PrepareConfig) -> int | None:
                 for future in done:
                     future.result()  # raises what ended it
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise AlexNetError(f"{out}: a worker was killed (is memory short?); the same command goes on") from error
+            raise AlexNetError(f"{out}: a worker was killed (is memory short?); the same command resumes") from error
         finally:
             for future in futures:
                 future.cancel()

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from alexnet_jax import watchdog
+from alexnet_jax import runtime, watchdog
 from alexnet_jax.config import RunConfig, shown
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, program_name
 
@@ -42,10 +42,16 @@ def joined(run: RunConfig) -> Iterator[None]:
     if not run.distributed:
         yield
         return
+    if os.name == "nt":  # JAX has no collectives for CPUs there, and `watchdog` needs POSIX
+        raise UsageError("--distributed: Windows is not supported; use Linux, macOS or WSL")
     output = watchdog.HeldBackOutput(_not_joined)
     if run.num_devices is not None:
         jax.config.update("jax_num_cpu_devices", run.num_devices)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    # The processes reach each other directly. gRPC would send their connection to the coordinator through http_proxy or
+    # https_proxy, where it waits for minutes; an empty grpc_proxy (gRPC reads no upper case) comes before both.
+    os.environ["grpc_proxy"] = ""  # noqa: SIM112
+    jax.config.update("jax_check_proxy_envs", False)  # it would warn of any proxy
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:  # C++ waits there, and signals are heard here
             pool.submit(
@@ -71,14 +77,17 @@ def joined(run: RunConfig) -> Iterator[None]:
             raise
         _leave_together()
     except AlexNetError as error:
-        _watchdog.fail(f"process {jax.process_index()}: {error}", error.exit_code)
+        _watchdog.fail(f"process {_watchdog.process_id}: {error}", error.exit_code)
         raise
     except Exception as error:
         if is_lost_link(error):
             text = _watchdog.lost(error)
             _watchdog.fail(text, AlexNetError.exit_code)
             raise AlexNetError(text) from error
-        _watchdog.fail(f"process {jax.process_index()}: {type(error).__name__}: {error}", AlexNetError.exit_code)
+        if short := runtime.memory_shortage(error):
+            _watchdog.fail(f"process {_watchdog.process_id}: {short}", short.exit_code)
+            raise short from error
+        _watchdog.fail(f"process {_watchdog.process_id}: {type(error).__name__}: {error}", AlexNetError.exit_code)
         raise
 
 

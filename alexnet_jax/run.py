@@ -22,17 +22,17 @@ import warnings
 import zipfile
 from typing import Annotated, Any, ClassVar, TextIO
 
-import jax
 import numpy as np
 import pydantic
 
 import alexnet_jax
-from alexnet_jax import augment, models, optimizer, steps
+from alexnet_jax import augment, models, optimizer, runtime, steps
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import (
     PositiveInt,
     TrainConfig,
     differing_settings,
+    expanded,
     flag,
     flat_items,
     from_json,
@@ -303,7 +303,7 @@ class Run:
 
     @functools.cached_property
     def _on_device(self) -> tuple[Any, Any]:
-        devices = jax.devices()[:1]
+        devices = runtime.devices()[:1]
         return steps.make_predict_step(self.model, self.preprocessing, devices), steps.replicate(self.params, devices)
 
 
@@ -336,7 +336,7 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
     Raises:
       AlexNetError: if the folder is no run, has no such checkpoint, or a file can't be read.
     """
-    folder = RunFolder(pathlib.Path(path))
+    folder = RunFolder(expanded(path))
     if not folder.path.is_dir():
         raise AlexNetError(f"{folder.path}: there is no such folder")
     config, dataset, statistics = folder.read_config(), folder.read_dataset(), folder.read_statistics()

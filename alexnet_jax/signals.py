@@ -38,14 +38,16 @@ def handling(handler: Handler) -> Iterator[None]:
         atexit.register(lambda: [signal.signal(number, handler) for number in before])
 
 
-def leave_at_once(prog: str) -> Callable[[int, FrameType | None], NoReturn]:
+def leave_at_once(
+    prog: str, message: str = "stopped; the same command resumes"
+) -> Callable[[int, FrameType | None], NoReturn]:
     """A handler for a time when there is nothing to save.
 
     It raises nothing: where Python is called back from C, as by the garbage collector, an exception would be swallowed.
     """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
-        stop = StoppedError(number, "stopped; the same command goes on")
+        stop = StoppedError(number, message)
         with contextlib.suppress(OSError):  # the terminal is closed
             os.write(2, f"{prog}: {stop}\n".encode())
         os._exit(stop.exit_code)

@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from alexnet_jax import hybrid, processes
+from alexnet_jax import hybrid, processes, runtime
 from alexnet_jax.augment import CENTRE, VIEWS, Preprocessing, View
 from alexnet_jax.batches import Batches, batches
 from alexnet_jax.errors import UsageError
@@ -95,6 +95,7 @@ def select_devices(num_devices: int | None, deterministic: bool = False) -> list
 
     Raises:
       UsageError: if there are fewer.
+      AlexNetError: JAX can't use the devices that JAX_PLATFORMS names.
     """
     if deterministic:
         os.environ["NPROC"] = str(MICRO_BATCHES)  # XLA's own variable, in place of the number of cores
@@ -103,7 +104,7 @@ def select_devices(num_devices: int | None, deterministic: bool = False) -> list
         # Fails if JAX is in use already: then what there is must do, and is checked next.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", wanted)
-    devices = jax.devices()
+    devices = runtime.devices()
     if deterministic and num_devices is None and devices[0].platform == "cpu":
         num_devices = 1
     own = processes.local(devices)

@@ -119,6 +119,9 @@ class Watchdog:
 
     Lost is who has failed (the others then repeat its message), has said nothing for `timeout` seconds, or has not
     come on for `STUCK` times as long while this process waits.
+
+    Attributes:
+      process_id: this process's number, known also where JAX finds no device.
     """
 
     def __init__(self, timeout: float, output: HeldBackOutput) -> None:
@@ -130,8 +133,8 @@ class Watchdog:
         """
         self._timeout, self._output = timeout, output
         self._store: Any = distributed.global_state.client
-        self._id = distributed.global_state.process_id
-        self._peers = {i: Peer() for i in range(distributed.global_state.num_processes) if i != self._id}
+        self.process_id = distributed.global_state.process_id
+        self._peers = {i: Peer() for i in range(distributed.global_state.num_processes) if i != self.process_id}
         self._place, self._answered = 0, time.monotonic()
         self._leaving, self._is_over = threading.Lock(), threading.Event()
         self._code = 1
@@ -182,7 +185,7 @@ class Watchdog:
         while not self._is_over.wait(BEAT):
             beat += 1
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # `_watch` will see to that
-                self._store.key_value_set(f"{_BEATS}{self._id}", f"{beat} {self._place}", allow_overwrite=True)
+                self._store.key_value_set(f"{_BEATS}{self.process_id}", f"{beat} {self._place}", allow_overwrite=True)
                 for key, value in self._store.key_value_dir_get(_BEATS):
                     if (peer := self._peers.get(int(key.rsplit("/")[-1]))) is not None:
                         peer.hear(*map(int, value.split()))
@@ -225,7 +228,7 @@ class Watchdog:
 
         def tell() -> None:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                self._store.key_value_set(f"{_ENDS}{self._id}", json.dumps([shown(text, 1000), self._code]))
+                self._store.key_value_set(f"{_ENDS}{self.process_id}", json.dumps([shown(text, 1000), self._code]))
 
         thread = threading.Thread(target=tell, daemon=True)
         thread.start()
@@ -235,7 +238,7 @@ class Watchdog:
         for child in multiprocessing.active_children():  # they load images
             child.terminate()
         sys.stdout.flush()
-        if self._id == 0:
+        if self.process_id == 0:
             time.sleep(2 * BEAT)  # for the others to read why: with this process goes the store
         os._exit(self._code)
 

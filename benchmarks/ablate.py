@@ -33,7 +33,7 @@ import tyro
 from side_by_side import epoch_curve
 from studies import STUDIES, Study, Variant
 
-from alexnet_jax import cli, datasets
+from alexnet_jax import cli, datasets, runtime
 from alexnet_jax.config import Path, PositiveInt, shown, to_json, validate
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.files import locked, write_atomically
@@ -131,6 +131,7 @@ class Ablation:
         self.variants = [
             v for i, v in enumerate(self.study.variants) if not options.rows or i == 0 or v.name in options.rows
         ]
+        runtime.devices()  # raises if there is none
         self.platform = jax.default_backend()
         name = options.study + (f"-{options.epochs}-epochs" if options.epochs else "")
         self.out = options.out or ROOT / "results" / f"ablation-{name}-{self.platform}.jsonl"
@@ -197,7 +198,7 @@ class Ablation:
     def _on_cores(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
         """Runs scripts, each on a core of its own, where the system can bind it to one."""
         bindable = hasattr(os, "sched_setaffinity")
-        cores = sorted(os.sched_getaffinity(0)) if bindable else list(range(os.cpu_count() or 1))
+        cores = sorted(os.sched_getaffinity(0)) if bindable else list(range(runtime.available_cores()))
         jobs = min(self.options.jobs or len(cores), len(cores))
         free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for core in cores[:jobs]:
@@ -260,7 +261,7 @@ def raised_signals() -> Iterator[None]:
     """In its `with` block SIGINT, SIGTERM and SIGHUP raise StoppedError in the main thread."""
 
     def stop(number: int, frame: types.FrameType | None) -> NoReturn:
-        raise StoppedError(number, "finished runs are kept; the same command goes on")
+        raise StoppedError(number, "finished runs are kept; the same command resumes")
 
     before = {number: signal.signal(number, stop) for number in handled()}
     try:

@@ -11,7 +11,6 @@ import math
 import pathlib
 import platform
 import re
-import resource
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from worker import peak_host_memory
 
 from alexnet_jax import augment, cli, hybrid, models, optimizer, steps
 from alexnet_jax.batches import Batches
@@ -256,7 +256,7 @@ def main(args: Sequence[str]) -> None:
         "variant": options.variant,
         "counts": rows,
         "crossings": crossings,
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_memory_gib": round(peak_host_memory() / 2**30, 2),
         "device": jax.devices()[0].device_kind,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),

@@ -141,6 +141,7 @@ def main(args: Sequence[str]) -> None:
     """Parses the flags, measures, prints a Markdown table."""
     options = validate(cli.parse(Options, args, "layers.py", Options.__doc__ or ""))
     runtime.keep_freed_memory()
+    runtime.devices()
     if options.choices:
         runs = choices(options.batch_size)
     else:

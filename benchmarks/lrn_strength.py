@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tyro
 
-from alexnet_jax import cli, datasets, open_run
+from alexnet_jax import cli, datasets, open_run, runtime
 from alexnet_jax.config import Path, PositiveInt, validate
 from alexnet_jax.errors import UsageError
 from alexnet_jax.layers import local_response_norm
@@ -37,6 +37,7 @@ def factors(layer: jax.Array, divide_by_size: bool) -> np.ndarray:
 def main(args: Sequence[str]) -> None:
     """Parses the flags, opens the run, prints percentiles."""
     options = validate(cli.parse(Options, args, "lrn_strength.py", Options.__doc__ or ""))
+    runtime.devices()
     run = open_run(options.run)
     if run.config.network.network != "small" or run.config.network.lrn == "none":
         raise UsageError(f"{options.run}: --network small with LRN is needed")

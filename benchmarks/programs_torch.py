@@ -7,7 +7,6 @@ Variants: "eager", "compile", and on a GPU "compile reduce-overhead" (CUDA graph
 
 import functools
 import itertools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +29,10 @@ from programs import (
 )
 from torch import nn
 
+from alexnet_jax.runtime import available_cores
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+torch.set_num_threads(available_cores())
 torch.set_float32_matmul_precision("high")  # TensorFloat-32 on a GPU, as JAX and TensorFlow have by default
 torch.backends.cudnn.allow_tf32 = True
 torch.backends.cudnn.benchmark = True

@@ -28,6 +28,7 @@ from alexnet_jax import cli, datasets
 from alexnet_jax.config import DataConfig, PositiveInt, validate
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.metrics import read_jsonl
+from alexnet_jax.runtime import available_cores
 
 ROOT = pathlib.Path(__file__).parent.parent
 PEERS = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
@@ -115,10 +116,14 @@ class Worker:
         return answer
 
 
+def package_environment() -> dict[str, str]:
+    """That of a process which is to import this checkout."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def worker_environment(spec: Spec) -> dict[str, str]:
     """A worker's: this checkout is measured, frameworks share the GPU, nothing compiled before is used again."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    environment = package_environment() | {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -368,16 +373,27 @@ def progress(line: str) -> None:
 
 
 def describe_device() -> Record:
-    """What JAX computes on; asked in another process, as one that holds a GPU would disturb the measurements."""
-    code = "import jax; d = jax.devices(); print(jax.default_backend(), len(d), d[0].device_kind, sep='\\n')"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    """What JAX computes on; asked in another process, as one that holds a GPU would disturb the measurements.
+
+    Raises:
+      AlexNetError: JAX can't use the devices that JAX_PLATFORMS names.
+    """
+    code = (
+        "from alexnet_jax import cli, runtime\n"
+        "def main(args):\n"
+        "    devices = runtime.devices()\n"
+        "    print(devices[0].platform, len(devices), devices[0].device_kind, sep='\\n')\n"
+        "cli.run(main)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=package_environment())
+    if process.returncode:
+        raise AlexNetError((process.stderr.strip().splitlines() or ["JAX finds no device"])[-1].removeprefix("-c: "))
     backend, count, name = process.stdout.splitlines()[-3:]
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if backend == "cpu" and cpuinfo.exists():
         models = (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
         name = next(models, name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"platform": backend, "name": name, "count": int(count), "cores": cores}
+    return {"platform": backend, "name": name, "count": int(count), "cores": available_cores()}
 
 
 def versions() -> dict[str, str]:

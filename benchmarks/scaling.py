@@ -22,8 +22,8 @@ import dataclasses
 import functools
 import json
 import math
-import os
 import pathlib
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -34,9 +34,10 @@ import numpy as np
 import scipy.optimize
 from matplotlib.figure import Figure
 
-from alexnet_jax import augment, models, optimizer, plots, steps
+from alexnet_jax import augment, models, optimizer, plots, runtime, steps
 from alexnet_jax.batches import batches
 from alexnet_jax.config import OptimizerConfig
+from alexnet_jax.errors import AlexNetError
 from alexnet_jax.run import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -75,7 +76,7 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
     for _ in range(rounds):
         for cell, run in cells:
             cell["seconds"].append(run())
-    device = {"kind": devices[0].device_kind, "cores": os.cpu_count()}
+    device = {"kind": devices[0].device_kind, "cores": runtime.available_cores()}
     return {"cells": [cell for cell, _ in cells], "device": device, "rounds": rounds, "steps": count}
 
 
@@ -279,4 +280,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AlexNetError as error:
+        sys.exit(f"scaling.py: {error}")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import augment, evaluation, loop, models, optimizer, steps
+from alexnet_jax import augment, evaluation, loop, models, optimizer, runtime, steps
 from alexnet_jax.batches import Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.config import TrainConfig
 from alexnet_jax.datasets import Dataset
@@ -64,7 +64,7 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
     """
     if config.optimizer.plateau_patience or config.run.deterministic or config.schedule.accumulate > 1:
         raise UsageError("side by side: --plateau-patience, --deterministic and --accumulate are for train.py alone")
-    devices, split = jax.devices()[:1], dataset["train"]
+    devices, split = runtime.devices()[:1], dataset["train"]
     loop.check_sizes(config, dataset.image_shape)
     per_epoch = steps_per_epoch(len(split), config.schedule.batch_size)
     preprocessing = augment.from_config(config.augmentation, dataset.statistics(), per_epoch)

@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import pathlib
-import resource
 import sys
 import textwrap
 import time
@@ -27,6 +26,8 @@ def peak_host_memory() -> int:
     status = pathlib.Path("/proc/self/status")
     if status.exists():  # Linux, where ru_maxrss of a new process begins with that of its parent
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    import resource  # Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import models
+from alexnet_jax.errors import AlexNetError
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # its modules import one another as a script's neighbours
@@ -214,3 +215,9 @@ def test_collectives_on_file_cross_where_they_do_on_paper():
         assert collectives.on_paper(written["variant"], int(devices)) == crossing["paper"]
         assert crossing["compiled"]["crossing"] == pytest.approx(crossing["paper"]["crossing"], rel=1e-6)
         assert crossing["compiled"]["largest_deviation"] < 1e-9
+
+
+def test_a_platform_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    with pytest.raises(AlexNetError, match=r"^JAX_PLATFORMS='nonsense': JAX can use no such device"):
+        run.describe_device()

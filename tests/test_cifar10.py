@@ -649,7 +649,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("ALEXNET_JAX_DATA_URL", raising=False)
     monkeypatch.setattr(cifar10_download, "_folder", lambda: world / "cache")
     monkeypatch.setattr(cifar10_download, "_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(cifar10_download, "_LOCK_SECONDS", 0.01)
     publish(monkeypatch, BINARY_ARCHIVE, PICKLES_ARCHIVE)
     return world / "cache"
 
@@ -1089,3 +1088,15 @@ def test_real_data_is_the_same_from_every_source(tmp_path: pathlib.Path, monkeyp
     publish(monkeypatch, *contents)
     with Server(contents[1]).running() as server:
         assert cifar10.load(None, url=server.url).fingerprint() == from_binary.fingerprint()
+
+
+def test_without_a_home_directory_there_is_no_default_folder(monkeypatch):
+    def unknown(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr(pathlib.Path, "expanduser", unknown)
+    assert cifar10._default_tfds_dir() == []  # not a folder named "~"
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/x")
+    with pytest.raises(UsageError, match=r"^TFDS_DATA_DIR=~/x: this user has no home directory"):
+        cifar10._default_tfds_dir()

@@ -4,9 +4,11 @@ import pathlib
 
 import pytest
 
-from alexnet_jax import config
-from alexnet_jax.config import PRESETS, AugmentationConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from alexnet_jax import cli, config
+from alexnet_jax.config import PRESETS, AugmentationConfig, EvalConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from alexnet_jax.errors import UsageError
+from alexnet_jax.export import ExportConfig
+from alexnet_jax.prepare import PrepareConfig
 
 
 def field_names(config_type) -> list[str]:
@@ -132,3 +134,62 @@ def test_a_cosine_fixes_the_number_of_epochs():
     old = TrainConfig(optimizer=cosine)
     longer = TrainConfig(optimizer=cosine, schedule=ScheduleConfig(epochs=99))
     assert config.differing_settings(old, longer) == ["epochs"]
+
+
+PREPARE = ["--source", "a", "--out"]
+
+
+@pytest.mark.parametrize(
+    ("config_type", "args", "path"),
+    [
+        (TrainConfig, ["--workdir=~/x"], "run.workdir"),
+        (TrainConfig, ["--data-dir=~/x"], "data.data_dir"),
+        (EvalConfig, ["~/x"], "run"),
+        (EvalConfig, ["a", "~/x"], "others.0"),
+        (EvalConfig, ["a", "--images", "~/x"], "images.0"),
+        (ExportConfig, ["a", "--out=~/x"], "out"),
+        (PrepareConfig, [*PREPARE, "~/x"], "out"),
+    ],
+)
+def test_the_home_directory_is_put_in(tmp_path, monkeypatch, config_type, args, path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = config.validate(cli.parse(config_type, args, "", ""))
+    for part in path.split("."):
+        found = found[int(part)] if part.isdecimal() else getattr(found, part)
+    assert found == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    ("config_type", "args", "message"),
+    [
+        (TrainConfig, ["--workdir", ""], "--workdir '': the path is empty"),
+        (TrainConfig, ["--data-dir="], "--data-dir '': the path is empty"),
+        (EvalConfig, [""], "--run '': the path is empty"),
+        (EvalConfig, ["a", "b", ""], "--others '': the path is empty"),
+        (EvalConfig, ["a", "--images", "b", ""], "--images '': the path is empty"),
+        (ExportConfig, ["a", "--out", ""], "--out '': the path is empty"),
+        (PrepareConfig, [*PREPARE, ""], "--out '': the path is empty"),
+        (TrainConfig, ["--workdir=~no-such-user/x"], "--workdir ~no-such-user/x: there is no user 'no-such-user'"),
+        (EvalConfig, ["~no-such-user"], "--run ~no-such-user: there is no user 'no-such-user'"),
+    ],
+)
+def test_paths_that_are_none_are_named(config_type, args, message):
+    with pytest.raises(UsageError) as error:
+        config.validate(cli.parse(config_type, args, "", ""))
+    assert str(error.value).lower().startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_user_without_a_home_is_told(monkeypatch):
+    def unknown(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "expanduser", unknown)
+    with pytest.raises(UsageError, match=r"^~/x: this user has no home directory: give the full path$"):
+        config.expanded("~/x")
+
+
+def test_paths_in_a_config_file_stay_as_they_are():
+    settings = config.to_json(TrainConfig()) | {"workdir": "~/x", "data_dir": "../data"}
+    found = config.from_json(settings)
+    assert (found.run.workdir, found.data.data_dir) == (pathlib.Path("~/x"), pathlib.Path("../data"))

@@ -1,14 +1,67 @@
-"""Files that several processes write at once."""
+"""Locks: held, on file systems that have none, in folders that can't be written; files that several processes write."""
 
 import concurrent.futures
+import errno
+import os
+import pathlib
 
-from alexnet_jax.files import write_atomically, write_together
+import portalocker.portalocker
+import pytest
+
+from alexnet_jax import files
+from alexnet_jax.errors import AlexNetError
+
+OTHERWISE = "is training there; wait for it"
+
+
+def lock_that_fails(monkeypatch, number):
+    def fail(file, flags):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(portalocker.portalocker, "LOCKER", fail)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, capfd, number):
+    lock_that_fails(monkeypatch, number)
+    with files.locked(tmp_path / "train.lock", OTHERWISE):
+        assert (tmp_path / "train.lock").read_text() == f"{os.getpid()}\n"
+    line = capfd.readouterr().err
+    assert line.startswith(f"warning: {tmp_path}: its file system has no locks ({os.strerror(number)}): ")
+    assert "no other process" in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK])
+@pytest.mark.parametrize(
+    ("content", "owner"), [(b"123\n", "process 123"), (b"", "another process"), (b"\xff\n\n1", "another process")]
+)
+def test_a_lock_that_is_held_names_its_owner_if_it_can(tmp_path, monkeypatch, number, content, owner):
+    (tmp_path / "train.lock").write_bytes(content)
+    lock_that_fails(monkeypatch, number)
+    with pytest.raises(AlexNetError) as error:
+        files.locked(tmp_path / "train.lock", OTHERWISE)
+    assert str(error.value) == f"{tmp_path}: {owner} {OTHERWISE}"
+    assert (tmp_path / "train.lock").read_bytes() == content
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_can_not_be_written_is_not_one_that_is_held(tmp_path, monkeypatch, number):
+    def refuse(self, *args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pathlib.Path, "open", refuse)
+    with pytest.raises(AlexNetError) as error:
+        files.locked(tmp_path / "train.lock", OTHERWISE)
+    assert str(error.value) == (
+        f"can't write {tmp_path / 'train.lock'}: {os.strerror(number)}; choose a folder that this user may write to"
+    )
 
 
 def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
     contents = [bytes([n]) * 20_000 for n in range(8)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda data: write_atomically(tmp_path / "test.json", data), contents * 3))
+        list(pool.map(lambda data: files.write_atomically(tmp_path / "test.json", data), contents * 3))
     assert (tmp_path / "test.json").read_bytes() in contents
     assert [path.name for path in tmp_path.iterdir()] == ["test.json"]
 
@@ -17,7 +70,7 @@ def test_what_belongs_together_stays_together(tmp_path):
     """Two evaluations: the results of one beside the predictions of the other would be a wrong number."""
 
     def write(n: int) -> None:
-        write_together(tmp_path, {"predictions.npz": bytes([n]) * 50_000, "test.json": bytes([n])})
+        files.write_together(tmp_path, {"predictions.npz": bytes([n]) * 50_000, "test.json": bytes([n])})
 
     (tmp_path / ".test.json.0123.tmp").write_text("left by a process that was killed")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -1,11 +1,14 @@
 """Streams of a prepared data set, and the whole way: train, stop, resume, evaluate."""
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import signal
 
+import grain
 import jax
 import numpy as np
 import process_faults
@@ -14,7 +17,7 @@ from test_loop import assert_same_run, stop_after
 from test_prepare import configure, make_folder
 
 import alexnet_jax
-from alexnet_jax import datasets, evaluation, loop, prepare
+from alexnet_jax import datasets, evaluation, loop, prepare, runtime
 from alexnet_jax.batches import batches, epoch_order
 from alexnet_jax.config import PRESETS, DataConfig, EvalConfig
 from alexnet_jax.datasets.imagenet import open_prepared
@@ -201,3 +204,26 @@ def test_sizes_that_do_not_fit_are_refused(prepared, tmp_path):
         loop.train_and_evaluate(full, dataset)
     with pytest.raises(UsageError, match="--dataset imagenet needs --data-dir"):
         datasets.load(DataConfig("imagenet"))
+
+
+def test_too_little_shared_memory_is_told_before_a_process_starts(prepared, monkeypatch):
+    """Two batches of 8 and one of 5 for each worker, which is all that there is to load."""
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr(runtime, "SHARED_MEMORY", prepared)
+    stream = functools.partial(open_prepared(prepared).stream, "train", 3, 1, 8, 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 3 * 8 * SIDE * SIDE * 3 - 1))
+    with pytest.raises(AlexNetError, match=r"^--loader-workers 2 needs 0 MB of shared memory, and .* --shm-size"):
+        next(stream(workers=2))
+    next(stream(workers=0))
+
+
+def test_a_loader_that_is_killed_is_one_line(prepared, monkeypatch):
+    class Loader:
+        batch = to_iter_dataset = mp_prefetch = lambda self, *args: self
+
+        def __iter__(self):
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search the logs")
+
+    monkeypatch.setattr(grain.MapDataset, "source", lambda examples: Loader())
+    with pytest.raises(AlexNetError, match=r"^--loader-workers 2: a process was killed, as memory or /dev/shm is too"):
+        next(open_prepared(prepared).stream("train", 3, 1, 8, 2, workers=2))

@@ -161,7 +161,7 @@ def test_the_command_goes_on_after_a_signal(number, tmp_path):
         _, complaint = process.communicate(timeout=30)  # also waits for the workers, which hold stderr
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     if number == signal.SIGINT:
-        assert complaint == "python -m alexnet_jax.prepare: SIGINT: stopped; the same command goes on\n"
+        assert complaint == "python -m alexnet_jax.prepare: SIGINT: stopped; the same command resumes\n"
     assert not (out / "dataset.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
     prepare.main(["imagenet", *flags, str(out)])

@@ -1,6 +1,7 @@
 """Several processes train as one: the same batches, the same losses, one that writes; and none waits for a lost one."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,20 +15,23 @@ import pytest
 from process_faults import FLAGS, LONGER, WORKER
 
 import alexnet_jax
-from alexnet_jax import cli
+from alexnet_jax import cli, processes
+from alexnet_jax.config import RunConfig
 from alexnet_jax.errors import UsageError
 
 
-def test_two_processes_compute_what_one_does(tmp_path):
-    """In one go, and stopped after an epoch and gone on with by another number of devices.
+def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
+    """In one go, and stopped after an epoch and resumed by another number of devices; behind a proxy that is dead.
 
     The long form, also bit for bit with --deterministic: tests/stress/process_grid.py.
     """
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     flags = (*FLAGS, "--optimizer", "sgd", "--epochs")
     one = process_faults.start(tmp_path / "one", 1, 2, (*flags, "2"))
     said = process_faults.finish(process_faults.start(tmp_path / "two", 2, 1, (*flags, "1")))
     assert "network" in said[0][0]
-    assert said[1] == ("", "")
+    assert said[1] == ("", "")  # nor does JAX warn of the proxy
     written = json.loads((tmp_path / "two" / "checkpoints" / "7" / "manifest.json").read_text())["files"]
     assert {name.split("/")[1] for name in written if "ocdbt.process" in name} == {"ocdbt.process_0", "ocdbt.process_1"}
     process_faults.finish(process_faults.start(tmp_path / "two", 2, 2, (*flags, "2")))
@@ -119,7 +123,7 @@ def test_sigterm_to_one_stops_all_after_the_same_step(tmp_path):
         time.sleep(0.1)
     running[1].terminate()
     (_, first), (_, second) = process_faults.finish(running, [143, 143])
-    assert re.fullmatch(r"-c: SIGTERM: saved step [\d,]+; the same command goes on from there\n", first)
+    assert re.fullmatch(r"-c: SIGTERM: saved step [\d,]+; the same command resumes from there\n", first)
     assert second == first
 
 
@@ -133,7 +137,7 @@ def test_sigterm_ends_one_that_waits_for_the_others(tmp_path):
     time.sleep(2)
     alone[1].terminate()
     ((_, stderr),) = process_faults.finish(alone[1:], [143])
-    assert stderr == "-c: SIGTERM: stopped; the same command goes on\n"
+    assert stderr == "-c: SIGTERM: stopped; the same command resumes\n"
 
 
 def test_a_process_that_stays_alone_says_so(tmp_path):
@@ -172,3 +176,33 @@ def test_an_abort_for_another_reason_is_shown_and_is_one():
 def test_flags_must_go_together(flags, reason):
     with pytest.raises(UsageError, match=reason):
         cli.parse_train(flags)
+
+
+def test_windows_is_refused(monkeypatch):
+    run = RunConfig(distributed=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.os, "name", "nt")
+        with pytest.raises(UsageError, match="--distributed: Windows is not supported"), processes.joined(run):
+            pass
+
+
+def test_a_platform_that_is_not_there_is_one_line():
+    """JAX can't even tell the process's number then."""
+    program = """
+from alexnet_jax import cli, processes, runtime
+def main(args):
+    with processes.joined(cli.parse_train(args).run):
+        runtime.devices()
+cli.run(main)
+"""
+    address = process_faults.free_address()
+    flags = ["--distributed", "--coordinator", address, "--num-processes", "1", "--process-id", "0"]
+    environment = os.environ | {"PYTHONPATH": str(process_faults.ROOT), "JAX_PLATFORMS": "nonsense"}
+    command = [sys.executable, "-c", program, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "-c: JAX_PLATFORMS='nonsense': JAX can use no such device here (Unable to initialize "
+    )
+    assert "unset JAX_PLATFORMS" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,11 +1,14 @@
 """The report page in a real browser: Chromium, from Playwright or from the system; without one these tests skip."""
 
+import base64
 import dataclasses
+import io
 import json
 import re
 import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
@@ -225,3 +228,17 @@ def test_a_run_without_validation_has_a_page(small_run, tiny, tmp_path, monkeypa
     assert alexnet_jax.__version__ in page
     assert '"name": "validation"' not in page
     assert '"name": "training, dropout on"' in page
+
+
+def test_the_page_is_smaller_than_plotly(page_file):
+    """Plotly's script alone has 4.8 MB."""
+    assert page_file.stat().st_size < 4_000_000
+
+
+def test_images_of_noise_fit():
+    """As many as in the sheet of 198 images of 32x32: their JPEG has more bytes than pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (15 * 32, 14 * 32, 3), np.uint8)
+    uri = report._uri(PIL.Image.fromarray(noise), "JPEG", quality=90, subsampling=0)
+    data = base64.b64decode(uri.split(",")[1])
+    assert len(data) > noise.shape[0] * noise.shape[1]
+    assert PIL.Image.open(io.BytesIO(data)).size == (14 * 32, 15 * 32)

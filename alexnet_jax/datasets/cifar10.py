@@ -7,7 +7,7 @@ TensorFlow Datasets (TFDS), and a download of an archive. Nothing here needs Ten
 import os
 import pathlib
 
-from alexnet_jax.config import is_one_line, shown, web_address
+from alexnet_jax.config import expanded, is_one_line, shown, web_address
 from alexnet_jax.datasets import cifar10_archive, cifar10_batches, cifar10_download
 from alexnet_jax.datasets.cifar10_batches import CLASS_NAMES, LAYOUTS, RECORDS_PER_BATCH, WHICH_TO_TAKE
 from alexnet_jax.datasets.dataset import Dataset, Split
@@ -43,7 +43,7 @@ def load(
     if data_dir is not None:
         return _load_given(pathlib.Path(os.path.abspath(data_dir)), records_per_batch)
 
-    places = [pathlib.Path(os.path.abspath(place)) for place in ("data", _default_tfds_dir())]
+    places = [pathlib.Path(os.path.abspath(place)) for place in (pathlib.Path("data"), *_default_tfds_dir())]
     for place in places:
         if dataset := _load_folder(place, records_per_batch, given=False):
             return dataset
@@ -153,8 +153,15 @@ def _dataset(source: str, train: Split, test: Split) -> Dataset:
     )
 
 
-def _default_tfds_dir() -> str:
-    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+def _default_tfds_dir() -> list[pathlib.Path]:
+    """TFDS's default data_dir; none for a user without a home directory."""
+    chosen = os.environ.get("TFDS_DATA_DIR")
+    try:
+        return [expanded(chosen or "~/tensorflow_datasets")]
+    except UsageError as error:
+        if chosen:
+            raise UsageError(f"TFDS_DATA_DIR={error}") from error
+        return []
 
 
 def _find_prepared(place: pathlib.Path) -> pathlib.Path | None:

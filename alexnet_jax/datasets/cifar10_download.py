@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import http.client
+import math
 import os
 import pathlib
 import queue
@@ -21,17 +22,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from types import FrameType
 from typing import NoReturn
 
 import platformdirs
-import portalocker
 import tqdm
 
-from alexnet_jax import files
+from alexnet_jax import files, signals
 from alexnet_jax.config import shown
-from alexnet_jax.errors import AlexNetError, StoppedError, program_name, warn
-from alexnet_jax.signals import HANDLED
+from alexnet_jax.errors import AlexNetError, program_name, warn
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
@@ -60,7 +58,6 @@ _SILENCE_SECONDS = 30.0  # between two pieces
 _ATTEMPTS = 5  # in a row that bring less than _PROGRESS_BYTES
 _PROGRESS_BYTES = 1024**2
 _PAUSE_SECONDS = 1.0  # before the second attempt; doubles
-_LOCK_SECONDS = 0.5  # between attempts to lock
 _CHUNK_BYTES = 64 * 1024
 
 _WITHOUT = (
@@ -104,7 +101,8 @@ def download(url: str, looked: str) -> pathlib.Path:
         if not folder.is_absolute():
             raise OSError("there is no home directory")
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "download.lock"):
+        waiting = "another process is downloading CIFAR-10: waiting for it"
+        with files.locked(folder / "download.lock", "is downloading CIFAR-10", math.inf, waiting):
             if path := cached():
                 return path
             try:
@@ -141,37 +139,13 @@ def _without_query(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Waits until no other process downloads."""
-    with path.open("a") as file:
-        waits = False
-        while True:
-            try:
-                portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
-                break
-            except portalocker.AlreadyLocked:
-                if not waits:
-                    print("another process is downloading CIFAR-10: waiting for it", file=sys.stderr, flush=True)
-                waits = True
-                time.sleep(_LOCK_SECONDS)
-            except portalocker.LockException as error:
-                raise OSError(f"{path.name} can't be locked") from error
-        yield
-
-
-@contextlib.contextmanager
 def _stop_signals(message: str) -> Iterator[None]:
-    """Makes SIGINT and SIGTERM end the process at once with this message, where `cli.run` has set handlers for them."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        error = StoppedError(number, message)
-        below_the_bar = "\n" if sys.stderr.isatty() else ""
-        os.write(sys.stderr.fileno(), f"{below_the_bar}{program_name()}: {error}\n".encode())
-        os._exit(error.exit_code)
-
+    """Makes signals end the process at once with this message, where `cli.run` has set handlers for them."""
+    below_the_bar = "\n" if sys.stderr.isatty() else ""
+    stop = signals.leave_at_once(below_the_bar + program_name(), message)
     before = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in HANDLED}
+        handlers = {number: signal.getsignal(number) for number in signals.handled()}
         before = {n: h for n, h in handlers.items() if callable(h) and h is not signal.default_int_handler}
     for number in before:
         signal.signal(number, stop)

@@ -23,6 +23,7 @@ from alexnet_jax.datasets.cifar10_batches import (
 )
 from alexnet_jax.datasets.dataset import Split
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.runtime import require_array_record
 
 _MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes some 3 kB
 
@@ -62,6 +63,7 @@ def read(root: pathlib.Path, records_per_batch: int = RECORDS_PER_BATCH) -> tupl
     Raises:
       AlexNetError: it is damaged, incomplete or in a format that only TensorFlow reads.
     """
+    require_array_record()
     directory = _directory(root)
     try:
         if not os.path.exists(directory / "dataset_info.json"):

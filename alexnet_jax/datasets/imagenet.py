@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,10 @@ from alexnet_jax.batches import batches, epoch_order
 from alexnet_jax.datasets.dataset import Split
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.files import read_bytes
+from alexnet_jax.runtime import require_array_record, require_shared_memory
 
 THREADS = 8  # that decode a batch each
+WORKER_BUFFER = 2  # batches that a process has ready besides
 _MAX_JSON_BYTES = 64 * 1024**2
 _MAX_STATISTICS_BYTES = 64 * 1024**2
 
@@ -196,6 +199,9 @@ class ImageNet:
           first_batch: how many batches to leave out.
           share: (i, n): this is process i of n, and gets the i-th part of each batch.
           workers: processes that decode; 0: threads of this one. Changes nothing in what comes out.
+
+        Raises:
+          AlexNetError: a record is damaged, or there is not enough shared memory for `workers`.
         """
         shards = self[split]
         order = np.arange(len(shards)) if epoch is None else epoch_order(seed, epoch, len(shards))
@@ -215,17 +221,28 @@ class ImageNet:
         if workers:
             if not absl.flags.FLAGS.is_parsed():
                 absl.flags.FLAGS.mark_as_parsed()  # Grain asks them about profiling
-            loader = loader.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
-        for (images, labels), mask in zip(loader, masks, strict=True):
-            yield StreamedBatch(images.reshape(*mask.shape, *self.image_shape), labels.reshape(mask.shape), mask)
+            ahead = min(workers * (THREADS + WORKER_BUFFER), len(indices))  # batches that are made before their use
+            require_shared_memory(workers, ahead * indices[0].size * math.prod(self.image_shape))
+            loader = loader.mp_prefetch(grain.MultiprocessingOptions(workers, WORKER_BUFFER))
+        try:
+            for (images, labels), mask in zip(loader, masks, strict=True):
+                yield StreamedBatch(images.reshape(*mask.shape, *self.image_shape), labels.reshape(mask.shape), mask)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise AlexNetError(
+                f"--loader-workers {workers}: a process was killed, as memory or /dev/shm is too small: use fewer or "
+                "--loader-workers 0, or enlarge /dev/shm (docker run --shm-size)"
+            ) from error
 
 
 def open_prepared(folder: pathlib.Path) -> ImageNet:
     """Opens what `alexnet_jax.prepare` has written; sizes of files are checked, `ImageNet.verify` reads them.
 
     Raises:
-      AlexNetError: it is not there, not whole, or not what was written.
+      AlexNetError: it is not there, not whole, or not what was written; or array_record is not installed.
     """
+    require_array_record()
     path = folder / "dataset.json"
     try:
         description = json.loads(read_bytes(path, _MAX_JSON_BYTES))

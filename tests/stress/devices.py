@@ -14,6 +14,8 @@ import tempfile
 import time
 from typing import Any
 
+from alexnet_jax.runtime import available_cores
+
 DEVICES = (1, 2, 4, 8)
 
 
@@ -111,7 +113,7 @@ def main() -> None:
     if arguments.worker:
         worker(*json.loads(arguments.worker))
         return
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         exact = {f"{d} devices": run(folder / f"{d}", d, 3, True, cores) for d in DEVICES}
