@@ -400,8 +400,8 @@ def test_predict_takes_grey_levels_and_floats(finished, tiny):
         (np.zeros((2, 28, 28, 3), np.uint8), r"images must be \[N, 32, 32, 3\]"),
         (np.zeros((0, 32, 32, 3), np.uint8), "N > 0"),
         (np.zeros((1, 32, 32, 3), np.int64), "uint8 .* or float"),
-        (np.full((1, 32, 32, 3), 255.0), r"must lie in \[0, 1\]"),
-        (np.full((1, 32, 32, 3), np.nan), r"must lie in \[0, 1\]"),
+        (np.full((1, 32, 32, 3), 255.0), r"must be in \[0, 1\]"),
+        (np.full((1, 32, 32, 3), np.nan), r"must be in \[0, 1\]"),
     ],
 )
 def test_predict_refuses_what_it_cannot_mean(finished, images, message):
