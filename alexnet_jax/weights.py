@@ -28,7 +28,7 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -294,11 +294,10 @@ def _state_dict(loaded: Any) -> tuple[Arrays, dict[str, str]]:
     """
     if not isinstance(loaded, dict):
         raise ValueError("no dict of tensors")
-    dicts = {id(loaded): ("", loaded)}
-    for key, value in loaded.items():
-        if isinstance(value, dict):
-            dicts.setdefault(id(value), (shown(key, 60), value))
-    plain = [(key, *_without_wrappers(one)) for key, one in dicts.values()]
+    dicts = [("", loaded), *((shown(key, 60), value) for key, value in loaded.items() if isinstance(value, dict))]
+    if len(dicts) > 100:
+        raise ValueError(f"it holds {len(dicts):,} dicts")
+    plain = [(key, *_without_wrappers(one)) for key, one in dicts]
     found = [one for one in plain if any(name in one[1] for name in TORCHVISION_ARRAYS)]
     first, arrays, names = found[0] if found else max(plain, key=lambda one: len(one[1]))
     where = first or "the file itself"
@@ -307,8 +306,11 @@ def _state_dict(loaded: Any) -> tuple[Arrays, dict[str, str]]:
             continue
         if any(name in others for name in TORCHVISION_ARRAYS):
             for name in TORCHVISION_ARRAYS:
-                one, other = (_float32(name, a[name]) if name in a else np.array(None) for a in (arrays, others))
-                if not np.array_equal(one, other):
+                if arrays.get(name) is others.get(name):
+                    continue
+                if not (name in arrays and name in others) or not np.array_equal(
+                    _float32(name, arrays[name]), _float32(name, others[name])
+                ):
                     raise ValueError(f"{where} and {key} both hold weights, and {name} differs: save one of them alone")
         elif unused := [other_names[name] for name, array in others.items() if _is_floats(array)]:
             raise ValueError(f"beside {where} it has {_listed(unused)}, which would not be used")
@@ -417,19 +419,21 @@ def _read_npy(data: bytes) -> Mapping[str, Any]:
     return layers
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Storage:
+class _Storage(NamedTuple):
     """A tensor's memory in PyTorch's file, which is read when it is needed."""
 
     dtype: np.dtype
-    count: int
+    numbers: int
     key: str
     read: Callable[[str], np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Tensor:
-    """A tensor in PyTorch's file: a strided view of a storage, which others may share. Checked by `_tensor`."""
+class _Tensor(NamedTuple):
+    """A tensor in PyTorch's file: a strided view of a storage, which others may share.
+
+    `_tensor` checks that it stays in its storage. It must be a tuple: a pickle can set the attributes of anything else
+    that it gets, a frozen dataclass with slots included.
+    """
 
     storage: _Storage
     offset: int
@@ -438,8 +442,8 @@ class _Tensor:
 
     def values(self) -> np.ndarray:
         raw, dtype = self.storage.read(self.storage.key), self.storage.dtype
-        if raw.size != self.storage.count * dtype.itemsize:
-            raise ValueError(f"data/{self.storage.key} has {raw.size:,} bytes, not {self.storage.count:,} {dtype}")
+        if raw.size != self.storage.numbers * dtype.itemsize:
+            raise ValueError(f"data/{self.storage.key} has {raw.size:,} bytes, not {self.storage.numbers:,} {dtype}")
         strides = [step * dtype.itemsize for step in self.stride]
         return np.lib.stride_tricks.as_strided(raw.view(dtype)[self.offset :], self.size, strides, writeable=False)
 
@@ -454,7 +458,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _T
         raise pickle.UnpicklingError("a tensor whose shape or strides are no numbers from 0")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     count = math.prod(size)
-    if offset > storage.count or (count and last >= storage.count):
+    if offset > storage.numbers or (count and last >= storage.numbers):
         raise pickle.UnpicklingError("a tensor that reaches beyond its memory")
     if count * storage.dtype.itemsize > MAX_BYTES:
         raise pickle.UnpicklingError(f"a tensor of {count:,} numbers")
