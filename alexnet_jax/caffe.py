@@ -142,6 +142,8 @@ def read(data: bytes) -> Net:
     layers = [*net.layers, *net.old_layers]
     if not layers:
         raise ValueError("it holds no layers")
+    if sum(1 + len(layer.bottom) + len(layer.top) for layer in layers) > 10_000:
+        raise ValueError(f"it holds {len(layers):,} layers")
     if any(layer.oldest for layer in net.old_layers):
         raise ValueError("Caffe's format of before 2014: convert it with Caffe's upgrade_net_proto_binary")
     path = _path(layers, set(net.input))

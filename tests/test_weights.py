@@ -392,6 +392,7 @@ def test_what_caffes_format_may_hold_besides(tmp_path):
     assert "twice" in refused(path, both)
     oldest = message({2: [{1: {1: "conv1", 2: "conv"}, 2: "data", 3: "conv1"}]})
     assert "format of before 2014: convert it with Caffe's upgrade_net_proto_binary" in refused(path, oldest)
+    assert "it holds 20,000 layers" in refused(path, message({100: [{1: "x", 2: "Split"}] * 20_000}))
     for net in ({4: [10, 3, 224, 224]}, {8: {1: [10, 3, 224, 224]}}):
         assert "its input: images are 224x224, 227x227 is needed" in refused(path, serialized(layers, net=net))
     layers["data"] |= {"type": "Input", "input_param": {1: [{1: [1, 3, 256, 256]}, {1: [1, 1, 1, 1]}]}}
