@@ -271,7 +271,7 @@ def _check_parameters(path: Sequence[Any], wanted: Sequence[_Wanted], dropouts: 
     """Raises ValueError for a parameter that differs.
 
     Where a file states a layer's parameters, the defaults of Caffe stand for those that are left out. Some programs
-    leave out all: then the variant's are taken, except that LRN's default, alpha 1, is valid where others are stated.
+    leave out those of all layers: then the variant's are taken.
     """
     pairs = [
         *zip(path, wanted, strict=True),
@@ -280,10 +280,9 @@ def _check_parameters(path: Sequence[Any], wanted: Sequence[_Wanted], dropouts: 
     stated = [(layer, one) for layer, one in pairs if layer.HasField(_PARAMETERS[one.kind])]
     for layer, one in stated:
         _check_layer(layer, one)
-    if stated:
-        for layer, one in pairs:
-            if one.kind == "LRN":
-                _check_layer(layer, one)
+    for layer, one in pairs if stated else ():
+        if one.kind not in ("ReLU", "Dropout") and not layer.HasField(_PARAMETERS[one.kind]):
+            raise ValueError(f"{_name(layer)} ({one.kind}) has no {_PARAMETERS[one.kind]}, unlike other layers")
 
 
 def _check_layer(layer: Any, wanted: _Wanted) -> None:
