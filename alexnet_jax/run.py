@@ -251,9 +251,8 @@ class Run:
     def logits(self, images: Any) -> np.ndarray:
         """Unnormalized scores, float32 [N, classes]; `images` as for `predict`."""
         predict_step, params = self._on_device
-        return in_parts(
-            lambda part: predict_step(params, part[None])[0], to_grey_levels(images, self.dataset.image_shape)
-        )
+        grey = to_grey_levels(images, self.dataset.image_shape)
+        return in_parts(lambda part: jax.device_get(predict_step(params, part[None]))[0], grey)
 
     def predict(self, images: Any) -> np.ndarray:
         """Class probabilities.
