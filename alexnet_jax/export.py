@@ -212,13 +212,13 @@ def _load_stablehlo(path: pathlib.Path, data: bytes) -> Exported:
     try:
         function = export.deserialize(bytearray(data))
         (images,) = function.in_avals
-        # Here, not at the first image, it shows whether this version reads what that one wrote.
+        # Lowered here, so that load reports a file that this JAX cannot read, not the first predict.
         jax.jit(function.call).lower(jax.ShapeDtypeStruct((1, *shape), images.dtype))
     except Exception as error:
         raise AlexNetError(f"{path}: {_unreadable(error, described, intact)}") from error
     if not intact and "sha256" in described:
         raise ValueError(f"{path.name}.json is of another file, or this one is damaged: its SHA-256 differs")
-    whole_levels = np.issubdtype(images.dtype, np.integer)  # files of before took float32
+    whole_levels = np.issubdtype(images.dtype, np.integer)  # older exports take float32
 
     def predict(images_: Any) -> Any:
         grey = to_grey_levels(images_, shape)

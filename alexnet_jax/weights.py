@@ -144,7 +144,7 @@ def load_weights(path: str | os.PathLike[str]) -> Weights:
 
 
 def refuse_other_files(data: bytes) -> None:
-    """Raises ValueError for what is often found in the place of a large file: nothing, a web page, a pointer to it."""
+    """Raises ValueError for what is often found in place of a large file: nothing, a web page, a pointer to it."""
     start = data[:100].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not data:
         raise ValueError("the file is empty")

@@ -82,8 +82,8 @@ def test_the_function_refuses_floats_and_says_what_it_takes(workdir, tiny, tmp_p
     np.testing.assert_allclose(exported.predict(near), exported.predict(images), atol=1e-6)
 
 
-def test_files_of_before_took_float32(workdir, tiny, tmp_path):
-    """And their description said nothing of it."""
+def test_older_exports_take_float32(workdir, tiny, tmp_path):
+    """Their description does not say so."""
     run = alexnet_jax.open_run(workdir)
     (batch,) = jax.export.symbolic_shape("b")
 
@@ -138,7 +138,7 @@ def test_an_expired_file_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(jax.export, "deserialize", other)
     assert "it has expired" in complaint("0.9.0")
     assert "it is from a newer JAX" in complaint("99.1")
-    description.write_text('{"class_names": ["a"], "image_shape": [4, 4, 3]}')  # of before: without a version
+    description.write_text('{"class_names": ["a"], "image_shape": [4, 4, 3]}')  # of an older export: without a version
     with pytest.raises(AlexNetError, match=f"or expired .*unknown version.*{archive}"):
         export.load(path)
 
