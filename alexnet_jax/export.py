@@ -1,14 +1,21 @@
 """Takes a trained network elsewhere: `python -m alexnet_jax.export RUN --format safetensors|stablehlo`.
 
-`safetensors`: the weights, which any framework reads, with what describes them as metadata.
+`safetensors`: the weights, which any framework reads, with what describes them as metadata. It does not expire: this is
+the form to archive.
 `stablehlo`: the whole prediction with its weights as a function of JAX's that needs no code of ours, for any batch
-size, on CPUs and GPUs: `jax.export.deserialize(open(file, "rb").read()).call(images)`.
+size, on CPUs and GPUs: `jax.export.deserialize(bytearray(open(file, "rb").read())).call(images)`. `images` is uint8
+[b, H, W, 3], RGB, grey levels 0..255; JAX refuses any other dtype. The result is float32 [b, classes], probabilities.
+FILE.json says the same, and the classes' names. It expires: JAX promises to read such a file for six months.
 """
 
 import dataclasses
+import datetime
+import hashlib
 import json
+import operator
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -26,7 +33,8 @@ class ExportConfig:
     run: tyro.conf.Positional[Path]
     """Folder of the run, train.py's --workdir."""
     format: Literal["safetensors", "stablehlo"] = "safetensors"
-    """`safetensors`: weights; `stablehlo`: a function from images to probabilities, with its weights."""
+    """`safetensors`: weights, also for an archive; `stablehlo`: a function from uint8 images (RGB, grey levels 0..255)
+    to probabilities, with its weights, which JAX reads for six months."""
     out: Path | None = None
     """File to write. Unset: RUN/export/model.FORMAT."""
     checkpoint: str = "last"
@@ -51,9 +59,10 @@ def to_safetensors(run: Any) -> bytes:
 
 
 def to_stablehlo(run: Any) -> bytes:
-    """A serialized function of a `Run`: grey levels (0..255), float32 [b, H, W, 3] -> probabilities [b, classes].
+    """A serialized function of a `Run`: RGB grey levels (0..255), uint8 [b, H, W, 3] -> probabilities [b, classes].
 
-    It says nothing of the classes' names; `save` writes them into a file beside it.
+    Floats are refused by JAX when it is called, so images in [0, 1] are not taken for black ones. It says nothing of
+    the classes' names; `save` writes them, and what else a caller needs to know, into a file beside it.
     """
     import jax
     import jax.numpy as jnp
@@ -69,7 +78,7 @@ def to_stablehlo(run: Any) -> bytes:
         return jax.nn.softmax(logits)
 
     (batch,) = export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *run.dataset.image_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *run.dataset.image_shape), jnp.uint8)
     return bytes(export.export(jax.jit(predict), platforms=("cpu", "cuda"))(images).serialize())
 
 
@@ -89,10 +98,38 @@ def save(config: ExportConfig) -> pathlib.Path:
         if path.exists():
             raise UsageError(f"--out {path} is there already: choose another file")
     run = open_run(config.run, config.checkpoint)
+    data = to_stablehlo(run) if config.format == "stablehlo" else to_safetensors(run)
     if config.format == "stablehlo":
-        write_atomically(names, to_bytes({"class_names": run.class_names, "image_shape": run.dataset.image_shape}))
-    write_atomically(out, to_stablehlo(run) if config.format == "stablehlo" else to_safetensors(run))
+        write_atomically(names, to_bytes(_description(run, data)))
+    write_atomically(out, data)
     return out
+
+
+def _description(run: Any, function: bytes) -> dict[str, Any]:
+    """What a caller of the exported function needs to know, and what tells a damaged file from an expired one."""
+    from alexnet_jax.run import versions
+
+    shape = list(run.dataset.image_shape)
+    return {
+        "class_names": run.class_names,
+        "image_shape": shape,
+        "input": {
+            "dtype": "uint8",
+            "shape": ["b", *shape],
+            "scale": "grey levels 0..255",
+            "layout": "NHWC",
+            "channels": "RGB",
+        },
+        "output": {
+            "dtype": "float32",
+            "shape": ["b", len(run.class_names)],
+            "meaning": "class probabilities, in the order of class_names",
+        },
+        "jax": versions()["jax"],
+        "exported": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "expires": "JAX promises to read this file for six months; the safetensors format does not expire",
+        "sha256": hashlib.sha256(function).hexdigest(),
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +139,8 @@ class Exported:
     Attributes:
       class_names: name of each class.
       image_shape: (H, W, 3) of the images it takes.
-      predict: class probabilities, float32 [N, classes], of images as `Run.predict` takes them.
+      predict: class probabilities, float32 [N, classes], of images as `Run.predict` takes them. A stablehlo file takes
+        uint8: float images in [0, 1] are rounded to its 256 grey levels.
     """
 
     class_names: tuple[str, ...]
@@ -114,19 +152,24 @@ def load(path: str | os.PathLike[str]) -> Exported:
     """Opens a file that `save` has written; its contents tell the format.
 
     Raises:
-      AlexNetError: it can't be read, or is something else.
+      AlexNetError: it can't be read, has expired, or is something else.
     """
+    from alexnet_jax.weights import refuse_other_files
+
     path = expanded(path)
     try:
         data = path.read_bytes()
+    except OSError as error:
+        raise AlexNetError(f"{path}: can't be read ({error.strerror or error})") from error
+    try:
+        refuse_other_files(data)
         if data[8:9] == b"{":
             return _load_safetensors(data)
-        return _load_stablehlo(data, path.with_name(path.name + ".json").read_bytes())
+        return _load_stablehlo(path, data)
     except AlexNetError:
         raise
     except Exception as error:  # a damaged file makes errors of many kinds
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise AlexNetError(f"{path}: not what alexnet_jax.export writes ({reason})") from error
+        raise AlexNetError(f"{path}: not what alexnet_jax.export writes ({_reason(error)})") from error
 
 
 def _load_safetensors(data: bytes) -> Exported:
@@ -153,20 +196,64 @@ def _load_safetensors(data: bytes) -> Exported:
     return Exported(dataset.class_names, dataset.image_shape, run.predict)
 
 
-def _load_stablehlo(data: bytes, description: bytes) -> Exported:
+def _load_stablehlo(path: pathlib.Path, data: bytes) -> Exported:
+    import jax
     import numpy as np
     from jax import export
 
-    from alexnet_jax.run import to_grey_levels
+    from alexnet_jax.run import in_parts, to_grey_levels
 
-    described = json.loads(description)
+    try:
+        described = json.loads(path.with_name(path.name + ".json").read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path.name}.json, which describes it, can't be read: {error.strerror or error}") from error
     names, shape = tuple(described["class_names"]), tuple(described["image_shape"])
-    function = export.deserialize(bytearray(data))
+    intact = described.get("sha256") == hashlib.sha256(data).hexdigest()
+    try:
+        function = export.deserialize(bytearray(data))
+        (images,) = function.in_avals
+        # Lowered here, so that load reports a file that this JAX cannot read, not the first predict.
+        jax.jit(function.call).lower(jax.ShapeDtypeStruct((1, *shape), images.dtype))
+    except Exception as error:
+        raise AlexNetError(f"{path}: {_unreadable(error, described, intact)}") from error
+    if not intact and "sha256" in described:
+        raise ValueError(f"{path.name}.json is of another file, or this one is damaged: its SHA-256 differs")
+    whole_levels = np.issubdtype(images.dtype, np.integer)  # older exports take float32
 
-    def predict(images: Any) -> Any:
-        return np.asarray(function.call(to_grey_levels(images, shape).astype(np.float32)))
+    def predict(images_: Any) -> Any:
+        grey = to_grey_levels(images_, shape)
+        return in_parts(
+            lambda part: function.call((np.rint(part) if whole_levels else part).astype(images.dtype)), grey
+        )
 
     return Exported(names, shape, predict)
+
+
+def _unreadable(error: Exception, described: dict[str, Any], intact: bool) -> str:
+    """Why JAX can't read a function: its age, if that can be told."""
+    import jax
+
+    wrote, here = described.get("jax"), jax.__version__
+    older, newer = (wrote and order(_version(wrote), _version(here)) for order in (operator.lt, operator.gt))
+    if "compatibility window" in str(error) or (intact and older):
+        state = "it has expired"
+    else:
+        state = "it is from a newer JAX" if intact and newer else "not what alexnet_jax.export writes, or expired"
+    by = f"written by JAX {wrote} on {described.get('exported')}, " if wrote else ""
+    return (
+        f"{state} ({by}can't be read by JAX {here}: {_reason(error)}). JAX promises to read such files for six months: "
+        "export the run again; to archive a network use --format safetensors"
+    )
+
+
+def _version(text: str) -> list[int]:
+    return [int(number) for number in re.findall("[0-9]+", text)]
+
+
+def _reason(error: Exception) -> str:
+    from alexnet_jax.config import shown
+
+    return shown(" ".join(str(error).split()) or type(error).__name__, 200)
 
 
 def main(args: Sequence[str]) -> None:
@@ -176,7 +263,13 @@ def main(args: Sequence[str]) -> None:
     from alexnet_jax import runtime
 
     runtime.devices()  # before a checkpoint is read: an error there is not the checkpoint's
-    print(f"{save(config)}: use it with alexnet_jax.export.load")
+    out = save(config)
+    print(f"{out}: use it with alexnet_jax.export.load")
+    if config.format == "stablehlo":
+        print(
+            f"It takes uint8 RGB images [b, H, W, 3], grey levels 0..255 ({out.name}.json). It expires: JAX promises "
+            "to read it for six months; to archive the network use --format safetensors"
+        )
 
 
 if __name__ == "__main__":

@@ -368,12 +368,20 @@ VARIANTS: Mapping[str, Architecture] = MappingProxyType(
             deviations=(0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01),
             biases=(0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),
         ),
+        "caffenet": dataclasses.replace(
+            _PAPER,
+            source="Caffe, bvlc_reference_caffenet",
+            operations=(("ReLU", "pool", "LRN"), ("ReLU", "pool", "LRN"), *_PAPER.operations[2:]),
+            lrn_k=1.0,
+            lrn_divide_by_size=True,
+            deviations=(0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01),
+        ),
     }
 )
 
 
 class AlexNet(nn.Module):
-    """AlexNet for ImageNet, in five variants that differ in what `VARIANTS` says; docs/networks.md compares them.
+    """AlexNet for ImageNet, in six variants that differ in what `VARIANTS` says; docs/networks.md compares them.
 
     All have five convolutions, 11x11 / 4, 5x5 and three of 3x3, 3x3 / 2 max pooling after the first, the second and the
     fifth, two hidden dense layers of 4096, and make a 6 x 6 x 256 map before these from images of their `input_size`.
@@ -386,6 +394,8 @@ class AlexNet(nn.Module):
     - `"one-column"`: the same author's network for one GPU (2014), 64-192-384-256-256 channels, 61,100,840 parameters.
     - `"torchvision"`: that with no normalization.
     - `"caffe"`: the paper's shape with Caffe's normalization and first values.
+    - `"caffenet"`: Caffe's reference network, which pools before it normalizes. Only its order and its first biases
+      differ from `"caffe"`, so the arrays of one load into the other, and give other answers.
 
     Kernels are [height, width, input channels / groups, output channels]; the map is flattened in the order H, W, C.
     The programs of 2012, Caffe and torchvision flatten C, H, W: reorder fc1's rows to take over their weights.
@@ -554,7 +564,7 @@ def _describe(variant: str) -> dict[str, str]:
     """The rows of one variant in the table of all."""
     network, counts = VARIANTS[variant], count_layers(variant).values()
     operations = [", ".join(names) for names in network.operations]
-    normalizes = "LRN" in operations[0]
+    normalizes = any("LRN" in names for names in network.operations)
     gaussian = network.deviations is not None
     return {
         "source": network.source,

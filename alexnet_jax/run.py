@@ -18,10 +18,13 @@ import json
 import os
 import pathlib
 import platform
+import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, TextIO
 
+import jax.numpy as jnp
 import numpy as np
 import pydantic
 
@@ -276,18 +279,18 @@ class Run:
         """What happens to pixels before the network."""
         return augment.from_config(self.config.augmentation, self.statistics, steps_per_epoch=1)
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
+    def logits(self, images: Any) -> np.ndarray:
         """Unnormalized scores, float32 [N, classes]; `images` as for `predict`."""
         predict_step, params = self._on_device
-        return steps.predict_logits(
-            predict_step, params, to_grey_levels(images, self.dataset.image_shape), batch_size=500, num_devices=1
-        )
+        grey = to_grey_levels(images, self.dataset.image_shape)
+        return in_parts(lambda part: jax.device_get(predict_step(params, part[None]))[0], grey)
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def predict(self, images: Any) -> np.ndarray:
         """Class probabilities.
 
         Args:
-          images: [N, H, W, 3] of the data set's H and W, RGB: uint8 grey levels, or float in [0, 1].
+          images: [N, H, W, 3] of the data set's H and W, RGB, an array of NumPy's or JAX's: uint8 grey levels, or
+            float of any width (float64 to bfloat16 and float8) in [0, 1]. Any N; 500 are computed at once.
 
         Returns:
           float32 [N, classes].
@@ -297,7 +300,7 @@ class Run:
         """
         return softmax(self.logits(images))
 
-    def predict_class(self, images: np.ndarray) -> np.ndarray:
+    def predict_class(self, images: Any) -> np.ndarray:
         """Most probable class, int64 [N]; `images` as for `predict`."""
         return self.logits(images).argmax(axis=1)
 
@@ -307,8 +310,8 @@ class Run:
         return steps.make_predict_step(self.model, self.preprocessing, devices), steps.replicate(self.params, devices)
 
 
-def to_grey_levels(images: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Images [N, H, W, 3] of shape `image_shape`, uint8 or float in [0, 1], as grey levels 0..255.
+def to_grey_levels(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Images [N, H, W, 3] of shape `image_shape`, uint8 or float in [0, 1], as grey levels 0..255, uint8 or float32.
 
     Raises:
       ValueError: for another shape, dtype or range.
@@ -319,11 +322,30 @@ def to_grey_levels(images: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarr
         raise ValueError(f"images must be [N, {shape}] with N > 0, not {list(images.shape)}")
     if images.dtype == np.uint8:
         return images
-    if not np.issubdtype(images.dtype, np.floating):
+    if not jnp.issubdtype(images.dtype, jnp.floating):  # also ml_dtypes' bfloat16 and float8
         raise ValueError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        images = images.astype(np.float32)
     if not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"float images must lie in [0, 1], not [{images.min()}, {images.max()}]")
-    return images.astype(np.float32) * 255
+        raise ValueError(
+            f"float images must be in [0, 1], not [{images.min()}, {images.max()}]; grey levels 0..255 must be uint8"
+        )
+    return images * 255
+
+
+def in_parts(compute: Callable[[np.ndarray], Any], images: np.ndarray, most: int = 500) -> np.ndarray:
+    """What `compute` makes of images [N, ...], N > 0: float32 [N, ...].
+
+    It gets `most` images at once, and of the last ones the next power of two, filled up with copies: it compiles a
+    program for each size that it meets.
+    """
+    parts = []
+    for start in range(0, len(images), most):
+        part = images[start : start + most]
+        size = min(most, 1 << (len(part) - 1).bit_length())
+        padded = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+        parts.append(np.asarray(compute(padded))[: len(part)])
+    return np.concatenate(parts)
 
 
 def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Run:
@@ -334,8 +356,14 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
       checkpoint: "last", "best" (highest validation accuracy) or a step.
 
     Raises:
+      UsageError: if `path` or `checkpoint` can't name a folder or a checkpoint.
       AlexNetError: if the folder is no run, has no such checkpoint, or a file can't be read.
     """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise UsageError(f"open_run({shown(path)!r}): the path of a run's folder is needed")
+    step_or_name = isinstance(checkpoint, str | int | np.integer) and not isinstance(checkpoint, bool)
+    if not step_or_name or not re.fullmatch("last|best|[0-9]{1,18}", str(checkpoint)):
+        raise UsageError(f'checkpoint {shown(checkpoint)!r}: "last", "best" or a step (0 or more) is needed')
     folder = RunFolder(expanded(path))
     if not folder.path.is_dir():
         raise AlexNetError(f"{folder.path}: there is no such folder")

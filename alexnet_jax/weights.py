@@ -1,4 +1,4 @@
-"""Weights that other programs have trained: torchvision's AlexNet and Caffe's bvlc_alexnet, read with NumPy alone.
+"""Weights that other programs have trained: torchvision's AlexNet, Caffe's bvlc_alexnet and bvlc_reference_caffenet.
 
     weights = load_weights("alexnet-owt-7be5be79.pth")
     weights.predict(images)  # uint8 [N, 224, 224, 3], RGB -> probabilities [N, 1000]
@@ -7,8 +7,14 @@ What is done to their arrays, so that `models.AlexNet` computes the same:
 
 - convolutions: [out, in, H, W] becomes [H, W, in, out]; nothing is flipped, as PyTorch and Caffe correlate, like JAX
 - dense layers: [out, in] becomes [in, out]; the rows of the first go from (C, H, W) to (H, W, C)
-- Caffe's conv1 looks at blue, green, red: its input channels are turned round
+- Caffe's conv1 looks at blue, green, red: the order of its input channels is reversed
 - groups need nothing: [out, in / groups, ..] is how Flax has them, too
+- float16, bfloat16 and float64 become float32
+
+Every array of a file must be one that the network uses, and every one that it uses must be there. What can be told
+beyond that depends on the format. A .caffemodel lists the layers in order with their parameters, and all of them are
+compared. The others hold arrays with names and nothing else: a network that differs from torchvision's or Caffe's
+AlexNet in what has no weights (order of the layers, stride, kind of pooling, activation) can't be told from it.
 """
 
 import collections
@@ -17,30 +23,32 @@ import functools
 import io
 import math
 import os
-import pathlib
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import models
+from alexnet_jax import caffe, models
+from alexnet_jax.config import expanded, shown
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.files import read_bytes
 from alexnet_jax.metrics import softmax
 
 MAX_BYTES = 1024**3  # the published files have 244 MB
 MAX_OPCODES = 100_000
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Any]  # NumPy's, or stand-ins for them
 
 # The layers of `models.AlexNet`, and what the others call them.
 _FEATURES, _CLASSIFIER = (0, 3, 6, 8, 10), (1, 4, 6)
 TORCHVISION = dict(
     zip(models.LAYERS, [*(f"features.{i}" for i in _FEATURES), *(f"classifier.{i}" for i in _CLASSIFIER)], strict=True)
 )
+TORCHVISION_ARRAYS = [f"{name}.{kind}" for name in TORCHVISION.values() for kind in ("weight", "bias")]
 CAFFE = dict(zip(models.LAYERS, ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"), strict=True))
 
 
@@ -60,24 +68,36 @@ class Weights:
     mean: np.ndarray
     std: np.ndarray
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }  # without compiled programs
+
     @property
     def model(self) -> models.AlexNet:
         """The Linen module that `params` belong to."""
         return models.AlexNet(self.variant, num_classes=len(self.params["logits"]["bias"]))
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Unnormalized scores, float32 [N, classes], of uint8 RGB images [N, S, S, 3] of the variant's size S.
+    def logits(self, images: Any) -> np.ndarray:
+        """Unnormalized scores, float32 [N, classes].
+
+        Args:
+          images: [N, S, S, 3] of the variant's size S, RGB: uint8 grey levels, or float of any width in [0, 1].
 
         Raises:
-          ValueError: for another shape or dtype.
+          ValueError: for another shape, dtype or range.
         """
-        images, size = np.asarray(images), models.architecture(self.variant).input_size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise ValueError(f"images must be uint8 [N, {size}, {size}, 3], not {images.dtype} {list(images.shape)}")
-        inputs = (images - self.mean) / self.std
-        return np.asarray(self._apply({"params": self.params}, inputs.astype(np.float32)))
+        from alexnet_jax.run import in_parts, to_grey_levels
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+        size = models.architecture(self.variant).input_size
+        grey = to_grey_levels(images, (size, size, 3))
+
+        def compute(part: np.ndarray) -> jax.Array:
+            return self._apply({"params": self.params}, ((part - self.mean) / self.std).astype(np.float32))
+
+        return in_parts(compute, grey, 128)
+
+    def predict(self, images: Any) -> np.ndarray:
         """Class probabilities, float32 [N, classes]; `images` as for `logits`."""
         return softmax(self.logits(images))
 
@@ -87,72 +107,112 @@ class Weights:
 
 
 def load_weights(path: str | os.PathLike[str]) -> Weights:
-    """Reads torchvision's state dict (.safetensors, .pth) or Caffe's bvlc_alexnet (.caffemodel, .npy).
+    """Reads torchvision's state dict (.safetensors, .pth) or Caffe's AlexNet or CaffeNet (.caffemodel, .npy).
 
     The file's contents tell which it is. Pickles are read by an unpickler that knows arrays, dicts and strings; nothing
     that a file names is imported or called.
 
+    - .pth, .safetensors: the names may have the components that `DataParallel` ("module") and `torch.compile`
+      ("_orig_mod") put in. A .pth may be a checkpoint, a dict with the state dict under any name beside other things;
+      if it holds two whose values differ (averaged weights, for example), it is refused.
+    - .caffemodel: the order of the layers tells Caffe's AlexNet (`variant` "caffe") from its CaffeNet ("caffenet"), and
+      stride, padding, groups, pooling, LRN, slope of ReLU, size and scale of the input must be theirs where the file
+      says them. The mean is the file's, if it has `mean_value`.
+    - .npy, of caffe-tensorflow: holds no order, and CaffeNet's arrays have the names and shapes of AlexNet's. It is
+      taken for AlexNet. For CaffeNet's use `dataclasses.replace(load_weights(path), variant="caffenet")`.
+
+    Means that a file does not hold are those of ILSVRC-2012, on which the published weights were trained. For weights
+    of other images (Places205) use `dataclasses.replace(weights, mean=...)`.
+
     Raises:
       AlexNetError: it can't be read, or is another network's; the message names what is wrong.
     """
-    path = pathlib.Path(path)
+    path = expanded(path)
     try:
         data = read_bytes(path, MAX_BYTES)
     except OSError as error:
         raise AlexNetError(f"{path}: can't be read ({error.strerror or error})") from error
     try:
+        refuse_other_files(data)
         if data[:2] == b"PK":
-            return _from_torchvision(_read_pth(data))
+            return _from_torchvision(*_state_dict(_read_pth(data)))
         if data[8:9] == b"{":
-            return _from_torchvision(_read_safetensors(data))
+            return _from_torchvision(*_state_dict(_read_safetensors(data)))
         if data[:6] == b"\x93NUMPY":
             return _from_caffe_npy(_read_npy(data))
         if data[:1] == b"\x80":
             raise ValueError("PyTorch's format of before 2020: save it again with today's torch.save")
-        return _from_caffemodel(_read_caffemodel(data))
+        return _from_caffemodel(caffe.read(data))
     except Exception as error:  # a damaged file makes errors of many kinds
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise AlexNetError(f"{path}: no AlexNet of torchvision or Caffe ({reason})") from error
+        raise AlexNetError(f"{path}: no AlexNet of torchvision or Caffe ({_reason(error)})") from error
 
 
-def _from_torchvision(arrays: Arrays) -> Weights:
+def refuse_other_files(data: bytes) -> None:
+    """Raises ValueError for what is often found in place of a large file: nothing, a web page, a pointer to it."""
+    start = data[:100].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not data:
+        raise ValueError("the file is empty")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
+        raise ValueError("it is an HTML page: the address led to a page, not to the file; download the file itself")
+    if start.startswith(b"\x89hdf"):
+        raise ValueError("it is an HDF5 file, which is not read: save Caffe's network as a binary .caffemodel")
+    if start.startswith(b"version https://git-lfs."):
+        raise ValueError("it is a pointer of Git LFS, not the file: run git lfs pull")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return shown(" ".join(text.split()) or type(error).__name__, 400)
+
+
+def _from_torchvision(arrays: Arrays, names: Mapping[str, str]) -> Weights:
+    """Of arrays by torchvision's names; `names` has the file's own."""
+    extra = sorted(names[name] for name in names if name not in TORCHVISION_ARRAYS)
+    if normalization := [n for n in extra if n.endswith(("running_mean", "running_var", "num_batches_tracked"))]:
+        raise ValueError(f"it has {_listed(normalization)} of batch normalization, which AlexNet does not have")
+    for key in TORCHVISION_ARRAYS:
+        if key not in arrays:
+            there = _listed([*extra, *(name for name in names.values() if name not in extra)])
+            raise ValueError(f"{key} is missing; it has {there}")
+    if extra:
+        raise ValueError(f"it has {_listed(extra)}, which would not be used")
     found: dict[str, dict[str, np.ndarray]] = {}
     for layer, name in TORCHVISION.items():
-        found[layer] = {"kernel": _taken(arrays, f"{name}.weight"), "bias": _taken(arrays, f"{name}.bias")}
-    if extra := sorted(
-        set(arrays) - {f"{name}.{kind}" for name in TORCHVISION.values() for kind in ("weight", "bias")}
-    ):
-        raise ValueError(f"{extra[0]} does not belong to it")
+        kernel, bias = (_float32(names[key], arrays[key]) for key in (f"{name}.weight", f"{name}.bias"))
+        found[layer] = {"kernel": kernel, "bias": bias}
     # Its images are scaled to 0..1, then standardized by these, of ImageNet.
     mean, std = 255 * np.array([0.485, 0.456, 0.406]), 255 * np.array([0.229, 0.224, 0.225])
     return _checked(Weights("torchvision", _from_channels_first(found), mean, std))
 
 
-def _from_caffemodel(blobs: Mapping[str, list[np.ndarray]]) -> Weights:
-    found = {}
-    for layer, name in CAFFE.items():
-        if len(blobs.get(name, ())) != 2:
-            raise ValueError(f"{name} has not two blobs" if name in blobs else f"{name} is missing")
-        kernel, bias = blobs[name]
-        dense = layer.startswith(("fc", "logits"))  # blobs of before 2014 have four axes throughout
-        found[layer] = {"kernel": kernel.reshape(kernel.shape[-2:]) if dense else kernel, "bias": bias.reshape(-1)}
-    return _caffe(_from_channels_first(found))
+def _from_caffemodel(net: caffe.Net) -> Weights:
+    found = {
+        layer: {kind: _float32(f"{layer}'s {kind}", array) for kind, array in arrays.items()}
+        for layer, arrays in net.arrays.items()
+    }
+    return _caffe(_from_channels_first(found), net.variant, net.mean)
 
 
 def _from_caffe_npy(layers: Mapping[str, Any]) -> Weights:
     """As caffe-tensorflow writes it: {layer: [kernel, bias]}, channels last, the rows of fc6 in that order, too."""
     found = {}
+    for name in CAFFE.values():
+        if name not in layers:
+            raise ValueError(f"{name} is missing; it has {_listed(layers)}")
+    if extra := [name for name in layers if name not in CAFFE.values()]:
+        raise ValueError(f"it has {_listed(extra)}, which would not be used")
     for layer, name in CAFFE.items():
-        if name not in layers or len(layers[name]) != 2:
-            raise ValueError(f"{name} is missing")
+        if not isinstance(layers[name], list | tuple) or len(layers[name]) != 2:
+            raise ValueError(f"{name} is no list of a kernel and a bias")
         kernel, bias = layers[name]
         found[layer] = {"kernel": _float32(f"{name}'s kernel", kernel), "bias": _float32(f"{name}'s bias", bias)}
-    return _caffe(found)
+    return _caffe(found, "caffe", None)
 
 
-def _caffe(params: dict[str, dict[str, np.ndarray]]) -> Weights:
+def _caffe(params: dict[str, dict[str, np.ndarray]], variant: str, mean: np.ndarray | None) -> Weights:
     params["conv1"]["kernel"] = params["conv1"]["kernel"][:, :, ::-1]  # from blue, green, red
-    return _checked(Weights("caffe", params, np.array([122.68, 116.67, 104.01]), np.ones(3)))
+    mean = np.array([122.68, 116.67, 104.01]) if mean is None else mean[::-1]
+    return _checked(Weights(variant, params, mean, np.ones(3)))
 
 
 def _from_channels_first(layers: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
@@ -172,7 +232,7 @@ def _from_channels_first(layers: dict[str, dict[str, np.ndarray]]) -> dict[str, 
 def _checked(weights: Weights) -> Weights:
     """The same, made contiguous; ValueError names the first array that is not of the shape that the network needs."""
     bias = weights.params["logits"]["bias"]
-    for layer, count in models.count_layers(weights.variant, max(len(bias), 1)).items():
+    for layer, count in models.count_layers(weights.variant, max(bias.size, 1)).items():
         arrays = weights.params[layer]
         for name, wanted in (("kernel", count.kernel), ("bias", count.kernel[-1:])):
             if arrays[name].shape != wanted:
@@ -183,23 +243,101 @@ def _checked(weights: Weights) -> Weights:
     return weights
 
 
-def _taken(arrays: Arrays, name: str) -> np.ndarray:
-    if name not in arrays:
-        raise ValueError(f"{name} is missing")
-    return _float32(name, arrays[name])
+def _listed(names: Iterable[object]) -> str:
+    """The first of some names, and how many there are."""
+    shorts = [shown(str(name), 60) for name in names]
+    if len(shorts) < 2:
+        return shorts[0] if shorts else "no arrays"
+    return f"{', '.join(shorts[:3])}{', ...' if len(shorts) > 3 else ''} ({len(shorts)} arrays)"
 
 
 def _float32(name: str, array: Any) -> np.ndarray:
+    """A float array of any width as float32.
+
+    Raises:
+      ValueError: it is no array, no floats, too large for this program, or has a value beyond float32's range.
+    """
     values = array.values if isinstance(array, _PickledArray) else array
-    if not isinstance(values, np.ndarray) or values.dtype != np.float32:
-        raise ValueError(f"{name} is {getattr(values, 'dtype', type(values).__name__)}, float32 is needed")
-    return values
+    values = values.values() if isinstance(values, _Tensor) else values
+    if not isinstance(values, np.ndarray) or not jnp.issubdtype(values.dtype, jnp.floating):
+        raise ValueError(f"{name} is {getattr(values, 'dtype', type(values).__name__)}, floats are needed")
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32, copy=False)
+    if narrow is not values and (np.isinf(narrow) & np.isfinite(values)).any():
+        raise ValueError(f"{name} has a value beyond the range of float32")
+    return narrow
+
+
+_DTYPES: Mapping[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "I64": np.int64, "I32": np.int32,
+    "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+    "BOOL": np.bool_, "F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2,
+}  # fmt: skip
 
 
 def _read_safetensors(data: bytes) -> Arrays:
-    import safetensors.numpy
+    import safetensors
 
-    return safetensors.numpy.load(data)
+    found = {}
+    for name, tensor in safetensors.deserialize(data):
+        if tensor["dtype"] not in _DTYPES:
+            raise ValueError(f"{name} is {tensor['dtype']}, floats are needed")
+        dtype = np.dtype(_DTYPES[tensor["dtype"]]).newbyteorder("<")
+        found[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    return found
+
+
+def _state_dict(loaded: Any) -> tuple[Arrays, dict[str, str]]:
+    """The arrays of a state dict by torchvision's names, and the names that the file has for these.
+
+    Args:
+      loaded: the state dict, or a dict that holds it.
+
+    Raises:
+      ValueError: there is none, or there are two with different values.
+    """
+    if not isinstance(loaded, dict):
+        raise ValueError("no dict of tensors")
+    dicts = [("", loaded), *((shown(key, 60), value) for key, value in loaded.items() if isinstance(value, dict))]
+    if len(dicts) > 100:
+        raise ValueError(f"it holds {len(dicts):,} dicts")
+    plain = [(key, *_without_wrappers(one)) for key, one in dicts]
+    found = [one for one in plain if any(name in one[1] for name in TORCHVISION_ARRAYS)]
+    first, arrays, names = found[0] if found else max(plain, key=lambda one: len(one[1]))
+    where = first or "the file itself"
+    for key, others, other_names in plain:
+        if others is arrays or not found:
+            continue
+        if any(name in others for name in TORCHVISION_ARRAYS):
+            for name in TORCHVISION_ARRAYS:
+                if arrays.get(name) is others.get(name):
+                    continue
+                if not (name in arrays and name in others) or not np.array_equal(
+                    _float32(name, arrays[name]), _float32(name, others[name])
+                ):
+                    raise ValueError(f"{where} and {key} both hold weights, and {name} differs: save one of them alone")
+        elif unused := [other_names[name] for name, array in others.items() if _is_floats(array)]:
+            raise ValueError(f"beside {where} it has {_listed(unused)}, which would not be used")
+    return arrays, names
+
+
+def _without_wrappers(state: Mapping[Any, Any]) -> tuple[Arrays, dict[str, str]]:
+    """Arrays without what DataParallel and torch.compile put into their names, and the names with that."""
+    arrays: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for key, value in state.items():
+        if isinstance(value, _Tensor | np.ndarray):
+            name = ".".join(part for part in str(key).split(".") if part not in ("module", "_orig_mod"))
+            if name in arrays:
+                raise ValueError(f"{names[name]} and {key} are the same array by name")
+            arrays[name], names[name] = value, str(key)
+    return arrays, names
+
+
+def _is_floats(array: Any) -> bool:
+    """Whether it could be a network's: not one number (the best accuracy), nor integers (a generator's state)."""
+    dtype, shape = (array.storage.dtype, array.size) if isinstance(array, _Tensor) else (array.dtype, array.shape)
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and math.prod(shape) > 1
 
 
 class _PickledArray:
@@ -212,9 +350,9 @@ class _PickledArray:
         if isinstance(data, list):  # of objects
             self.values = data
             return
-        if not (isinstance(dtype, _PickledDtype) and dtype.name == "<f4" and isinstance(data, bytes)):
-            raise pickle.UnpicklingError("an array that is not float32")
-        self.values = np.frombuffer(data, np.float32).reshape(shape, order="F" if fortran else "C")
+        if not (isinstance(dtype, _PickledDtype) and dtype.name in ("<f2", "<f4", "<f8") and isinstance(data, bytes)):
+            raise pickle.UnpicklingError("an array that is not float16, float32 or float64")
+        self.values = np.frombuffer(data, dtype.name).reshape(shape, order="F" if fortran else "C")
 
 
 class _PickledDtype:
@@ -285,24 +423,52 @@ def _read_npy(data: bytes) -> Mapping[str, Any]:
     return layers
 
 
-@dataclasses.dataclass(frozen=True)
-class _Storage:
-    """A tensor's memory in PyTorch's file."""
+class _Storage(NamedTuple):
+    """A tensor's memory in PyTorch's file, which is read when it is needed."""
 
-    values: np.ndarray
+    dtype: np.dtype
+    numbers: int
+    key: str
+    read: Callable[[str], np.ndarray]
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+class _Tensor(NamedTuple):
+    """A tensor in PyTorch's file: a strided view of a storage, which others may share.
+
+    `_tensor` checks that it stays in its storage. It must be a tuple: a pickle can set the attributes of anything else
+    that it gets, a frozen dataclass with slots included.
+    """
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def values(self) -> np.ndarray:
+        raw, dtype = self.storage.read(self.storage.key), self.storage.dtype
+        if raw.size != self.storage.numbers * dtype.itemsize:
+            raise ValueError(f"data/{self.storage.key} has {raw.size:,} bytes, not {self.storage.numbers:,} {dtype}")
+        strides = [step * dtype.itemsize for step in self.stride]
+        return np.lib.stride_tricks.as_strided(raw.view(dtype)[self.offset :], self.size, strides, writeable=False)
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> _Tensor:
     """Stands in for torch._utils._rebuild_tensor_v2."""
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without memory")
-    if not all(isinstance(number, int) for number in (offset, *size, *stride)):
-        raise pickle.UnpicklingError("a tensor whose shape is no numbers")
+    if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 8):
+        raise pickle.UnpicklingError("a tensor whose shape is no shape")
+    if not all(type(number) is int and 0 <= number < 2**40 for number in (offset, *size, *stride)):
+        raise pickle.UnpicklingError("a tensor whose shape or strides are no numbers from 0")
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     count = math.prod(size)
-    contiguous = tuple(math.prod(size[i + 1 :]) for i in range(len(size)))
-    if tuple(stride) != contiguous or not 0 <= offset <= offset + count <= len(storage.values):
-        raise pickle.UnpicklingError("a tensor that does not lie in one piece in its memory")
-    return storage.values[offset : offset + count].reshape(size)
+    if offset > storage.numbers or (count and last >= storage.numbers):
+        raise pickle.UnpicklingError("a tensor that reaches beyond its memory")
+    if count * storage.dtype.itemsize > MAX_BYTES:
+        raise pickle.UnpicklingError(f"a tensor of {count:,} numbers")
+    if more[2:] and more[2]:
+        raise pickle.UnpicklingError("a tensor with metadata, which may change its values")
+    return _Tensor(storage, offset, size, stride)
 
 
 def _parameter(tensor: Any, *_: Any) -> Any:
@@ -310,93 +476,45 @@ def _parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
+# Those that are no floats are known so that the message can name the array.
+_STORAGES: Mapping[str, Any] = {
+    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
+    "BFloat16Storage": jnp.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
+    "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+}  # fmt: skip
 _TORCH = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch", "FloatStorage"): "FloatStorage",  # an argument only
+    **{("torch", name): name for name in _STORAGES},  # arguments only
     ("collections", "OrderedDict"): collections.OrderedDict,
 }
 
 
-def _read_pth(data: bytes) -> Arrays:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {member.filename: member for member in archive.infolist()}
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
-            raise ValueError("it is compressed; PyTorch's files are not")
-        names = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(names) != 1:
-            raise ValueError("it holds no data.pkl")
-        folder = names[0].removesuffix("data.pkl")
-        if members.get(f"{folder}byteorder") and archive.read(f"{folder}byteorder") != b"little":
-            raise ValueError("it was written on a big-endian machine")
+def _read_pth(data: bytes) -> Any:
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    members = {member.filename: member for member in archive.infolist()}
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+        raise ValueError("it is compressed; PyTorch's files are not")
+    if sum(member.file_size for member in members.values()) > len(data):
+        raise ValueError("its members hold more than the file")
+    names = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(names) != 1:
+        raise ValueError("it holds no data.pkl")
+    folder = names[0].removesuffix("data.pkl")
+    if members.get(f"{folder}byteorder") and archive.read(f"{folder}byteorder") != b"little":
+        raise ValueError("it was written on a big-endian machine")
 
-        storages: dict[str, _Storage] = {}
+    @functools.cache
+    def read(key: str) -> np.ndarray:
+        return np.frombuffer(archive.read(f"{folder}data/{key}"), np.uint8)
 
-        class Unpickler(_Unpickler):
-            def persistent_load(self, reference: Any) -> _Storage:
-                kind, storage, key, _, count = reference
-                if kind != "storage" or storage != "FloatStorage":
-                    raise pickle.UnpicklingError("a tensor that is not float32")
-                if key not in storages:
-                    values = np.frombuffer(archive.read(f"{folder}data/{key}"), "<f4")
-                    if len(values) != count:
-                        raise pickle.UnpicklingError(f"data/{key} has {len(values):,} numbers, not {count:,}")
-                    storages[key] = _Storage(values)
-                return storages[key]
+    class Unpickler(_Unpickler):
+        def persistent_load(self, reference: Any) -> _Storage:
+            kind, storage, key, _, count = reference
+            if kind != "storage" or not isinstance(storage, str) or storage not in _STORAGES:
+                raise pickle.UnpicklingError("a tensor of a kind that is not known here")
+            if not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**40:
+                raise pickle.UnpicklingError("a tensor whose memory has no name or size")
+            return _Storage(np.dtype(_STORAGES[storage]), count, key, read)
 
-        loaded = Unpickler(archive.read(names[0]), _TORCH).load()
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict):
-        raise ValueError("no dict of tensors")
-    return {str(name).removeprefix("module."): value for name, value in loaded.items()}
-
-
-@functools.cache
-def _net_parameter() -> Any:
-    """The few fields of Caffe's NetParameter that hold weights, as a class of protobuf's."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="alexnet_jax/caffe.proto", package="alexnet_jax.caffe", syntax="proto2"
-    )
-    # Message: fields as (name, number, type or message's name, repeated).
-    messages = {
-        "Shape": [("dim", 1, kinds.TYPE_INT64, True)],
-        "Blob": [
-            *((name, i, kinds.TYPE_INT32, False) for i, name in enumerate(("num", "channels", "height", "width"), 1)),
-            ("data", 5, kinds.TYPE_FLOAT, True),
-            ("shape", 7, "Shape", False),
-        ],
-        "Layer": [("name", 1, kinds.TYPE_STRING, False), ("blobs", 7, "Blob", True)],
-        "OldLayer": [("name", 4, kinds.TYPE_STRING, False), ("blobs", 6, "Blob", True)],
-        "Net": [("old_layers", 2, "OldLayer", True), ("layers", 100, "Layer", True)],
-    }
-    for message, fields in messages.items():
-        entry = file.message_type.add(name=message)
-        for name, number, kind, repeated in fields:
-            field = entry.field.add(name=name, number=number)
-            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            if isinstance(kind, str):
-                field.type, field.type_name = kinds.TYPE_MESSAGE, f".alexnet_jax.caffe.{kind}"
-            else:
-                field.type = kind
-                field.options.packed = repeated
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("alexnet_jax.caffe.Net"))
-
-
-def _read_caffemodel(data: bytes) -> dict[str, list[np.ndarray]]:
-    net = _net_parameter().FromString(data)
-    found = {}
-    for layer in (*net.layers, *net.old_layers):
-        blobs = []
-        for blob in layer.blobs:
-            old = (blob.num, blob.channels, blob.height, blob.width)
-            shape = tuple(blob.shape.dim) if blob.HasField("shape") else old
-            blobs.append(np.array(blob.data, np.float32).reshape(shape))
-        if blobs:
-            found[layer.name] = blobs
-    return found
+    return Unpickler(archive.read(names[0]), _TORCH).load()

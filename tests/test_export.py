@@ -1,10 +1,13 @@
 """Networks taken elsewhere predict the same."""
 
+import hashlib
+import json
 import pathlib
 import subprocess
 import sys
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -39,7 +42,7 @@ def test_what_is_exported_predicts_the_same(workdir, tiny, tmp_path, form):
 
 def test_the_function_needs_nothing_of_ours(workdir, tiny, tmp_path):
     path = export.save(export.ExportConfig(workdir, "stablehlo", tmp_path / "model.bin"))
-    np.save(tmp_path / "images.npy", tiny["test"].images[:5].astype(np.float32))
+    np.save(tmp_path / "images.npy", tiny["test"].images[:5])
     program = (
         "import sys, numpy as np; from jax import export\n"
         "function = export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))\n"
@@ -50,6 +53,94 @@ def test_the_function_needs_nothing_of_ours(workdir, tiny, tmp_path):
     subprocess.run([sys.executable, "-c", program, *files], check=True, cwd=tmp_path)
     expected = alexnet_jax.open_run(workdir).predict(tiny["test"].images[:5])
     np.testing.assert_allclose(np.load(files[2]), expected, atol=2e-6)
+
+
+def test_the_function_refuses_floats_and_says_what_it_takes(workdir, tiny, tmp_path, capsys):
+    path = tmp_path / "model.bin"
+    export.main([str(workdir), "--format", "stablehlo", "--out", str(path)])
+    printed = capsys.readouterr().out
+    assert "takes uint8 RGB images [b, H, W, 3], grey levels 0..255 (model.bin.json)" in printed
+    assert "six months; to archive the network use --format safetensors" in printed
+    described, shape = json.loads((tmp_path / "model.bin.json").read_text()), ["b", 32, 32, 3]
+    assert described["input"] == {
+        "dtype": "uint8", "shape": shape, "scale": "grey levels 0..255", "layout": "NHWC", "channels": "RGB",
+    }  # fmt: skip
+    assert described["output"]["shape"] == ["b", 10]
+    assert "probabilities" in described["output"]["meaning"]
+    assert described["jax"] == jax.__version__
+    assert "six months" in described["expires"]
+    function = jax.export.deserialize(bytearray(path.read_bytes()))
+    images = tiny["test"].images[:2]
+    for wrong in (images / np.float32(255), images.astype(np.float32), images.astype(np.int32)):
+        with pytest.raises(ValueError, match="Dtype mismatch"):
+            function.call(wrong)
+    exported = export.load(path)
+    for wrong in (images.astype(np.float32), images.astype(np.int32), np.full(images.shape, np.nan)):
+        with pytest.raises(ValueError, match=r"must be (in \[0, 1\]|uint8)"):
+            exported.predict(wrong)
+    near = np.clip(images / 255 + 1e-3, 0, 1)  # is rounded to the same grey levels
+    np.testing.assert_allclose(exported.predict(near), exported.predict(images), atol=1e-6)
+
+
+def test_older_exports_take_float32(workdir, tiny, tmp_path):
+    """Their description does not say so."""
+    run = alexnet_jax.open_run(workdir)
+    (batch,) = jax.export.symbolic_shape("b")
+
+    @jax.jit
+    def mean(images):
+        return images.mean((1, 2))
+
+    function = jax.export.export(mean)(jax.ShapeDtypeStruct((batch, 32, 32, 3), np.float32))
+    (tmp_path / "x").write_bytes(function.serialize())
+    (tmp_path / "x.json").write_text(json.dumps({"class_names": run.class_names, "image_shape": [32, 32, 3]}))
+    images = np.full((2, 32, 32, 3), 0.1)
+    np.testing.assert_allclose(export.load(tmp_path / "x").predict(images), 25.5, rtol=1e-6)
+
+
+def test_an_expired_file_says_so(tmp_path, monkeypatch):
+    """JAX's own words, and what tells an old file from a damaged one where JAX does not."""
+    path, description = tmp_path / "x", tmp_path / "x.json"
+
+    @jax.jit
+    def mean(images):
+        return images.mean((1, 2))
+
+    shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 4, 4, 3), np.uint8)
+    data = bytes(jax.export.export(mean)(shape).serialize())
+
+    def complaint(wrote, data=data, of=None):
+        described = {"class_names": ["a"], "image_shape": [4, 4, 3], "jax": wrote, "exported": "2025-01-31"}
+        path.write_bytes(data)
+        description.write_text(json.dumps(described | {"sha256": hashlib.sha256(of or data).hexdigest()}))
+        with pytest.raises(AlexNetError) as error:
+            export.load(path)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    damaged = bytearray(data)
+    at = damaged.index(b"StableHLO_v")
+    damaged[at + 30 : at + 90] = bytes(60)
+    assert "not what alexnet_jax.export writes, or expired" in complaint("0.9.0", bytes(damaged), data)
+    assert "its SHA-256 differs" in complaint(jax.__version__, data, b"another")
+
+    def older(_):
+        raise ValueError("Exported being deserialized seems to be older than the 6-month backward-compatibility window")
+
+    def other(_):
+        raise ValueError("unknown version")
+
+    archive = "to archive a network use --format safetensors"
+    monkeypatch.setattr(jax.export, "deserialize", older)
+    assert "x: it has expired (written by JAX 0.9.0 on 2025-01-31, can't be read" in complaint("0.9.0")
+    assert archive in complaint("0.9.0")
+    assert "it has expired" in complaint("0.9.0", data, b"another")
+    monkeypatch.setattr(jax.export, "deserialize", other)
+    assert "it has expired" in complaint("0.9.0")
+    assert "it is from a newer JAX" in complaint("99.1")
+    description.write_text('{"class_names": ["a"], "image_shape": [4, 4, 3]}')  # of an older export: without a version
+    with pytest.raises(AlexNetError, match=f"or expired .*unknown version.*{archive}"):
+        export.load(path)
 
 
 def test_any_framework_finds_the_weights(workdir, tmp_path):
@@ -64,6 +155,14 @@ def test_nothing_is_overwritten_and_nonsense_is_refused(workdir, tmp_path):
     with pytest.raises(UsageError, match="mine is there already"):
         export.save(export.ExportConfig(workdir, out=tmp_path / "mine"))
     assert (tmp_path / "mine").read_text() == "precious"
+    with pytest.raises(AlexNetError, match=r"no: can't be read \(No such file"):
+        export.load(tmp_path / "no")
+    (tmp_path / "page").write_bytes(b"<!DOCTYPE html>")
+    with pytest.raises(AlexNetError, match=r"page: .*HTML page"):
+        export.load(tmp_path / "page")
+    (tmp_path / "page").write_bytes(b"a" * 100)
+    with pytest.raises(AlexNetError, match=r"page\.json, which describes it, can't be read"):
+        export.load(tmp_path / "page")
     for data in (b"", b"x" * 100, b"\x02" + b"\x00" * 7 + b"{}"):
         (tmp_path / "x").write_bytes(data)
         (tmp_path / "x.json").write_text('{"class_names": [], "image_shape": []}')
@@ -71,7 +170,7 @@ def test_nothing_is_overwritten_and_nonsense_is_refused(workdir, tmp_path):
             export.load(tmp_path / "x")
 
 
-def test_the_command(workdir):
+def test_the_command(workdir, capsys):
     def run(*args):
         command = [sys.executable, "-m", "alexnet_jax.export", *args]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -79,6 +178,9 @@ def test_the_command(workdir):
     done = run(str(workdir), "--format", "safetensors")
     assert (done.returncode, done.stderr) == (0, "")
     assert export.load(workdir / "export" / "model.safetensors").image_shape == (32, 32, 3)
+    with pytest.raises(SystemExit):
+        export.main(["--help"])
+    assert "for six months" in " ".join(capsys.readouterr().out.split())
     for args, code in (((str(workdir),), 2), ((str(workdir / "no"),), 1), ((str(workdir), "--checkpoint", "x"), 2)):
         done = run(*args)
         assert done.returncode == code

@@ -15,13 +15,16 @@ import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import types
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
+from alexnet_jax import weights
 from alexnet_jax.datasets import cifar10
 from alexnet_jax.errors import AlexNetError
 
@@ -396,6 +399,143 @@ def test_trick_is_refused(trick: str, batches: pathlib.Path) -> None:
 def test_there_are_fifty_attacks() -> None:
     contents = {make("marker") for make in ATTACKS.values()}
     assert len(contents) == len(ATTACKS) >= 50
+
+
+# Weights
+
+
+def torch_file(path: pathlib.Path, pickled: bytes, members: dict[str, bytes] | None = None) -> None:
+    """A .pth of PyTorch's zip format."""
+    b"x".decode("cp437")  # zipfile's, which is imported at its first use
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickled)
+        for member, data in ({"0": bytes(16)} if members is None else members).items():
+            archive.writestr(f"x/data/{member}", data)
+
+
+def numpy_file(path: pathlib.Path, pickled: bytes) -> None:
+    """A .npy of an object."""
+    np.save(path, np.array({}, object), allow_pickle=True)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"\n") + 1] + pickled)
+
+
+def judge_weights(path: pathlib.Path, reason: str, watched: bool = True) -> bool:
+    case = fuzz.Case(lambda: weights.load_weights(path), (reason,), lambda _: None, watched=watched)
+    accepted: bool = fuzz.judge(case)
+    return accepted
+
+
+@pytest.mark.parametrize("write", [torch_file, numpy_file])
+def test_attacks_do_nothing_as_weights(write: Callable, tmp_path: pathlib.Path, extensions: None) -> None:
+    marker, path = tmp_path / "executed", tmp_path / "x.npy"
+    (tmp_path / "executed.py").write_text(code(str(marker)))
+    write(path, b"")
+    before = set(sys.modules)
+    tricks = TRICKS.values() if write is torch_file else ()  # one unpickler reads both
+    for content in [*(make(str(marker)) for make in ATTACKS.values()), *tricks]:
+        write(path, content)
+        assert not judge_weights(path, str(path), watched=write is torch_file)  # NumPy parses a header as Python
+        assert not marker.exists()
+    assert set(sys.modules) == before
+
+
+def storage(kind: str = "FloatStorage", key: object = "0", count: object = 4) -> bytes:
+    """Opcodes of a tensor's memory: 16 bytes, unless it lies."""
+    return arguments("storage", name(f"torch:{kind}"), key, "cpu", count) + b"Q"
+
+
+def tensor(offset: object, size: object, stride: object, memory: bytes | None = None, *more: object) -> bytes:
+    memory = storage() if memory is None else memory
+    return call("torch._utils:_rebuild_tensor_v2", memory, offset, size, stride, False, {}, *more)
+
+
+NO_SHAPE, NO_NUMBERS = "a tensor whose shape is no shape", "a tensor whose shape or strides are no numbers from 0"
+BEYOND, KIND = "a tensor that reaches beyond its memory", "a tensor of a kind that is not known here"
+# What would be read beyond a tensor's memory, or take more memory than there is: opcodes, and why they are refused.
+TENSORS: dict[str, tuple[bytes, str]] = {
+    "size": (tensor(0, (5,), (1,)), BEYOND),
+    "offset": (tensor(1, (4,), (1,)), BEYOND),
+    "offset of nothing": (tensor(5, (0,), (1,)), BEYOND),
+    "stride": (tensor(0, (2, 2), (3, 1)), BEYOND),
+    "one of many": (tensor(3, (1, 2, 1), (1, 1, 1)), BEYOND),
+    "negative offset": (tensor(-1, (1,), (1,)), NO_NUMBERS),
+    "negative stride": (tensor(3, (4,), (-1,)), NO_NUMBERS),
+    "negative size": (tensor(0, (-4,), (1,)), NO_NUMBERS),
+    "two negative sizes": (tensor(0, (-2, -2), (1, 1)), NO_NUMBERS),
+    "huge by stride 0": (tensor(0, (2**30, 2**9), (0, 0)), f"a tensor of {2**39:,} numbers"),
+    "product that overflows": (tensor(0, (2**32, 2**32), (0, 0)), f"a tensor of {2**64:,} numbers"),
+    "stride that overflows": (tensor(0, (2,), (2**62,)), NO_NUMBERS),
+    "sum that overflows": (tensor(0, (2, 2, 2), (2**39, 2**39, 2**39)), BEYOND),
+    "huge number": (tensor(0, (2**4000,), (0,)), NO_NUMBERS),
+    "fractions": (tensor(0, (1.5,), (1,)), NO_NUMBERS),
+    "truth": (tensor(False, (True,), (True,)), NO_NUMBERS),
+    "no tuple": (tensor(0, 4, 1), NO_SHAPE),
+    "text": (tensor(0, "4", "1"), NO_SHAPE),
+    "lengths differ": (tensor(0, (2, 2), (1,)), NO_SHAPE),
+    "many axes": (tensor(0, (1,) * 65, (1,) * 65), NO_SHAPE),
+    "kind": (tensor(0, (4,), (1,), storage("UntypedStorage")), "it asks for torch.UntypedStorage"),
+    "kind that is none": (tensor(0, (4,), (1,), arguments("storage", "x", "0", "cpu", 4) + b"Q"), KIND),
+    "kind of lists": (tensor(0, (4,), (1,), arguments("storage", [], "0", "cpu", 4) + b"Q"), KIND),
+    "another file": (tensor(0, (4,), (1,), storage(key="../data.pkl")), "There is no item named 'x/data/../data.pkl'"),
+    "no file": (tensor(0, (4,), (1,), storage(key="1")), "There is no item named 'x/data/1'"),
+    "key that is none": (tensor(0, (4,), (1,), storage(key=0)), "a tensor whose memory has no name or size"),
+    "more than there is": (tensor(0, (9,), (1,), storage(count=9)), "data/0 has 16 bytes, not 9 float32"),
+    "less than there is": (tensor(0, (3,), (1,), storage(count=3)), "data/0 has 16 bytes, not 3 float32"),
+    "as wider numbers": (tensor(0, (4,), (1,), storage("DoubleStorage")), "data/0 has 16 bytes, not 4 float64"),
+    "as narrower numbers": (tensor(0, (4,), (1,), storage("HalfStorage")), "data/0 has 16 bytes, not 4 float16"),
+    "count below 0": (tensor(0, (0,), (1,), storage(count=-4)), "a tensor whose memory has no name or size"),
+    "count of text": (tensor(0, (4,), (1,), storage(count="4")), "a tensor whose memory has no name or size"),
+    "no memory": (tensor(0, (4,), (1,), opcodes({})), "a tensor without memory"),
+    "metadata": (tensor(0, (4,), (1,), None, {"conj": True}), "a tensor with metadata"),
+    "attributes of a tensor": (tensor(0, (4,), (1,)) + b"}" + text("size") + opcodes((9,)) + b"sb", "__dict__"),
+    "state of a tensor": (tensor(0, (4,), (1,)) + arguments(storage(), 0, (9,), (1,)) + b"b", "state is not a dict"),
+    "state of memory": (tensor(0, (4,), (1,), storage() + arguments("<f4", 9) + b"b"), "state is not a dict"),
+    "slots of a tensor": (
+        tensor(0, (4,), (1,)) + b"(N}" + text("size") + opcodes((9,)) + b"stb", "can't set attribute"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hostile", TENSORS)
+def test_tensors_stay_in_their_memory(hostile: str, tmp_path: pathlib.Path) -> None:
+    made, reason = TENSORS[hostile]
+    # Every array is there, so that nothing else is wrong; the first is made of the hostile tensor.
+    state = b"".join(text(key) + made for key in weights.TORCHVISION_ARRAYS)
+    torch_file(tmp_path / "x", b"\x80\x02}(" + state + b"u.")
+    tracemalloc.start()
+    try:
+        assert not judge_weights(tmp_path / "x", reason)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "expected"),
+    [((4,), (1,), [0, 1, 2, 3]), ((2, 2), (1, 2), [[0, 2], [1, 3]]), ((3,), (0,), [1, 1, 1]), ((0,), (1,), [])],
+)
+def test_sound_tensors_are_read(size: tuple, stride: tuple, expected: list, tmp_path: pathlib.Path) -> None:
+    offset = int(stride == (0,))
+    path = tmp_path / "x"
+    torch_file(
+        path,
+        b"\x80\x02}" + text("a") + tensor(offset, size, stride) + b"s.",
+        {"0": np.arange(4, dtype="<f4").tobytes()},
+    )
+    np.testing.assert_array_equal(weights._read_pth(path.read_bytes())["a"].values(), expected)
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path: pathlib.Path) -> None:
+    """A zip's directory may name the same bytes many times: 16 of 1 GB in a file of 1 GB."""
+    path = tmp_path / "x"
+    torch_file(path, b"\x80\x02}.", {"0": bytes(10_000), "1": b"1234"})
+    data = bytearray(path.read_bytes())
+    first, second = (data.rindex(b"x/data/" + key) - 46 for key in (b"0", b"1"))  # of the directory
+    data[second + 16 : second + 28] = data[first + 16 : first + 28]  # checksum and sizes
+    data[second + 42 : second + 46] = data[first + 42 : first + 46]  # place
+    path.write_bytes(data)
+    assert not judge_weights(path, "its members hold more than the file")
 
 
 # The judge

@@ -443,14 +443,61 @@ def test_predict_takes_grey_levels_and_floats(finished, tiny):
     np.testing.assert_array_equal(run.predict_class(images), probabilities.argmax(axis=1))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_predict_takes_floats_of_any_width(finished, dtype, monkeypatch):
+    """NumPy's and JAX's; what reaches the network are grey levels."""
+    run = alexnet_jax.open_run(finished)
+    monkeypatch.setitem(vars(run), "_on_device", (lambda _, part: part.mean((2, 3)), None))
+    images = np.full((3, 32, 32, 3), [0.25, 0.5, 1])
+    for array in (images.astype(dtype), jnp.asarray(images.astype(dtype))):
+        np.testing.assert_allclose(run.logits(array), [[63.75, 127.5, 255]] * 3, rtol=1e-6)
+
+
+def test_predict_computes_what_is_asked(finished, tiny, monkeypatch):
+    """In few sizes: each costs a compilation."""
+    run, images = alexnet_jax.open_run(finished), tiny["test"].images
+    together = run.logits(images)
+    for count in (1, 2, 3):
+        np.testing.assert_allclose(run.logits(images[:count]), together[:count], rtol=1e-4, atol=1e-5)
+    sizes = []
+
+    def compute(_, part):
+        sizes.append(part.shape[:2])
+        return part.sum((2, 3), dtype=np.int64)
+
+    monkeypatch.setitem(vars(run), "_on_device", (compute, None))
+    many = np.random.default_rng(0).integers(0, 256, (1201, 32, 32, 3), np.uint8)
+    for count in (1, 5, 64, 300, 500, 501, 1201):
+        np.testing.assert_array_equal(run.logits(many[:count]), many[:count].sum((1, 2), dtype=np.int64))
+    found = [size for _, size in sizes]
+    assert found == [1, 8, 64, 500, 500, 500, 1, 500, 500, 256]
+    assert {devices for devices, _ in sizes} == {1}
+
+
+@pytest.mark.parametrize("checkpoint", ["junk", -1, True, False, "", "-1", 1.0, None, "Best", "8 ", "９", 10**19])
+def test_open_run_names_what_a_checkpoint_is(finished, checkpoint):
+    with pytest.raises(UsageError, match=r'checkpoint .*: "last", "best" or a step \(0 or more\) is needed'):
+        alexnet_jax.open_run(finished, checkpoint)
+
+
+@pytest.mark.parametrize("path", ["", None, 3, b""])
+def test_open_run_needs_a_path(path):
+    with pytest.raises(UsageError, match="the path of a run's folder is needed"):
+        alexnet_jax.open_run(path)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
+        (np.zeros((1, 32, 32, 3), bool), "uint8 .* or float"),
+        (np.zeros((1, 32, 32, 3), complex), "uint8 .* or float"),
+        (np.full((1, 32, 32, 3), 1e300), r"must be in \[0, 1\]"),
+        (jnp.full((1, 32, 32, 3), 200, "bfloat16"), r"must be in \[0, 1\], .*grey levels 0..255 must be uint8"),
         (np.zeros((2, 28, 28, 3), np.uint8), r"images must be \[N, 32, 32, 3\]"),
         (np.zeros((0, 32, 32, 3), np.uint8), "N > 0"),
         (np.zeros((1, 32, 32, 3), np.int64), "uint8 .* or float"),
-        (np.full((1, 32, 32, 3), 255.0), r"must lie in \[0, 1\]"),
-        (np.full((1, 32, 32, 3), np.nan), r"must lie in \[0, 1\]"),
+        (np.full((1, 32, 32, 3), 255.0), r"must be in \[0, 1\]"),
+        (np.full((1, 32, 32, 3), np.nan), r"must be in \[0, 1\]"),
     ],
 )
 def test_predict_refuses_what_it_cannot_mean(finished, images, message):
