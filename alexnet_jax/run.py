@@ -24,6 +24,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, TextIO
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
