@@ -147,7 +147,6 @@ def test_cores(monkeypatch):
     [
         lambda folder: prepare.prepare(prepare.PrepareConfig(folder, folder / "out")),
         imagenet.open_prepared,
-        cifar10_tfds.prepare,
         cifar10_tfds.read,
     ],
 )
