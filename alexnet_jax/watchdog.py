@@ -27,6 +27,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # JAX has no public name for the store; Orbax takes it from here, too
 
+from alexnet_jax import terminal
 from alexnet_jax.config import shown
 from alexnet_jax.errors import program_name
 
@@ -53,9 +54,7 @@ class HeldBackOutput:
         for name, fd in (("stdout", 1), ("stderr", 2)):
             stream = getattr(sys, name)
             stream.flush()
-            again = os.fdopen(os.dup(fd), "w", encoding=stream.encoding, errors=stream.errors)
-            again.reconfigure(line_buffering=True)  # whoever follows a log sees it live
-            setattr(sys, name, again)
+            setattr(sys, name, terminal.unfailing(os.dup(fd), stream.encoding))
         self.stderr = sys.stderr
         self._reader, writer = os.pipe()
         os.dup2(writer, 1)
@@ -87,7 +86,8 @@ class HeldBackOutput:
                 self._lines.extend((time.monotonic() + BEAT, line + b"\n") for line in lines)
             while self._lines and self._lines[0][0] <= time.monotonic():
                 if not self.is_muted and not self._lines[0][1].startswith(b"[Gloo] Rank"):
-                    os.write(self.stderr.fileno(), self._lines[0][1])
+                    with contextlib.suppress(OSError):  # nobody reads it any more
+                        os.write(self.stderr.fileno(), self._lines[0][1])
                 self._lines.popleft()
 
 

@@ -90,6 +90,18 @@ def test_measured_rows_are_those_of_results(page):
     assert [row for row in rows if row not in known] == []
 
 
+def test_every_situation_has_a_test():
+    rows = [
+        line for line in (DOCS / "guarantees.md").read_text("utf-8").splitlines() if re.match(r"\| (?!situation)", line)
+    ]
+    assert len(rows) > 80
+    for row in rows:
+        tests = re.findall(r"`(test_\w+\.py)::(?:\w+::)?(\w+)`", row.rsplit(" | ", 1)[-1])
+        assert tests, row
+        for file, function in tests:
+            assert f"def {function}(" in (ROOT / "tests" / file).read_text("utf-8"), row
+
+
 def test_pages_build_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     arguments = [*command, "-d", str(tmp_path / "doctrees"), str(DOCS), str(tmp_path / "html")]
