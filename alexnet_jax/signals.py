@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
@@ -48,8 +49,8 @@ def leave_at_once(
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         stop = StoppedError(number, message)
-        with contextlib.suppress(OSError):  # the terminal is closed
-            os.write(2, f"{prog}: {stop}\n".encode())
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the terminal is closed
+            os.write(sys.stderr.fileno(), f"{prog}: {stop}\n".encode())
         os._exit(stop.exit_code)
 
     return leave

@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+import signal
 import tempfile
 
 import jax
 import pytest
 
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests compile the same programs; the folder is new for each session and shared by its workers.
