@@ -193,6 +193,40 @@ def test_broken_binary_batch(damage: Callable, words: str, tmp_path: pathlib.Pat
     failure(tmp_path, path, words)
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda records: records.__setitem__(5, records[0]), "test_batch is a copy of data_batch_1"),
+        (lambda records: records.__setitem__(1, records[0]), "data_batch_2 is a copy of data_batch_1"),
+        (lambda records: records[2][:10].fill(0), "the training batches have 10 image(s) with all pixels 0"),
+        (lambda records: records[5][7, 1:].fill(0), "the test batch has 1 image(s) with all pixels 0"),
+        (
+            lambda records: records[3][0, :1].fill(9),
+            "training batches have 9 images of class airplane instead of 10",
+        ),
+        (lambda records: records[5][0, :1].fill(9), "the test batch has 1 images of class airplane instead of 2"),
+    ],
+)
+def test_full_size_copy_that_is_not_cifar10(
+    damage: Callable, words: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar10, "RECORDS_PER_BATCH", RECORDS)  # so that the fabricated batches count as full
+    folder = write_binary(tmp_path / "cifar-10-batches-bin")
+    records = [np.frombuffer(bytearray(binary(batch)), np.uint8).reshape(RECORDS, 3073) for batch in BATCHES]
+
+    def write() -> None:
+        for batch, content in zip(BATCHES, records, strict=True):
+            (folder / f"{batch}.bin").write_bytes(content.tobytes())
+
+    for batch in records:
+        batch[:, 0] = np.arange(RECORDS) % 10  # as published, each class has the same number
+    write()
+    assert len(load(folder)["train"]) == 4 * RECORDS
+    damage(records)
+    write()
+    failure(folder, folder, words, "the copy is damaged or is not CIFAR-10; download or extract the published archive")
+
+
 @pytest.mark.parametrize("name", ["data_batch_5", "test_batch"])
 def test_missing_pickle(name: str, tmp_path: pathlib.Path) -> None:
     path = write_pickles(tmp_path / "cifar-10-batches-py") / name

@@ -4,12 +4,15 @@ One face over sources that give identical arrays: the published archives, the fo
 TensorFlow Datasets (TFDS), and a download of an archive. Nothing here needs TensorFlow.
 """
 
+import itertools
 import os
 import pathlib
 
+import numpy as np
+
 from alexnet_jax.config import expanded, is_one_line, shown, web_address
 from alexnet_jax.datasets import cifar10_archive, cifar10_batches, cifar10_download
-from alexnet_jax.datasets.cifar10_batches import CLASS_NAMES, LAYOUTS, RECORDS_PER_BATCH, WHICH_TO_TAKE
+from alexnet_jax.datasets.cifar10_batches import BATCHES, CLASS_NAMES, LAYOUTS, RECORDS_PER_BATCH, WHICH_TO_TAKE
 from alexnet_jax.datasets.dataset import Dataset, Split
 from alexnet_jax.errors import AlexNetError, UsageError
 
@@ -140,6 +143,16 @@ def _size(path: pathlib.Path) -> int:
 
 
 def _dataset(source: str, train: Split, test: Split) -> Dataset:
+    """Divides the published images into the three splits.
+
+    Raises:
+      AlexNetError: they have the full number, but are not those of CIFAR-10.
+    """
+    if len(test) == RECORDS_PER_BATCH and (fault := _fault(train, test)):
+        raise AlexNetError(
+            f"{source}: {fault}: the copy is damaged or is not CIFAR-10; download or extract the published archive "
+            "again"
+        )
     validation = len(train) - len(test)  # where the fifth batch begins
     return Dataset(
         name="cifar10",
@@ -151,6 +164,25 @@ def _dataset(source: str, train: Split, test: Split) -> Dataset:
             "test": test,
         },
     )
+
+
+def _fault(train: Split, test: Split) -> str | None:
+    """What shows that these are not the published images: none is black, and each class has the same number.
+
+    The pixels are not compared with the published ones: a copy that was compressed with loss is still CIFAR-10.
+    """
+    batches = [Split(*part) for part in zip(np.split(train.images, 5), np.split(train.labels, 5), strict=True)] + [test]
+    for (a, first), (b, second) in itertools.combinations(zip(BATCHES, batches, strict=True), 2):
+        if np.array_equal(first.labels, second.labels) and np.array_equal(first.images, second.images):
+            return f"{b} is a copy of {a}"
+    for part, split in (("the training batches have", train), ("the test batch has", test)):
+        if black := np.count_nonzero(~split.images.any(axis=(1, 2, 3))):
+            return f"{part} {black:,} image(s) with all pixels 0"
+        expected = len(split) // len(CLASS_NAMES)
+        for label, count in enumerate(np.bincount(split.labels, minlength=len(CLASS_NAMES))):
+            if count != expected:
+                return f"{part} {count:,} images of class {CLASS_NAMES[label]} instead of {expected:,}"
+    return None
 
 
 def _default_tfds_dir() -> list[pathlib.Path]:
