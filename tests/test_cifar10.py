@@ -617,8 +617,9 @@ class Server:
                     self.send(200, content, None)
                 elif act == "endless":
                     self.send(200, content + bytes(1_000_000), None)
-                elif act in ("chunked", "compressed again"):
-                    body = content if act == "chunked" else gzip.compress(content)
+                elif "chunked" in act or act == "compressed again":
+                    body = gzip.compress(content) if act == "compressed again" else content
+                    body = body[: len(body) // 2] if act.endswith("cut") else body
                     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
                     self.send(200, chunks, None, **{"Transfer-Encoding": "chunked", "Content-Encoding": "gzip"})
                 elif act == "other length":
@@ -627,11 +628,11 @@ class Server:
                     self.send(200, content, **{"Content-Encoding": "gzip"})
                 elif act == "wrong range":
                     self.send(206, content, **{"Content-Range": f"bytes 0-{len(content) - 1}/{len(content)}"})
-                elif start and act != "no range":
+                elif start and not act.startswith("no range"):
                     found = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
                     self.send(206, content[start:], len(content) - start, cut=act == "cut", **found)
                 else:
-                    self.send(200, content, len(content), cut=act == "cut")
+                    self.send(200, content, len(content), cut=act.endswith("cut"))
 
             def send(
                 self, status: int, body: bytes, length: int | None = -1, cut: bool = False, **headers: str
@@ -808,12 +809,38 @@ def test_what_a_former_process_left_is_resumed(server: Server, cache: pathlib.Pa
     assert files_under(cache) == ["cifar-10-binary.tar.gz", "download.lock"]
 
 
-@pytest.mark.parametrize("surplus", [b"", b"x" * 100_000])
+LONG = len(BINARY_ARCHIVE) - 1000  # bytes that are stored
+
+
+@pytest.mark.parametrize("act", ["no range, cut", "no range, chunked, cut"])
+@pytest.mark.parametrize("correct", [HALF, HALF + 1000, LONG])
+def test_response_without_the_range_shortens_nothing_that_it_does_not_contradict(
+    correct: int, act: str, server: Server, cache: pathlib.Path
+) -> None:
+    cache.mkdir()
+    partial_of(cache, server.url).write_bytes(BINARY_ARCHIVE[:correct].ljust(LONG, b"x"))
+    server.acts = [act, "no range"]
+    assert_fabricated(load(None, url=server.url))
+    assert server.ranges == [f"bytes={LONG}-"] * 2
+    assert (cache / "cifar-10-binary.tar.gz").read_bytes() == BINARY_ARCHIVE
+
+
+def test_response_without_the_range_replaces_what_it_contradicts(server: Server, cache: pathlib.Path) -> None:
+    cache.mkdir()
+    partial_of(cache, server.url).write_bytes(BINARY_ARCHIVE[:10].ljust(LONG, b"x"))
+    server.acts = ["no range, cut"]
+    assert_fabricated(load(None, url=server.url))
+    assert server.ranges == [f"bytes={LONG}-", REST]
+
+
+@pytest.mark.parametrize("surplus", [b"", b"x", b"x" * 100_000])
 def test_what_a_former_process_left_complete(surplus: bytes, server: Server, cache: pathlib.Path) -> None:
     cache.mkdir()
     partial_of(cache, server.url).write_bytes(BINARY_ARCHIVE + surplus)
+    server.acts = ["no range"]
     assert_fabricated(load(None, url=server.url))
-    assert server.ranges == ([None] if surplus else [])
+    assert len(server.ranges) == bool(surplus)
+    assert (cache / "cifar-10-binary.tar.gz").read_bytes() == BINARY_ARCHIVE
 
 
 @pytest.mark.parametrize("resumed", [False, True])
