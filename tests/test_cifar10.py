@@ -385,6 +385,24 @@ def test_archive(content: bytes, name: str, tmp_path: pathlib.Path) -> None:
     assert files_under(tmp_path) == [f"archives/{name}"]
 
 
+def test_archive_with_an_upper_case_suffix(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "CIFAR-10-BINARY.TAR"
+    path.write_bytes(BINARY_TAR)
+    assert_fabricated(load(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python/cifar-10-batches-py", "my copy"])
+def test_batches_one_folder_deeper(name: str, tmp_path: pathlib.Path) -> None:
+    """As Kaggle and Keras store them."""
+    folder = write_pickles(tmp_path / "data" / name)
+    assert load(tmp_path / "data").source == str(folder)
+    other = write_binary(tmp_path / "data" / "other")
+    failure(tmp_path / "data", "several folders in it hold batches of CIFAR-10", name, "other", "give --data-dir one")
+    (tmp_path / "data" / "a.tar").write_bytes(BINARY_TAR)
+    assert load(tmp_path / "data").source == str(tmp_path / "data" / "a.tar")
+    assert load(other).source == str(other)
+
+
 @pytest.mark.parametrize("folder", [".", "/", "../..", "a/b/cifar-10-batches-bin", "./cifar-10-batches-py"])
 def test_archive_with_other_folders_in_it(folder: str, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "archive"
@@ -546,6 +564,8 @@ def test_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path, monkeypatch: p
         (["cifar-10-batches-mat/x"], "the MATLAB version"),
         (["cifar-10-python.tar.gz.part"], "an unfinished download"),
         (["Unconfirmed cifar.crdownload"], "an unfinished download"),
+        (["CIFAR.TAR.GZ.PART"], "an unfinished download"),
+        (["cifar-10-batches-py.zip", "x"], "(it has cifar-10-batches-py.zip, which is not read: unpack it if it is"),
         (["cifar\n10.tar.gz"], "there is no CIFAR-10 in it"),
         (["cifar10-copy.tar.gz"], "neither a gzip nor a tar file"),
         (["train/a.png", "test/a.png"], "there is no CIFAR-10 in it"),

@@ -32,7 +32,8 @@ def load(
       data_dir: an archive (`.tar.gz` or `.tar`, under any name) or a folder. In a folder this is looked for, and the
         first that is found is read: batches in the folder itself (binary ones, then pickles), in
         `cifar-10-batches-bin`, in `cifar-10-batches-py`; TFDS's `cifar10/3.0.2`; `cifar-10-binary.tar.gz`,
-        `cifar-10-python.tar.gz`, the same two unpacked to `.tar`; other archives of CIFAR-10 by alphabet.
+        `cifar-10-python.tar.gz`, the same two unpacked to `.tar`; other archives of CIFAR-10 by alphabet; batches one
+        folder deeper, if only one folder has them.
         None: the folder `data` in the working directory, then TFDS's default data_dir, then an archive that was
         downloaded before to the user's cache directory, to which a download goes otherwise.
       url: a published archive to download. None: what the environment variable ALEXNET_JAX_DATA_URL names, else the
@@ -96,14 +97,20 @@ def _load_folder(place: pathlib.Path, records: int, given: bool) -> Dataset | No
     for path in _archives(place):
         if path.name in cifar10_archive.NAMES or cifar10_archive.holds_cifar10(path):
             return _dataset(str(path), *cifar10_archive.read(path, records))
-    return None
+    deeper = [found for path in _listed(place) if os.path.isdir(path) and (found := cifar10_batches.find(path))]
+    if len(deeper) > 1:
+        names = shown(", ".join(str(folder.relative_to(place)) for folder, _ in deeper), 300)
+        raise AlexNetError(f"{place}: several folders in it hold batches of CIFAR-10 ({names}): give --data-dir one")
+    return _dataset(str(deeper[0][0]), *cifar10_batches.read(*deeper[0], records)) if deeper else None
 
 
 def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of a folder that are archives by their names, those with published names first."""
     names = cifar10_archive.NAMES
     paths = [folder / name for name in names] + [
-        path for path in _listed(folder) if path.name not in names and path.name.endswith(cifar10_archive.SUFFIXES)
+        path
+        for path in _listed(folder)
+        if path.name not in names and path.name.lower().endswith(cifar10_archive.SUFFIXES)
     ]
     return [path for path in paths if os.path.isfile(path)]
 
@@ -125,16 +132,19 @@ def _refuse(place: pathlib.Path, records: int) -> Dataset:
     if version := cifar10_batches.other_version({path.name: _size(path) for path in paths if os.path.exists(path)}):
         raise AlexNetError(f"{place}: {version}; {WHICH_TO_TAKE}")
     for path in paths:
-        if "cifar" not in path.name.lower() or not os.path.isfile(path):
+        name = path.name.lower()
+        if "cifar" not in name or not os.path.isfile(path):
             continue
-        if path.name.endswith(cifar10_archive.UNFINISHED):
+        if name.endswith(cifar10_archive.UNFINISHED):
             raise AlexNetError(f"{path} is an unfinished download: finish it; {WHICH_TO_TAKE}")
-        if path.name.endswith(cifar10_archive.SUFFIXES):
+        if name.endswith(cifar10_archive.SUFFIXES):
             return _dataset(str(path), *cifar10_archive.read(path, records))
     wanted = ", ".join([*(layout.folder for layout in LAYOUTS), "/".join(_PREPARED), *cifar10_archive.NAMES[:2]])
+    similar = ", ".join(path.name for path in paths if "cifar" in path.name.lower())
+    hint = f" (it has {shown(similar, 300)}, which is not read: unpack it if it is packed)" if similar else ""
     raise AlexNetError(
-        f"{place}: there is no CIFAR-10 in it, neither data_batch_1 nor one of {wanted}; without --data-dir it is "
-        "downloaded"
+        f"{place}: there is no CIFAR-10 in it, neither data_batch_1 nor one of {wanted}{hint}; without --data-dir it "
+        "is downloaded"
     )
 
 
