@@ -989,6 +989,24 @@ def test_proxy_and_tls_that_fail(server: Server, monkeypatch: pytest.MonkeyPatch
     failure(None, "example.org can't be reached (Tunnel connection failed: 501", url="https://example.org/x.tar.gz")
 
 
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "127.0.0.1:1", "http://user:secret@127.0.0.1:1/"])
+def test_proxy_that_is_down_is_named(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    message = failure(
+        None, "example.org can't be reached (", "refused, through the proxy 127.0.0.1:1", url="http://example.org/x"
+    )
+    assert "secret" not in message
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert "proxy" not in failure(None, "127.0.0.1:1 can't be reached (Connection refused)", url=CLOSED)
+
+
+def test_proxy_that_fails_later_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    server.acts = ["cut", *["503"] * 20]
+    host = server.url.split("/")[2]
+    failure(None, "again and again (HTTP Error 503", f", through the proxy {host}", url="http://example.org/x.tar.gz")
+
+
 def test_mirror_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALEXNET_JAX_DATA_URL", f"{server.url}?token=secret")
     server.acts = ["page"]
@@ -996,7 +1014,14 @@ def test_mirror_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPat
     with pytest.raises(AlexNetError, match=r"127\.0\.0\.1:1 can't be reached"):  # --data-url takes precedence
         datasets.load(DataConfig(data_url=CLOSED))
     assert_fabricated(load(None))
-    for url in ("ftp://host/x", "/data/cifar-10-python.tar.gz", "http://", "http://a\nb/", "http://user:word@host/"):
+    for url in (
+        "ftp://host/x",
+        "/data/cifar-10-python.tar.gz",
+        "http://",
+        "http://a\nb/",
+        "http://user:word@host/",
+        "http://host/é",
+    ):
         monkeypatch.setenv("ALEXNET_JAX_DATA_URL", url)
         shutil.rmtree(cifar10_download._folder(), ignore_errors=True)
         with pytest.raises(UsageError, match=r"^ALEXNET_JAX_DATA_URL .* is needed$"):

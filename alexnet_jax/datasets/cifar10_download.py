@@ -180,17 +180,18 @@ def _fetch(url: str, partial: pathlib.Path, looked: str) -> Published:
                 connected = True
                 return _receive(url, response, partial, digest, start, total)
         except _CutOffError as error:
+            reason = f"{error}{_through_proxy(url)}"
             if not connected:
                 host = shown(urllib.parse.urlsplit(url).netloc)
                 raise AlexNetError(
-                    f"CIFAR-10 is not at {looked}, and {host} can't be reached ({error}): {_WITHOUT}"
+                    f"CIFAR-10 is not at {looked}, and {host} can't be reached ({reason}): {_WITHOUT}"
                 ) from error
             have = partial.stat().st_size if partial.exists() else 0
             failures = 0 if have >= most + _PROGRESS_BYTES else failures + 1
             most = max(most, have)
             if failures == _ATTEMPTS:
                 raise AlexNetError(
-                    f"{_without_query(url)}: the connection fails again and again ({error}); {_mb(have)} are in "
+                    f"{_without_query(url)}: the connection fails again and again ({reason}); {_mb(have)} are in "
                     f"{partial}, and the same command resumes; or {_WITHOUT}"
                 ) from error
         time.sleep(_PAUSE_SECONDS * 2**failures / 2)
@@ -248,6 +249,15 @@ def _reason(error: BaseException) -> str:
         error = error.reason if isinstance(error.reason, BaseException) else error
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return shown(" ".join(text.split()) or type(error).__name__, 200)
+
+
+def _through_proxy(url: str) -> str:
+    """Which proxy urllib asks for this address, without the password that it can have."""
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    return f", through the proxy {shown(proxy.rpartition('@')[2].rpartition('//')[2])}"
 
 
 def _check_size(url: str, total: int | None) -> None:
