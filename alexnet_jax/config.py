@@ -62,6 +62,8 @@ def web_address(url: str) -> str:
     parts = urllib.parse.urlsplit(url)  # ValueError for half an IPv6 address
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
         raise ValueError("an address that begins with http:// or https:// is needed")
+    if not url.isascii():
+        raise ValueError("a percent-encoded address, with the host name in its xn-- form, is needed")
     if parts.username is not None:
         raise ValueError("an address without user name and password is needed")
     return url

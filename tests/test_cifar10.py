@@ -193,6 +193,40 @@ def test_broken_binary_batch(damage: Callable, words: str, tmp_path: pathlib.Pat
     failure(tmp_path, path, words)
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda records: records.__setitem__(5, records[0]), "test_batch is a copy of data_batch_1"),
+        (lambda records: records.__setitem__(1, records[0]), "data_batch_2 is a copy of data_batch_1"),
+        (lambda records: records[2][:10].fill(0), "the training batches have 10 image(s) with all pixels 0"),
+        (lambda records: records[5][7, 1:].fill(0), "the test batch has 1 image(s) with all pixels 0"),
+        (
+            lambda records: records[3][0, :1].fill(9),
+            "training batches have 9 images of class airplane instead of 10",
+        ),
+        (lambda records: records[5][0, :1].fill(9), "the test batch has 1 images of class airplane instead of 2"),
+    ],
+)
+def test_full_size_copy_that_is_not_cifar10(
+    damage: Callable, words: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar10, "RECORDS_PER_BATCH", RECORDS)  # so that the fabricated batches count as full
+    folder = write_binary(tmp_path / "cifar-10-batches-bin")
+    records = [np.frombuffer(bytearray(binary(batch)), np.uint8).reshape(RECORDS, 3073) for batch in BATCHES]
+
+    def write() -> None:
+        for batch, content in zip(BATCHES, records, strict=True):
+            (folder / f"{batch}.bin").write_bytes(content.tobytes())
+
+    for batch in records:
+        batch[:, 0] = np.arange(RECORDS) % 10  # as published, each class has the same number
+    write()
+    assert len(load(folder)["train"]) == 4 * RECORDS
+    damage(records)
+    write()
+    failure(folder, folder, words, "the copy is damaged or is not CIFAR-10; download or extract the published archive")
+
+
 @pytest.mark.parametrize("name", ["data_batch_5", "test_batch"])
 def test_missing_pickle(name: str, tmp_path: pathlib.Path) -> None:
     path = write_pickles(tmp_path / "cifar-10-batches-py") / name
@@ -349,6 +383,24 @@ def test_archive(content: bytes, name: str, tmp_path: pathlib.Path) -> None:
         assert_fabricated(dataset)
         assert dataset.source == str(path)
     assert files_under(tmp_path) == [f"archives/{name}"]
+
+
+def test_archive_with_an_upper_case_suffix(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "CIFAR-10-BINARY.TAR"
+    path.write_bytes(BINARY_TAR)
+    assert_fabricated(load(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python/cifar-10-batches-py", "my copy"])
+def test_batches_one_folder_deeper(name: str, tmp_path: pathlib.Path) -> None:
+    """As Kaggle and Keras store them."""
+    folder = write_pickles(tmp_path / "data" / name)
+    assert load(tmp_path / "data").source == str(folder)
+    other = write_binary(tmp_path / "data" / "other")
+    failure(tmp_path / "data", "several folders in it hold batches of CIFAR-10", name, "other", "give --data-dir one")
+    (tmp_path / "data" / "a.tar").write_bytes(BINARY_TAR)
+    assert load(tmp_path / "data").source == str(tmp_path / "data" / "a.tar")
+    assert load(other).source == str(other)
 
 
 @pytest.mark.parametrize("folder", [".", "/", "../..", "a/b/cifar-10-batches-bin", "./cifar-10-batches-py"])
@@ -512,6 +564,8 @@ def test_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path, monkeypatch: p
         (["cifar-10-batches-mat/x"], "the MATLAB version"),
         (["cifar-10-python.tar.gz.part"], "an unfinished download"),
         (["Unconfirmed cifar.crdownload"], "an unfinished download"),
+        (["CIFAR.TAR.GZ.PART"], "an unfinished download"),
+        (["cifar-10-batches-py.zip", "x"], "(it has cifar-10-batches-py.zip, which is not read: unpack it if it is"),
         (["cifar\n10.tar.gz"], "there is no CIFAR-10 in it"),
         (["cifar10-copy.tar.gz"], "neither a gzip nor a tar file"),
         (["train/a.png", "test/a.png"], "there is no CIFAR-10 in it"),
@@ -583,8 +637,9 @@ class Server:
                     self.send(200, content, None)
                 elif act == "endless":
                     self.send(200, content + bytes(1_000_000), None)
-                elif act in ("chunked", "compressed again"):
-                    body = content if act == "chunked" else gzip.compress(content)
+                elif "chunked" in act or act == "compressed again":
+                    body = gzip.compress(content) if act == "compressed again" else content
+                    body = body[: len(body) // 2] if act.endswith("cut") else body
                     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
                     self.send(200, chunks, None, **{"Transfer-Encoding": "chunked", "Content-Encoding": "gzip"})
                 elif act == "other length":
@@ -593,11 +648,11 @@ class Server:
                     self.send(200, content, **{"Content-Encoding": "gzip"})
                 elif act == "wrong range":
                     self.send(206, content, **{"Content-Range": f"bytes 0-{len(content) - 1}/{len(content)}"})
-                elif start and act != "no range":
+                elif start and not act.startswith("no range"):
                     found = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
                     self.send(206, content[start:], len(content) - start, cut=act == "cut", **found)
                 else:
-                    self.send(200, content, len(content), cut=act == "cut")
+                    self.send(200, content, len(content), cut=act.endswith("cut"))
 
             def send(
                 self, status: int, body: bytes, length: int | None = -1, cut: bool = False, **headers: str
@@ -774,12 +829,38 @@ def test_what_a_former_process_left_is_resumed(server: Server, cache: pathlib.Pa
     assert files_under(cache) == ["cifar-10-binary.tar.gz", "download.lock"]
 
 
-@pytest.mark.parametrize("surplus", [b"", b"x" * 100_000])
+LONG = len(BINARY_ARCHIVE) - 1000  # bytes that are stored
+
+
+@pytest.mark.parametrize("act", ["no range, cut", "no range, chunked, cut"])
+@pytest.mark.parametrize("correct", [HALF, HALF + 1000, LONG])
+def test_response_without_the_range_shortens_nothing_that_it_does_not_contradict(
+    correct: int, act: str, server: Server, cache: pathlib.Path
+) -> None:
+    cache.mkdir()
+    partial_of(cache, server.url).write_bytes(BINARY_ARCHIVE[:correct].ljust(LONG, b"x"))
+    server.acts = [act, "no range"]
+    assert_fabricated(load(None, url=server.url))
+    assert server.ranges == [f"bytes={LONG}-"] * 2
+    assert (cache / "cifar-10-binary.tar.gz").read_bytes() == BINARY_ARCHIVE
+
+
+def test_response_without_the_range_replaces_what_it_contradicts(server: Server, cache: pathlib.Path) -> None:
+    cache.mkdir()
+    partial_of(cache, server.url).write_bytes(BINARY_ARCHIVE[:10].ljust(LONG, b"x"))
+    server.acts = ["no range, cut"]
+    assert_fabricated(load(None, url=server.url))
+    assert server.ranges == [f"bytes={LONG}-", REST]
+
+
+@pytest.mark.parametrize("surplus", [b"", b"x", b"x" * 100_000])
 def test_what_a_former_process_left_complete(surplus: bytes, server: Server, cache: pathlib.Path) -> None:
     cache.mkdir()
     partial_of(cache, server.url).write_bytes(BINARY_ARCHIVE + surplus)
+    server.acts = ["no range"]
     assert_fabricated(load(None, url=server.url))
-    assert server.ranges == ([None] if surplus else [])
+    assert len(server.ranges) == bool(surplus)
+    assert (cache / "cifar-10-binary.tar.gz").read_bytes() == BINARY_ARCHIVE
 
 
 @pytest.mark.parametrize("resumed", [False, True])
@@ -908,6 +989,24 @@ def test_proxy_and_tls_that_fail(server: Server, monkeypatch: pytest.MonkeyPatch
     failure(None, "example.org can't be reached (Tunnel connection failed: 501", url="https://example.org/x.tar.gz")
 
 
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "127.0.0.1:1", "http://user:secret@127.0.0.1:1/"])
+def test_proxy_that_is_down_is_named(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    message = failure(
+        None, "example.org can't be reached (", "refused, through the proxy 127.0.0.1:1", url="http://example.org/x"
+    )
+    assert "secret" not in message
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert "proxy" not in failure(None, "127.0.0.1:1 can't be reached (Connection refused)", url=CLOSED)
+
+
+def test_proxy_that_fails_later_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    server.acts = ["cut", *["503"] * 20]
+    host = server.url.split("/")[2]
+    failure(None, "again and again (HTTP Error 503", f", through the proxy {host}", url="http://example.org/x.tar.gz")
+
+
 def test_mirror_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALEXNET_JAX_DATA_URL", f"{server.url}?token=secret")
     server.acts = ["page"]
@@ -915,7 +1014,14 @@ def test_mirror_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPat
     with pytest.raises(AlexNetError, match=r"127\.0\.0\.1:1 can't be reached"):  # --data-url takes precedence
         datasets.load(DataConfig(data_url=CLOSED))
     assert_fabricated(load(None))
-    for url in ("ftp://host/x", "/data/cifar-10-python.tar.gz", "http://", "http://a\nb/", "http://user:word@host/"):
+    for url in (
+        "ftp://host/x",
+        "/data/cifar-10-python.tar.gz",
+        "http://",
+        "http://a\nb/",
+        "http://user:word@host/",
+        "http://host/é",
+    ):
         monkeypatch.setenv("ALEXNET_JAX_DATA_URL", url)
         shutil.rmtree(cifar10_download._folder(), ignore_errors=True)
         with pytest.raises(UsageError, match=r"^ALEXNET_JAX_DATA_URL .* is needed$"):

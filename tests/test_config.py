@@ -96,6 +96,10 @@ def test_every_value_survives_json():
             {"data_url": "ftp://x"},
             "--data-url ftp://x: value error, an address that begins with http:// or https:// is",
         ),
+        *(
+            ({"data_url": url}, f"--data-url {url}: value error, a percent-encoded address, with the host")
+            for url in ("https://host/données.tar.gz", "https://hôte/x")
+        ),
         ({"preset": "../x"}, "--preset ../x: string should match pattern"),
     ],
 )

@@ -4,12 +4,15 @@ One face over sources that give identical arrays: the published archives, the fo
 TensorFlow Datasets (TFDS), and a download of an archive. Nothing here needs TensorFlow.
 """
 
+import itertools
 import os
 import pathlib
 
+import numpy as np
+
 from alexnet_jax.config import expanded, is_one_line, shown, web_address
 from alexnet_jax.datasets import cifar10_archive, cifar10_batches, cifar10_download
-from alexnet_jax.datasets.cifar10_batches import CLASS_NAMES, LAYOUTS, RECORDS_PER_BATCH, WHICH_TO_TAKE
+from alexnet_jax.datasets.cifar10_batches import BATCHES, CLASS_NAMES, LAYOUTS, RECORDS_PER_BATCH, WHICH_TO_TAKE
 from alexnet_jax.datasets.dataset import Dataset, Split
 from alexnet_jax.errors import AlexNetError, UsageError
 
@@ -29,7 +32,8 @@ def load(
       data_dir: an archive (`.tar.gz` or `.tar`, under any name) or a folder. In a folder this is looked for, and the
         first that is found is read: batches in the folder itself (binary ones, then pickles), in
         `cifar-10-batches-bin`, in `cifar-10-batches-py`; TFDS's `cifar10/3.0.2`; `cifar-10-binary.tar.gz`,
-        `cifar-10-python.tar.gz`, the same two unpacked to `.tar`; other archives of CIFAR-10 by alphabet.
+        `cifar-10-python.tar.gz`, the same two unpacked to `.tar`; other archives of CIFAR-10 by alphabet; batches one
+        folder deeper, if only one folder has them.
         None: the folder `data` in the working directory, then TFDS's default data_dir, then an archive that was
         downloaded before to the user's cache directory, to which a download goes otherwise.
       url: a published archive to download. None: what the environment variable ALEXNET_JAX_DATA_URL names, else the
@@ -93,14 +97,20 @@ def _load_folder(place: pathlib.Path, records: int, given: bool) -> Dataset | No
     for path in _archives(place):
         if path.name in cifar10_archive.NAMES or cifar10_archive.holds_cifar10(path):
             return _dataset(str(path), *cifar10_archive.read(path, records))
-    return None
+    deeper = [found for path in _listed(place) if os.path.isdir(path) and (found := cifar10_batches.find(path))]
+    if len(deeper) > 1:
+        names = shown(", ".join(str(folder.relative_to(place)) for folder, _ in deeper), 300)
+        raise AlexNetError(f"{place}: several folders in it hold batches of CIFAR-10 ({names}): give --data-dir one")
+    return _dataset(str(deeper[0][0]), *cifar10_batches.read(*deeper[0], records)) if deeper else None
 
 
 def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of a folder that are archives by their names, those with published names first."""
     names = cifar10_archive.NAMES
     paths = [folder / name for name in names] + [
-        path for path in _listed(folder) if path.name not in names and path.name.endswith(cifar10_archive.SUFFIXES)
+        path
+        for path in _listed(folder)
+        if path.name not in names and path.name.lower().endswith(cifar10_archive.SUFFIXES)
     ]
     return [path for path in paths if os.path.isfile(path)]
 
@@ -122,16 +132,19 @@ def _refuse(place: pathlib.Path, records: int) -> Dataset:
     if version := cifar10_batches.other_version({path.name: _size(path) for path in paths if os.path.exists(path)}):
         raise AlexNetError(f"{place}: {version}; {WHICH_TO_TAKE}")
     for path in paths:
-        if "cifar" not in path.name.lower() or not os.path.isfile(path):
+        name = path.name.lower()
+        if "cifar" not in name or not os.path.isfile(path):
             continue
-        if path.name.endswith(cifar10_archive.UNFINISHED):
+        if name.endswith(cifar10_archive.UNFINISHED):
             raise AlexNetError(f"{path} is an unfinished download: finish it; {WHICH_TO_TAKE}")
-        if path.name.endswith(cifar10_archive.SUFFIXES):
+        if name.endswith(cifar10_archive.SUFFIXES):
             return _dataset(str(path), *cifar10_archive.read(path, records))
     wanted = ", ".join([*(layout.folder for layout in LAYOUTS), "/".join(_PREPARED), *cifar10_archive.NAMES[:2]])
+    similar = ", ".join(path.name for path in paths if "cifar" in path.name.lower())
+    hint = f" (it has {shown(similar, 300)}, which is not read: unpack it if it is packed)" if similar else ""
     raise AlexNetError(
-        f"{place}: there is no CIFAR-10 in it, neither data_batch_1 nor one of {wanted}; without --data-dir it is "
-        "downloaded"
+        f"{place}: there is no CIFAR-10 in it, neither data_batch_1 nor one of {wanted}{hint}; without --data-dir it "
+        "is downloaded"
     )
 
 
@@ -140,6 +153,16 @@ def _size(path: pathlib.Path) -> int:
 
 
 def _dataset(source: str, train: Split, test: Split) -> Dataset:
+    """Divides the published images into the three splits.
+
+    Raises:
+      AlexNetError: they have the full number, but are not those of CIFAR-10.
+    """
+    if len(test) == RECORDS_PER_BATCH and (fault := _fault(train, test)):
+        raise AlexNetError(
+            f"{source}: {fault}: the copy is damaged or is not CIFAR-10; download or extract the published archive "
+            "again"
+        )
     validation = len(train) - len(test)  # where the fifth batch begins
     return Dataset(
         name="cifar10",
@@ -151,6 +174,25 @@ def _dataset(source: str, train: Split, test: Split) -> Dataset:
             "test": test,
         },
     )
+
+
+def _fault(train: Split, test: Split) -> str | None:
+    """What shows that these are not the published images: none is black, and each class has the same number.
+
+    The pixels are not compared with the published ones: a copy that was compressed with loss is still CIFAR-10.
+    """
+    batches = [Split(*part) for part in zip(np.split(train.images, 5), np.split(train.labels, 5), strict=True)] + [test]
+    for (a, first), (b, second) in itertools.combinations(zip(BATCHES, batches, strict=True), 2):
+        if np.array_equal(first.labels, second.labels) and np.array_equal(first.images, second.images):
+            return f"{b} is a copy of {a}"
+    for part, split in (("the training batches have", train), ("the test batch has", test)):
+        if black := np.count_nonzero(~split.images.any(axis=(1, 2, 3))):
+            return f"{part} {black:,} image(s) with all pixels 0"
+        expected = len(split) // len(CLASS_NAMES)
+        for label, count in enumerate(np.bincount(split.labels, minlength=len(CLASS_NAMES))):
+            if count != expected:
+                return f"{part} {count:,} images of class {CLASS_NAMES[label]} instead of {expected:,}"
+    return None
 
 
 def _default_tfds_dir() -> list[pathlib.Path]:

@@ -180,17 +180,18 @@ def _fetch(url: str, partial: pathlib.Path, looked: str) -> Published:
                 connected = True
                 return _receive(url, response, partial, digest, start, total)
         except _CutOffError as error:
+            reason = f"{error}{_through_proxy(url)}"
             if not connected:
                 host = shown(urllib.parse.urlsplit(url).netloc)
                 raise AlexNetError(
-                    f"CIFAR-10 is not at {looked}, and {host} can't be reached ({error}): {_WITHOUT}"
+                    f"CIFAR-10 is not at {looked}, and {host} can't be reached ({reason}): {_WITHOUT}"
                 ) from error
             have = partial.stat().st_size if partial.exists() else 0
             failures = 0 if have >= most + _PROGRESS_BYTES else failures + 1
             most = max(most, have)
             if failures == _ATTEMPTS:
                 raise AlexNetError(
-                    f"{_without_query(url)}: the connection fails again and again ({error}); {_mb(have)} are in "
+                    f"{_without_query(url)}: the connection fails again and again ({reason}); {_mb(have)} are in "
                     f"{partial}, and the same command resumes; or {_WITHOUT}"
                 ) from error
         time.sleep(_PAUSE_SECONDS * 2**failures / 2)
@@ -250,6 +251,15 @@ def _reason(error: BaseException) -> str:
     return shown(" ".join(text.split()) or type(error).__name__, 200)
 
 
+def _through_proxy(url: str) -> str:
+    """Which proxy urllib asks for this address, without the password that it can have."""
+    parts = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    return f", through the proxy {shown(proxy.rpartition('@')[2].rpartition('//')[2])}"
+
+
 def _check_size(url: str, total: int | None) -> None:
     if total is not None and total not in {archive.size for archive in PUBLISHED}:
         sizes = " or ".join(f"{archive.size:,} ({archive.name})" for archive in PUBLISHED)
@@ -284,12 +294,15 @@ def _receive(
 ) -> Published:
     """Appends what a response holds to the first `start` bytes, until they are a published archive.
 
+    Of a response that begins at 0 although more is stored, the part that is stored is compared and kept.
+
     Raises:
       _CutOffError: the response ends before that.
       AlexNetError: its bytes are others; they are deleted.
     """
     have, complete = start, False
-    with partial.open("ab") as file, _bar(start, total) as bar:
+    with partial.open("a+b") as file, _bar(start, total) as bar:
+        stored = file.seek(0, os.SEEK_END)
         for archive in sorted(PUBLISHED, key=lambda archive: archive.size):
             while have < archive.size and not complete:
                 try:
@@ -297,25 +310,31 @@ def _receive(
                 except (OSError, http.client.HTTPException) as error:
                     raise _CutOffError(_reason(error)) from error
                 if not data:
-                    complete = response.chunked  # only then is the end marked as such
+                    complete = response.chunked and have >= stored  # only if chunked is the end marked as such
                     if not complete:
                         raise _CutOffError(f"cut off after {_mb(have)}")
                     continue
-                if have == 0:
-                    if data[:1] != b"\x1f":
-                        raise AlexNetError(
-                            f"{_without_query(url)}: no gzip file (it begins with {shown(repr(data[:20])[2:-1])}): "
-                            "give the address of a published archive"
-                        )
-                    if file.tell():
-                        file.truncate(0)  # only now: what is there is worth more than a page of a proxy
-                file.write(data)
+                if have == 0 and data[:1] != b"\x1f":
+                    raise AlexNetError(
+                        f"{_without_query(url)}: no gzip file (it begins with {shown(repr(data[:20])[2:-1])}): "
+                        "give the address of a published archive"
+                    )
+                new = data
+                if have < stored:
+                    file.seek(have)
+                    old = file.read(len(data))
+                    if data.startswith(old):
+                        new = data[len(old) :]
+                    else:
+                        stored = file.truncate(have)
+                file.write(new)
                 file.flush()  # so that nothing is lost when the process is killed
                 digest.update(data)
                 have += len(data)
                 bar.update(len(data))
             if have == archive.size and digest.hexdigest() == archive.sha256:
                 bar.leave = True
+                file.truncate(have)  # more can be stored
                 return archive
             if complete or have == total:
                 break
