@@ -150,6 +150,60 @@ def test_any_framework_finds_the_weights(workdir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, {n: {k: arrays[f"{n}/{k}"] for k in params[n]} for n in params})
 
 
+def rewritten(path, change):
+    """An exported file, changed by `change(arrays, metadata)`; without a SHA-256, as older ones are."""
+    data = path.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    metadata.pop("sha256", None)
+    arrays = safetensors.numpy.load(data)
+    change(arrays, metadata)
+    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+    return path
+
+
+def without_a_class(arrays, metadata):
+    dataset = json.loads(metadata["dataset"])
+    metadata["dataset"] = json.dumps(dataset | {"class_names": dataset["class_names"][1:]})
+
+
+def with_nan_in_the_basis(arrays, metadata):
+    metadata["pca_basis"] = json.dumps(json.loads(metadata["pca_basis"]) | {"mean": [float("nan")] * 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda a, _: a["conv1/kernel"].__setitem__(0, np.nan), "conv1/kernel holds Inf or NaN"),
+        (lambda a, _: a.update({"extra": a["conv1/bias"]}), "it has extra, which would not be used"),
+        (lambda a, _: a.pop("fc1/bias"), "fc1/bias is missing"),
+        (lambda a, _: a.pop("mean_image"), r"mean_image is float64\[0\], floats \[32, 32, 3\] are needed"),
+        (lambda a, _: a.update({"fc1/kernel": a["fc1/kernel"].T.copy()}), r"fc1/kernel is float32\[.*are needed"),
+        (lambda a, _: a.update({"conv1/bias": a["conv1/bias"].astype(np.int32)}), r"conv1/bias is int32\[48\], floats"),
+        (lambda a, _: a.update({"mean_image": np.zeros((1, 1, 3), np.float32)}), r"mean_image is float32\[1, 1, 3\]"),
+        (without_a_class, r"logits/.* is float32\[.*10\], floats \[.*9\] are needed"),
+        (with_nan_in_the_basis, "pca_basis mean holds Inf or NaN"),
+        (lambda _, m: m.pop("config"), r"alexnet_jax\.weights\.load_weights reads torchvision's"),
+    ],
+)
+def test_safetensors_that_do_not_fit_are_refused(workdir, tmp_path, change, expected):
+    path = export.save(export.ExportConfig(workdir, out=tmp_path / "x"))
+    with pytest.raises(AlexNetError, match=f"x: not what alexnet_jax.export writes .*{expected}") as error:
+        export.load(rewritten(path, change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_in_safetensors_is_found(workdir, tmp_path):
+    path = export.save(export.ExportConfig(workdir, out=tmp_path / "x"))
+    data = path.read_bytes()
+    name = export.load(path).class_names[0].encode()
+    for at in (len(data) - 1, len(data) // 2, data.index(name)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(AlexNetError, match="its SHA-256 differs"):
+            export.load(path)
+    path.write_bytes(data)
+    export.load(rewritten(path, lambda *_: None))  # an older file
+
+
 def test_nothing_is_overwritten_and_nonsense_is_refused(workdir, tmp_path):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(UsageError, match="mine is there already"):
