@@ -35,7 +35,7 @@ import numpy as np
 
 from alexnet_jax import caffe, models
 from alexnet_jax.config import expanded, shown
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, warn
 from alexnet_jax.files import read_bytes
 from alexnet_jax.metrics import softmax
 
@@ -123,7 +123,8 @@ def load_weights(path: str | os.PathLike[str]) -> Weights:
       taken for AlexNet. For CaffeNet's use `dataclasses.replace(load_weights(path), variant="caffenet")`.
 
     Means that a file does not hold are those of ILSVRC-2012, on which the published weights were trained. For weights
-    of other images (Places205) use `dataclasses.replace(weights, mean=...)`.
+    of other images (Places205) use `dataclasses.replace(weights, mean=...)`; there is a warning if a .caffemodel names
+    another file for its mean.
 
     Raises:
       AlexNetError: it can't be read, or is another network's; the message names what is wrong.
@@ -187,6 +188,13 @@ def _from_torchvision(arrays: Arrays, names: Mapping[str, str]) -> Weights:
 
 
 def _from_caffemodel(net: caffe.Net) -> Weights:
+    for file in net.mean_files if net.mean is None else ():
+        name = file.replace("\\", "/").rpartition("/")[2].lower()
+        if "imagenet_mean" not in name and "ilsvrc" not in name:
+            warn(
+                f"Caffe takes the mean from {shown(file)}, which is not in the .caffemodel; ILSVRC-2012's is used "
+                "instead: set the right one with dataclasses.replace(weights, mean=...), [3], RGB grey levels"
+            )
     found = {
         layer: {kind: _float32(f"{layer}'s {kind}", array) for kind, array in arrays.items()}
         for layer, arrays in net.arrays.items()

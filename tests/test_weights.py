@@ -404,6 +404,33 @@ def test_what_caffes_format_may_hold_besides(tmp_path):
     )
 
 
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("field", "number", "file", "warns"),
+    [
+        ("transform_param", 4, "data/places205_mean.binaryproto", True),
+        ("data_param", 3, "C:\\ilsvrc\\places_mean.binaryproto", True),
+        ("transform_param", 4, "data/ilsvrc12/imagenet_mean.binaryproto", False),
+        ("data_param", 3, "ILSVRC_2012_mean.binaryproto", False),
+    ],
+)
+def test_a_mean_that_a_caffemodel_does_not_hold_is_named(
+    tmp_path, monkeypatch, capsys, old, field, number, file, warns
+):
+    monkeypatch.setattr(weights, "_checked", lambda found: found)
+    layers = with_arrays(caffe_net(), SMALL, old)
+    layers["data"].setdefault(field, {})[number] = file
+    (tmp_path / "x").write_bytes(serialized(layers, old))
+    np.testing.assert_array_equal(load_weights(tmp_path / "x").mean, [122.68, 116.67, 104.01])
+    expected = f"warning: Caffe takes the mean from {file}, which is not in the .caffemodel"
+    printed = capsys.readouterr().err
+    assert (printed.count("\n"), expected in printed, "replace(weights, mean=" in printed) == (warns, warns, warns)
+    layers["data"]["transform_param"][5] = [1.0, 2.0, 3.0]  # is in the file
+    (tmp_path / "x").write_bytes(serialized(layers, old))
+    np.testing.assert_array_equal(load_weights(tmp_path / "x").mean, [3, 2, 1])
+    assert capsys.readouterr().err == ""
+
+
 STORAGES = {
     name: type(name, (), {"__module__": "torch"})
     for name in ("FloatStorage", "DoubleStorage", "HalfStorage", "BFloat16Storage", "LongStorage")
