@@ -142,7 +142,12 @@ def _description(run: Any, function: bytes) -> dict[str, Any]:
         "exported": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "expires": "JAX promises to read this file for six months; the safetensors format does not expire",
         "sha256": hashlib.sha256(function).hexdigest(),
+        "class_names_sha256": _sha256_of_names(run.class_names),
     }
+
+
+def _sha256_of_names(names: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -255,13 +260,19 @@ def _load_stablehlo(path: pathlib.Path, data: bytes) -> Exported:
     intact = described.get("sha256") == hashlib.sha256(data).hexdigest()
     try:
         function = export.deserialize(bytearray(data))
-        (images,) = function.in_avals
+        (images,), (probabilities,) = function.in_avals, function.out_avals
         # Lowered here, so that load reports a file that this JAX cannot read, not the first predict.
         jax.jit(function.call).lower(jax.ShapeDtypeStruct((1, *shape), images.dtype))
     except Exception as error:
         raise AlexNetError(f"{path}: {_unreadable(error, described, intact)}") from error
     if not intact and "sha256" in described:
         raise ValueError(f"{path.name}.json is of another file, or this one is damaged: its SHA-256 differs")
+    if described.get("class_names_sha256", _sha256_of_names(names)) != _sha256_of_names(names):
+        raise ValueError(f"class_names in {path.name}.json are not those that were exported: their SHA-256 differs")
+    if len(names) != probabilities.shape[-1]:
+        raise ValueError(
+            f"{path.name}.json has {len(names)} class_names, the function {probabilities.shape[-1]} outputs"
+        )
     whole_levels = np.issubdtype(images.dtype, np.integer)  # older exports take float32
 
     def predict(images_: Any) -> Any:

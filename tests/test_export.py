@@ -69,6 +69,7 @@ def test_the_function_refuses_floats_and_says_what_it_takes(workdir, tiny, tmp_p
     assert "probabilities" in described["output"]["meaning"]
     assert described["jax"] == jax.__version__
     assert "six months" in described["expires"]
+    assert described["class_names_sha256"] == export._sha256_of_names(described["class_names"])
     function = jax.export.deserialize(bytearray(path.read_bytes()))
     images = tiny["test"].images[:2]
     for wrong in (images / np.float32(255), images.astype(np.float32), images.astype(np.int32)):
@@ -93,9 +94,32 @@ def test_older_exports_take_float32(workdir, tiny, tmp_path):
 
     function = jax.export.export(mean)(jax.ShapeDtypeStruct((batch, 32, 32, 3), np.float32))
     (tmp_path / "x").write_bytes(function.serialize())
-    (tmp_path / "x.json").write_text(json.dumps({"class_names": run.class_names, "image_shape": [32, 32, 3]}))
+    (tmp_path / "x.json").write_text(json.dumps({"class_names": run.class_names[:3], "image_shape": [32, 32, 3]}))
     images = np.full((2, 32, 32, 3), 0.1)
     np.testing.assert_allclose(export.load(tmp_path / "x").predict(images), 25.5, rtol=1e-6)
+
+
+def test_class_names_that_are_not_the_functions_are_refused(tmp_path):
+    path, description = tmp_path / "x", tmp_path / "x.json"
+
+    @jax.jit
+    def mean(images):
+        return images.mean((1, 2))
+
+    shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 4, 4, 3), np.uint8)
+    path.write_bytes(jax.export.export(mean)(shape).serialize())
+    names = ["a", "b", "c"]
+    described = {"image_shape": [4, 4, 3], "class_names_sha256": export._sha256_of_names(names)}
+    description.write_text(json.dumps(described | {"class_names": names}))
+    assert export.load(path).class_names == ("a", "b", "c")
+    for wrong in (["b", "a", "c"], ["a", "b"]):
+        description.write_text(json.dumps(described | {"class_names": wrong}))
+        with pytest.raises(AlexNetError, match=r"class_names in x\.json are not those that were exported"):
+            export.load(path)
+    for wrong in (names[:2], [*names, "d"]):  # of an older export, without a SHA-256
+        description.write_text(json.dumps({"image_shape": [4, 4, 3], "class_names": wrong}))
+        with pytest.raises(AlexNetError, match=rf"x\.json has {len(wrong)} class_names, the function 3 outputs"):
+            export.load(path)
 
 
 def test_an_expired_file_says_so(tmp_path, monkeypatch):
