@@ -67,10 +67,10 @@ _MESSAGES: Mapping[str, Sequence[tuple[Any, ...]]] = {
     "ReLU": [("negative_slope", 1, "float")],
     "Dropout": [("scale_train", 2, "bool", "true")],
     "Transform": [
-        *(("scale", 1, "float", "1"), ("crop_size", 3, "int"), ("mean_value", 5, ["float"])),
-        ("force_gray", 7, "bool"),
+        *(("scale", 1, "float", "1"), ("crop_size", 3, "int"), ("mean_file", 4, "bytes")),
+        *(("mean_value", 5, ["float"]), ("force_gray", 7, "bool")),
     ],
-    "Source": [("scale", 2, "float", "1"), ("crop_size", 5, "int")],
+    "Source": [("scale", 2, "float", "1"), ("mean_file", 3, "bytes"), ("crop_size", 5, "int")],
     "Memory": [("height", 3, "int"), ("width", 4, "int")],
     "Input": [("shape", 1, ["Shape"])],
     "Layer": [
@@ -103,6 +103,7 @@ _PARAMETERS = {
     "Convolution": "convolution_param", "Pooling": "pooling_param", "LRN": "lrn_param", "ReLU": "relu_param",
     "InnerProduct": "inner_product_param", "Dropout": "dropout_param",
 }  # fmt: skip
+_SOURCE_PARAMETERS = ("transform_param", "data_param", "image_data_param", "window_data_param")
 _NAMES = {"pool": ("MAX", "AVE", "STOCHASTIC"), "norm_region": ("ACROSS_CHANNELS", "WITHIN_CHANNEL")}
 _WHEN_UNSET = {"pad": 0, "stride": 1, "dilation": 1}
 
@@ -114,11 +115,13 @@ class Net(NamedTuple):
       variant: of `models.AlexNet`.
       arrays: kernel and bias of each of `models.LAYERS`, in Caffe's layout: channels first, blue before red.
       mean: [3], blue, green, red: what the data layer subtracts; None where the file doesn't say.
+      mean_files: names of the files from which the data layers take it instead.
     """
 
     variant: str
     arrays: dict[str, dict[str, np.ndarray]]
     mean: np.ndarray | None
+    mean_files: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +154,8 @@ def read(data: bytes) -> Net:
     size = models.architecture(variant).input_size
     for shape in (net.input_dim[:4], *(shape.dim for shape in net.input_shape)):
         _check_shape("its input", shape, size)
-    means = [mean for layer in layers if _kind(layer) in _SOURCES for mean in _check_source(layer, size)]
+    sources = [layer for layer in layers if _kind(layer) in _SOURCES]
+    means = [mean for layer in sources for mean in _check_source(layer, size)]
     if any(mean != means[0] for mean in means):
         raise ValueError("its data layers subtract different means")
     _check_parameters(path, list(_wanted(variant)), [layer for layer in layers if _kind(layer) == "Dropout"])
@@ -167,7 +171,9 @@ def read(data: bytes) -> Net:
         # Dense kernels of before 2014 have four axes.
         kernel = kernel.reshape(kernel.shape[-2:]) if _kind(layer) == "InnerProduct" else kernel
         arrays[name] = {"kernel": kernel, "bias": bias.reshape(-1)}
-    return Net(variant, arrays, np.array(means[0]) if means else None)
+    files = dict.fromkeys(getattr(layer, field).mean_file for layer in sources for field in _SOURCE_PARAMETERS)
+    mean_files = tuple(file.decode(errors="replace") for file in files if file)
+    return Net(variant, arrays, np.array(means[0]) if means else None, mean_files)
 
 
 def _name(layer: Any) -> str:
@@ -327,7 +333,7 @@ def _described(name: str, value: Any) -> str:
 def _check_source(layer: Any, size: int) -> Iterator[tuple[float, ...]]:
     """Yields the mean that a data layer subtracts, if it says which; ValueError if it does anything else to images."""
     name = _name(layer)
-    for field in ("transform_param", "data_param", "image_data_param", "window_data_param"):
+    for field in _SOURCE_PARAMETERS:
         source = getattr(layer, field)
         if source.scale != 1:
             raise ValueError(f"{name}: scale is {source.scale:g}, 1 is needed (grey levels 0..255)")

@@ -54,8 +54,21 @@ def to_safetensors(run: Any) -> bytes:
         "pca_basis": json.dumps(statistics),
         "step": str(run.step),
     }
-    arrays = {f"{layer}/{name}": array for layer, arrays in run.params.items() for name, array in arrays.items()}
-    return safetensors.numpy.save(arrays | {"mean_image": run.statistics.mean_image}, metadata)
+    arrays = _flat(run.params) | {"mean_image": run.statistics.mean_image}
+    return safetensors.numpy.save(arrays, metadata | {"sha256": _sha256(arrays, metadata)})
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    return {f"{layer}/{name}": array for layer, arrays in params.items() for name, array in arrays.items()}
+
+
+def _sha256(arrays: dict[str, Any], metadata: dict[str, str]) -> str:
+    """SHA-256 of all that a safetensors file holds, in an order that does not depend on the file's."""
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def to_stablehlo(run: Any) -> bytes:
@@ -129,7 +142,12 @@ def _description(run: Any, function: bytes) -> dict[str, Any]:
         "exported": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "expires": "JAX promises to read this file for six months; the safetensors format does not expire",
         "sha256": hashlib.sha256(function).hexdigest(),
+        "class_names_sha256": _sha256_of_names(run.class_names),
     }
+
+
+def _sha256_of_names(names: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,19 +199,50 @@ def _load_safetensors(data: bytes) -> Exported:
     from alexnet_jax.config import from_json
     from alexnet_jax.run import DatasetInfo, Run, RunFolder
 
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    metadata = header["__metadata__"]
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    if "config" not in metadata:
+        raise ValueError("it does not describe its network; alexnet_jax.weights.load_weights reads torchvision's")
     arrays = safetensors.numpy.load(data)
-    basis = PcaBasis(**{name: np.array(value) for name, value in json.loads(metadata["pca_basis"]).items()})
-    params: dict[str, dict[str, Any]] = {}
-    mean_image = arrays.pop("mean_image")
-    for name, array in arrays.items():
-        layer, kind = name.split("/")
-        params.setdefault(layer, {})[kind] = array
+    digest = metadata.pop("sha256", None)  # older files have none
+    if digest not in (None, _sha256(arrays, metadata)):
+        raise ValueError("it is damaged or was changed: its SHA-256 differs; export the run again")
+    basis = {name: np.array(value) for name, value in json.loads(metadata["pca_basis"]).items()}
     dataset = pydantic.TypeAdapter(DatasetInfo).validate_python(json.loads(metadata["dataset"]))
     config = from_json(json.loads(metadata["config"]))
-    run = Run(RunFolder(config.workdir), config, dataset, Statistics(basis, mean_image), int(metadata["step"]), params)
+    statistics = Statistics(PcaBasis(**basis), arrays.pop("mean_image", np.empty(0)))
+    params: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        layer, _, kind = name.partition("/")
+        params.setdefault(layer, {})[kind] = array
+    run = Run(RunFolder(config.workdir), config, dataset, statistics, int(metadata["step"]), params)
+    _check_arrays(run, arrays)
     return Exported(dataset.class_names, dataset.image_shape, run.predict)
+
+
+def _check_arrays(run: Any, found: dict[str, Any]) -> None:
+    """Raises ValueError unless the arrays are finite floats of the shapes that the network, classes and images need."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    def check(name: str, array: Any, shape: tuple[int, ...]) -> None:
+        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, floats {list(shape)} are needed")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds Inf or NaN")
+
+    image_shape, model, evaluation = run.dataset.image_shape, run.model, run.preprocessing.evaluation
+    check("mean_image", run.statistics.mean_image, image_shape)
+    for name, array in vars(run.statistics.basis).items():
+        check(f"pca_basis {name}", array, (3, 3) if name == "eigenvectors" else (3,))
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    variables = jax.eval_shape(lambda key, images: model.init(key, evaluation(images)), jax.random.key(0), images)
+    wanted = _flat(variables["params"])
+    if different := sorted(found.keys() ^ wanted.keys()):
+        name = different[0]
+        raise ValueError(f"{name} is missing" if name in wanted else f"it has {name}, which would not be used")
+    for name, array in wanted.items():
+        check(name, found[name], array.shape)
 
 
 def _load_stablehlo(path: pathlib.Path, data: bytes) -> Exported:
@@ -211,13 +260,19 @@ def _load_stablehlo(path: pathlib.Path, data: bytes) -> Exported:
     intact = described.get("sha256") == hashlib.sha256(data).hexdigest()
     try:
         function = export.deserialize(bytearray(data))
-        (images,) = function.in_avals
+        (images,), (probabilities,) = function.in_avals, function.out_avals
         # Lowered here, so that load reports a file that this JAX cannot read, not the first predict.
         jax.jit(function.call).lower(jax.ShapeDtypeStruct((1, *shape), images.dtype))
     except Exception as error:
         raise AlexNetError(f"{path}: {_unreadable(error, described, intact)}") from error
     if not intact and "sha256" in described:
         raise ValueError(f"{path.name}.json is of another file, or this one is damaged: its SHA-256 differs")
+    if described.get("class_names_sha256", _sha256_of_names(names)) != _sha256_of_names(names):
+        raise ValueError(f"class_names in {path.name}.json are not those that were exported: their SHA-256 differs")
+    if len(names) != probabilities.shape[-1]:
+        raise ValueError(
+            f"{path.name}.json has {len(names)} class_names, the function {probabilities.shape[-1]} outputs"
+        )
     whole_levels = np.issubdtype(images.dtype, np.integer)  # older exports take float32
 
     def predict(images_: Any) -> Any:

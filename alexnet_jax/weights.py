@@ -35,7 +35,7 @@ import numpy as np
 
 from alexnet_jax import caffe, models
 from alexnet_jax.config import expanded, shown
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, warn
 from alexnet_jax.files import read_bytes
 from alexnet_jax.metrics import softmax
 
@@ -113,8 +113,9 @@ def load_weights(path: str | os.PathLike[str]) -> Weights:
     that a file names is imported or called.
 
     - .pth, .safetensors: the names may have the components that `DataParallel` ("module") and `torch.compile`
-      ("_orig_mod") put in. A .pth may be a checkpoint, a dict with the state dict under any name beside other things;
-      if it holds two whose values differ (averaged weights, for example), it is refused.
+      ("_orig_mod") put in, and a prefix that all of them share ("model."). A .pth may be a checkpoint, with the state
+      dict at any depth of its dicts and lists; if it holds two whose values differ (averaged weights, for example), it
+      is refused.
     - .caffemodel: the order of the layers tells Caffe's AlexNet (`variant` "caffe") from its CaffeNet ("caffenet"), and
       stride, padding, groups, pooling, LRN, slope of ReLU, size and scale of the input must be theirs where the file
       says them. The mean is the file's, if it has `mean_value`.
@@ -122,7 +123,8 @@ def load_weights(path: str | os.PathLike[str]) -> Weights:
       taken for AlexNet. For CaffeNet's use `dataclasses.replace(load_weights(path), variant="caffenet")`.
 
     Means that a file does not hold are those of ILSVRC-2012, on which the published weights were trained. For weights
-    of other images (Places205) use `dataclasses.replace(weights, mean=...)`.
+    of other images (Places205) use `dataclasses.replace(weights, mean=...)`; there is a warning if a .caffemodel names
+    another file for its mean.
 
     Raises:
       AlexNetError: it can't be read, or is another network's; the message names what is wrong.
@@ -186,6 +188,13 @@ def _from_torchvision(arrays: Arrays, names: Mapping[str, str]) -> Weights:
 
 
 def _from_caffemodel(net: caffe.Net) -> Weights:
+    for file in net.mean_files if net.mean is None else ():
+        name = file.replace("\\", "/").rpartition("/")[2].lower()
+        if "imagenet_mean" not in name and "ilsvrc" not in name:
+            warn(
+                f"Caffe takes the mean from {shown(file)}, which is not in the .caffemodel; ILSVRC-2012's is used "
+                "instead: set the right one with dataclasses.replace(weights, mean=...), [3], RGB grey levels"
+            )
     found = {
         layer: {kind: _float32(f"{layer}'s {kind}", array) for kind, array in arrays.items()}
         for layer, arrays in net.arrays.items()
@@ -298,15 +307,11 @@ def _state_dict(loaded: Any) -> tuple[Arrays, dict[str, str]]:
     """
     if not isinstance(loaded, dict):
         raise ValueError("no dict of tensors")
-    dicts = [("", loaded), *((shown(key, 60), value) for key, value in loaded.items() if isinstance(value, dict))]
-    if len(dicts) > 100:
-        raise ValueError(f"it holds {len(dicts):,} dicts")
-    plain = [(key, *_without_wrappers(one)) for key, one in dicts]
-    found = [one for one in plain if any(name in one[1] for name in TORCHVISION_ARRAYS)]
-    first, arrays, names = found[0] if found else max(plain, key=lambda one: len(one[1]))
-    where = first or "the file itself"
-    for key, others, other_names in plain:
-        if others is arrays or not found:
+    plain = [(where, depth, *_without_wrappers(one)) for where, depth, one in _dicts(loaded)]
+    found = [one for one in plain if any(name in one[2] for name in TORCHVISION_ARRAYS)]
+    where, depth, arrays, names = found[0] if found else max(plain, key=lambda one: len(one[2]))
+    for other, other_depth, others, other_names in plain if found else ():
+        if others is arrays:
             continue
         if any(name in others for name in TORCHVISION_ARRAYS):
             for name in TORCHVISION_ARRAYS:
@@ -315,14 +320,39 @@ def _state_dict(loaded: Any) -> tuple[Arrays, dict[str, str]]:
                 if not (name in arrays and name in others) or not np.array_equal(
                     _float32(name, arrays[name]), _float32(name, others[name])
                 ):
-                    raise ValueError(f"{where} and {key} both hold weights, and {name} differs: save one of them alone")
-        elif unused := [other_names[name] for name, array in others.items() if _is_floats(array)]:
+                    raise ValueError(
+                        f"{where} and {other} both hold weights, and {name} differs: save one of them alone"
+                    )
+        # Those further down are an optimizer's.
+        elif other_depth <= max(depth, 1) and (unused := [other_names[n] for n in others if _is_floats(others[n])]):
             raise ValueError(f"beside {where} it has {_listed(unused)}, which would not be used")
     return arrays, names
 
 
+def _dicts(loaded: dict[Any, Any]) -> list[tuple[str, int, dict[Any, Any]]]:
+    """Where it is, how deep, and itself: each dict in dicts, lists and tuples, the outer ones first.
+
+    Raises:
+      ValueError: they hold more than a checkpoint's.
+    """
+    found: list[tuple[str, int, Any]] = [("the file itself", 0, loaded)]
+    seen = {id(loaded)}
+    for where, depth, one in found:  # which grows
+        for key, value in one.items() if isinstance(one, dict) else enumerate(one):
+            if (isinstance(value, dict) or type(value) in (list, tuple)) and id(value) not in seen:
+                seen.add(id(value))
+                name = shown(key, 60)
+                found.append((shown(f"{where}.{name}", 60) if depth else name, depth + 1, value))
+        if len(found) > 1000:
+            raise ValueError(f"it holds {len(found):,} dicts and lists: save model.state_dict() alone")
+    return [(where, depth, one) for where, depth, one in found if isinstance(one, dict)]
+
+
 def _without_wrappers(state: Mapping[Any, Any]) -> tuple[Arrays, dict[str, str]]:
-    """Arrays without what DataParallel and torch.compile put into their names, and the names with that."""
+    """Arrays without what DataParallel and torch.compile put into their names, and the names with that.
+
+    A prefix that all of torchvision's names have (`model.` in Lightning's checkpoints) is removed, too.
+    """
     arrays: dict[str, Any] = {}
     names: dict[str, str] = {}
     for key, value in state.items():
@@ -331,6 +361,12 @@ def _without_wrappers(state: Mapping[Any, Any]) -> tuple[Arrays, dict[str, str]]
             if name in arrays:
                 raise ValueError(f"{names[name]} and {key} are the same array by name")
             arrays[name], names[name] = value, str(key)
+    first = TORCHVISION_ARRAYS[0]
+    prefixes = [name.removesuffix(first) for name in arrays if name.endswith(f".{first}")]
+    short = {prefix + name: name for prefix in prefixes for name in TORCHVISION_ARRAYS}
+    if len(prefixes) == 1 and short.keys() <= arrays.keys() and arrays.keys().isdisjoint(TORCHVISION_ARRAYS):
+        arrays = {short.get(name, name): array for name, array in arrays.items()}
+        names = {short.get(name, name): key for name, key in names.items()}
     return arrays, names
 
 
@@ -378,6 +414,8 @@ def _array(*_: Any) -> _PickledArray:
 class _Unpickler(pickle.Unpickler):
     """Knows what `known` names, and nothing else: what a pickle may call is ours and does nothing but hold data."""
 
+    remedy = ""  # for a file that asks for something else
+
     def __init__(self, data: bytes, known: Mapping[tuple[str, str], Any]) -> None:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             # A pickle of weights has some hundred opcodes; the memo is an array that grows to the largest index.
@@ -389,7 +427,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for."""
         if (module, name) not in self._known:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}"[:150])
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}"[:150] + self.remedy)
         value = self._known[module, name]
         # New each time: a pickle may set attributes of what it gets, and those of ours must stay as they are.
         return functools.partial(value) if callable(value) else value
@@ -509,6 +547,8 @@ def _read_pth(data: bytes) -> Any:
         return np.frombuffer(archive.read(f"{folder}data/{key}"), np.uint8)
 
     class Unpickler(_Unpickler):
+        remedy = ": save model.state_dict() alone"
+
         def persistent_load(self, reference: Any) -> _Storage:
             kind, storage, key, _, count = reference
             if kind != "storage" or not isinstance(storage, str) or storage not in _STORAGES:

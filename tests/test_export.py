@@ -55,6 +55,10 @@ def test_the_function_needs_nothing_of_ours(workdir, tiny, tmp_path):
     np.testing.assert_allclose(np.load(files[2]), expected, atol=2e-6)
 
 
+def sha256_of(names):
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
 def test_the_function_refuses_floats_and_says_what_it_takes(workdir, tiny, tmp_path, capsys):
     path = tmp_path / "model.bin"
     export.main([str(workdir), "--format", "stablehlo", "--out", str(path)])
@@ -69,6 +73,7 @@ def test_the_function_refuses_floats_and_says_what_it_takes(workdir, tiny, tmp_p
     assert "probabilities" in described["output"]["meaning"]
     assert described["jax"] == jax.__version__
     assert "six months" in described["expires"]
+    assert described["class_names_sha256"] == sha256_of(described["class_names"])
     function = jax.export.deserialize(bytearray(path.read_bytes()))
     images = tiny["test"].images[:2]
     for wrong in (images / np.float32(255), images.astype(np.float32), images.astype(np.int32)):
@@ -93,9 +98,32 @@ def test_older_exports_take_float32(workdir, tiny, tmp_path):
 
     function = jax.export.export(mean)(jax.ShapeDtypeStruct((batch, 32, 32, 3), np.float32))
     (tmp_path / "x").write_bytes(function.serialize())
-    (tmp_path / "x.json").write_text(json.dumps({"class_names": run.class_names, "image_shape": [32, 32, 3]}))
+    (tmp_path / "x.json").write_text(json.dumps({"class_names": run.class_names[:3], "image_shape": [32, 32, 3]}))
     images = np.full((2, 32, 32, 3), 0.1)
     np.testing.assert_allclose(export.load(tmp_path / "x").predict(images), 25.5, rtol=1e-6)
+
+
+def test_class_names_that_are_not_the_functions_are_refused(tmp_path):
+    path, description = tmp_path / "x", tmp_path / "x.json"
+
+    @jax.jit
+    def mean(images):
+        return images.mean((1, 2))
+
+    shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 4, 4, 3), np.uint8)
+    path.write_bytes(jax.export.export(mean)(shape).serialize())
+    names = ["a", "b", "c"]
+    described = {"image_shape": [4, 4, 3], "class_names_sha256": sha256_of(names)}
+    description.write_text(json.dumps(described | {"class_names": names}))
+    assert export.load(path).class_names == ("a", "b", "c")
+    for wrong in (["b", "a", "c"], ["a", "b"]):
+        description.write_text(json.dumps(described | {"class_names": wrong}))
+        with pytest.raises(AlexNetError, match=r"class_names in x\.json are not those that were exported"):
+            export.load(path)
+    for wrong in (names[:2], [*names, "d"]):  # of an older export, without a SHA-256
+        description.write_text(json.dumps({"image_shape": [4, 4, 3], "class_names": wrong}))
+        with pytest.raises(AlexNetError, match=rf"x\.json has {len(wrong)} class_names, the function 3 outputs"):
+            export.load(path)
 
 
 def test_an_expired_file_says_so(tmp_path, monkeypatch):
@@ -148,6 +176,60 @@ def test_any_framework_finds_the_weights(workdir, tmp_path):
     arrays, params = safetensors.numpy.load_file(path), alexnet_jax.open_run(workdir).params
     assert set(arrays) == {f"{layer}/{kind}" for layer in params for kind in ("kernel", "bias")} | {"mean_image"}
     jax.tree.map(np.testing.assert_array_equal, params, {n: {k: arrays[f"{n}/{k}"] for k in params[n]} for n in params})
+
+
+def rewritten(path, change):
+    """An exported file, changed by `change(arrays, metadata)`; without a SHA-256, as older ones are."""
+    data = path.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    metadata.pop("sha256", None)
+    arrays = safetensors.numpy.load(data)
+    change(arrays, metadata)
+    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+    return path
+
+
+def without_a_class(arrays, metadata):
+    dataset = json.loads(metadata["dataset"])
+    metadata["dataset"] = json.dumps(dataset | {"class_names": dataset["class_names"][1:]})
+
+
+def with_nan_in_the_basis(arrays, metadata):
+    metadata["pca_basis"] = json.dumps(json.loads(metadata["pca_basis"]) | {"mean": [float("nan")] * 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda a, _: a["conv1/kernel"].__setitem__(0, np.nan), "conv1/kernel holds Inf or NaN"),
+        (lambda a, _: a.update({"extra": a["conv1/bias"]}), "it has extra, which would not be used"),
+        (lambda a, _: a.pop("fc1/bias"), "fc1/bias is missing"),
+        (lambda a, _: a.pop("mean_image"), r"mean_image is float64\[0\], floats \[32, 32, 3\] are needed"),
+        (lambda a, _: a.update({"fc1/kernel": a["fc1/kernel"].T.copy()}), r"fc1/kernel is float32\[.*are needed"),
+        (lambda a, _: a.update({"conv1/bias": a["conv1/bias"].astype(np.int32)}), r"conv1/bias is int32\[48\], floats"),
+        (lambda a, _: a.update({"mean_image": np.zeros((1, 1, 3), np.float32)}), r"mean_image is float32\[1, 1, 3\]"),
+        (without_a_class, r"logits/.* is float32\[.*10\], floats \[.*9\] are needed"),
+        (with_nan_in_the_basis, "pca_basis mean holds Inf or NaN"),
+        (lambda _, m: m.pop("config"), r"alexnet_jax\.weights\.load_weights reads torchvision's"),
+    ],
+)
+def test_safetensors_that_do_not_fit_are_refused(workdir, tmp_path, change, expected):
+    path = export.save(export.ExportConfig(workdir, out=tmp_path / "x"))
+    with pytest.raises(AlexNetError, match=f"x: not what alexnet_jax.export writes .*{expected}") as error:
+        export.load(rewritten(path, change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_in_safetensors_is_found(workdir, tmp_path):
+    path = export.save(export.ExportConfig(workdir, out=tmp_path / "x"))
+    data = path.read_bytes()
+    name = export.load(path).class_names[0].encode()
+    for at in (len(data) - 1, len(data) // 2, data.index(name)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        with pytest.raises(AlexNetError, match="its SHA-256 differs"):
+            export.load(path)
+    path.write_bytes(data)
+    export.load(rewritten(path, lambda *_: None))  # an older file
 
 
 def test_nothing_is_overwritten_and_nonsense_is_refused(workdir, tmp_path):

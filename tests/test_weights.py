@@ -404,6 +404,33 @@ def test_what_caffes_format_may_hold_besides(tmp_path):
     )
 
 
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("field", "number", "file", "warns"),
+    [
+        ("transform_param", 4, "data/places205_mean.binaryproto", True),
+        ("data_param", 3, "C:\\ilsvrc\\places_mean.binaryproto", True),
+        ("transform_param", 4, "data/ilsvrc12/imagenet_mean.binaryproto", False),
+        ("data_param", 3, "ILSVRC_2012_mean.binaryproto", False),
+    ],
+)
+def test_a_mean_that_a_caffemodel_does_not_hold_is_named(
+    tmp_path, monkeypatch, capsys, old, field, number, file, warns
+):
+    monkeypatch.setattr(weights, "_checked", lambda found: found)
+    layers = with_arrays(caffe_net(), SMALL, old)
+    layers["data"].setdefault(field, {})[number] = file
+    (tmp_path / "x").write_bytes(serialized(layers, old))
+    np.testing.assert_array_equal(load_weights(tmp_path / "x").mean, [122.68, 116.67, 104.01])
+    expected = f"warning: Caffe takes the mean from {file}, which is not in the .caffemodel"
+    printed = capsys.readouterr().err
+    assert (printed.count("\n"), expected in printed, "replace(weights, mean=" in printed) == (warns, warns, warns)
+    layers["data"]["transform_param"][5] = [1.0, 2.0, 3.0]  # is in the file
+    (tmp_path / "x").write_bytes(serialized(layers, old))
+    np.testing.assert_array_equal(load_weights(tmp_path / "x").mean, [3, 2, 1])
+    assert capsys.readouterr().err == ""
+
+
 STORAGES = {
     name: type(name, (), {"__module__": "torch"})
     for name in ("FloatStorage", "DoubleStorage", "HalfStorage", "BFloat16Storage", "LongStorage")
@@ -547,6 +574,16 @@ PTH = {
     "torch.compile": lambda s: {"model": renamed(s, lambda name: f"_orig_mod.{name}")},
     "both": lambda s: {"model_state_dict": renamed(s, lambda name: f"module._orig_mod.{name}")},
     "any name": lambda s: {"net": s, "loss": 0.5},
+    "deep": lambda s: {"checkpoint": [{"model": s, "optimizer": {"state": {0: {"exp_avg": np.ones(7, np.float32)}}}}]},
+    "deep, twice the same": lambda s: {
+        "model": s,
+        "ema": {"module": {name: array.copy() for name, array in s.items()}},
+    },
+    "Lightning": lambda s: {
+        "state_dict": renamed(s, lambda name: f"model.{name}"),
+        "optimizer_states": [{"state": {0: {"momentum_buffer": np.ones(7, np.float32)}}}],
+    },
+    "prefixes": lambda s: renamed(s, lambda name: f"module.alexnet.backbone.{name}"),
     "twice the same": lambda s: {"model": s, "state_dict": {name: array.copy() for name, array in s.items()}},
     "half": lambda s: {name: array.astype(np.float16) for name, array in s.items()},
     "double": lambda s: {name: array.astype(np.float64) for name, array in s.items()},
@@ -577,6 +614,10 @@ def test_safetensors_of_any_width(small_state, tmp_path, dtype):
     assert params["fc2"]["kernel"].dtype == np.float32
 
 
+def other_bias(state):
+    return state | {"features.0.bias": state["features.0.bias"] + 1}
+
+
 def batch_normalized(state):
     """torchvision's with batch normalization, as many train it: the numbers of the layers shift."""
     moved = renamed(state, lambda name: name.replace("features.3", "features.4"))
@@ -588,9 +629,18 @@ def batch_normalized(state):
     ("change", "expected"),
     [
         (
-            lambda s: renamed(s, lambda name: f"backbone.{name}"),
-            "features.0.weight is missing; it has backbone.classifier.1.bias, backbone.classifier.1.weight, "
-            "backbone.classifier.4.bias, ... (16 arrays)",
+            lambda s: renamed(s, lambda name: name.replace("features", "model.features")),
+            "features.0.weight is missing; it has model.features.0.bias, model.features.0.weight, "
+            "model.features.10.bias, ... (16 arrays)",
+        ),
+        (
+            lambda s: renamed(s, lambda name: f"model.{name}") | renamed(s, lambda name: f"ema.{name}"),
+            "features.0.weight is missing; it has ema.classifier.1.bias, ",
+        ),
+        (lambda s: s | renamed(s, lambda name: f"ema.{name}"), "it has ema.classifier.1.bias, "),
+        (
+            lambda s: renamed(s, lambda name: f"net.{name}") | {"head.weight": s["features.0.bias"]},
+            "it has head.weight, which would not be used",
         ),
         (lambda s: {k: v for k, v in s.items() if k != "features.3.bias"}, "features.3.bias is missing; it has "),
         (lambda s: {"epoch": 3}, "features.0.weight is missing; it has no arrays"),
@@ -598,13 +648,27 @@ def batch_normalized(state):
         (batch_normalized, "it has features.1.num_batches_tracked, features.1.running_mean, features.1.running_var"),
         (lambda s: s | {"fc.weight": s["features.0.bias"]}, "it has fc.weight, which would not be used"),
         (
-            lambda s: {"model": s, "state_dict": s | {"features.0.bias": s["features.0.bias"] + 1}},
+            lambda s: {"model": s, "state_dict": other_bias(s)},
             "model and state_dict both hold weights, and features.0.bias differs",
         ),
         (
-            lambda s: s | {"ema": s | {"features.0.bias": s["features.0.bias"] + 1}},
+            lambda s: s | {"ema": other_bias(s)},
             "the file itself and ema both hold weights, and features.0.bias differs",
         ),
+        *(
+            (lambda s, beside=beside: {"model": s} | beside(other_bias(s)), f"model and {where} both hold weights, and")
+            for beside, where in (
+                (lambda s: {"ema": {"module": s, "decay": 0.999}}, "ema.module"),
+                (lambda s: {"ema": {"shadow": renamed(s, lambda name: f"model.{name}")}}, "ema.shadow"),
+                (lambda s: {"ensemble": [s]}, "ensemble.0"),
+                (lambda s: {"a": ({"b": [{"c": s}]},)}, "a.0.b.0.c"),
+            )
+        ),
+        (
+            lambda s: {"checkpoint": {"model": s, "head": {"fc": np.ones(2, np.float32)}}},
+            "beside checkpoint.model it has fc, which would not be used",
+        ),
+        (lambda s: {"model": s, "more": [{} for _ in range(1000)]}, "dicts and lists: save model.state_dict() alone"),
         (lambda s: {"model": s, "head": {"fc": np.ones(2, np.float32)}}, "beside model it has fc, which would not"),
         (lambda s: {"model": s, "mean": np.ones(3, np.float32)}, "beside model it has mean, which would not be used"),
         (
@@ -621,6 +685,13 @@ def batch_normalized(state):
 def test_state_dicts_of_something_else_are_refused(small_state, tmp_path, change, expected):
     write_pth(tmp_path / "x.pth", change(small_state))
     assert expected in refused(tmp_path / "x.pth", (tmp_path / "x.pth").read_bytes())
+
+
+def test_a_pickle_of_other_objects_says_what_to_save(small_state, tmp_path):
+    path = tmp_path / "x"
+    write_pth(path, small_state, lambda _: call("argparse", "Namespace"))
+    expected = "it asks for argparse.Namespace: save model.state_dict() alone)"
+    assert refused(path, path.read_bytes()).endswith(expected)
 
 
 def test_a_tensor_that_is_negated_when_read_is_refused(small_state, tmp_path):
