@@ -48,6 +48,8 @@ WORDS, ANNOTATIONS = "words.txt", "val_annotations.txt"  # Tiny ImageNet's
 SPLITS = ("train", "validation")
 IN_NO_CLASS = "it is in no folder of a class"
 MOST_NAMED = 10  # files or folders in a line
+_SPLIT = re.compile(r"(.*img_)?(train(ing)?|val|valid|validation)([^a-z].*)?", re.IGNORECASE)  # its folder or archive
+_ARCHIVES = frozenset((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip"))
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control codes, and bytes that are no UTF-8
 
 
@@ -129,15 +131,35 @@ def find(source: pathlib.Path, labels: pathlib.Path | None = None) -> Source:
         if not place.is_dir():
             raise AlexNetError(f"{place}: there is no such folder")
     try:
+        used: tuple[str, ...]
         if (source / TRAIN_TAR).exists():
-            return _find_tars(source, labels)
-        if (source / "train").is_dir():
-            return _find_folders(source, labels)
-        if (folder := _tfds_folder(source)) is not None:
-            return _find_tfds(folder)
+            found, used = _find_tars(source, labels), (TRAIN_TAR, VALIDATION_TAR)
+        elif (source / "train").is_dir():
+            found, used = _find_folders(source, labels), ("train", "val", "validation")
+        elif (folder := _tfds_folder(source)) is not None:
+            found, used = _find_tfds(folder), ("TFDS's files",)
+        else:
+            raise AlexNetError(f"{source} holds neither train/, nor {TRAIN_TAR}, nor TFDS's imagenet2012")
+        return found._replace(notes=found.notes + _unused(source, found.wnids, used))
     except OSError as error:
         raise AlexNetError(f"{error.filename or source}: can't be read ({error.strerror or error})") from error
-    raise AlexNetError(f"{source} holds neither train/, nor {TRAIN_TAR}, nor TFDS's imagenet2012")
+
+
+def _unused(source: pathlib.Path, wnids: Sequence[str], used: Sequence[str]) -> list[str]:
+    """A line about folders and archives that seem to hold images of these classes and are not read."""
+    read = [source / name for name in used if (source / name).exists()]
+    names = []
+    for path in sorted(source.iterdir()):
+        if pictures.is_litter(path.name) or not path.exists() or any(map(path.samefile, read)):
+            continue
+        named = _SPLIT.fullmatch(path.name) is not None
+        if path.is_dir():
+            folders = next(os.walk(path), ("", [], []))[1]  # none if it can't be listed
+            named = named or not set(wnids).isdisjoint(folders)
+        elif path.suffix.lower() not in _ARCHIVES:
+            continue
+        names += [path.name] * named
+    return _named(f"not used, as only {', '.join(used)} are read:", names)
 
 
 def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
@@ -617,6 +639,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     source = find(config.source, config.labels)
     for note in source.notes:
         print(note)
+    if "validation" not in source.splits:
+        print("no validation images were found")
     work, lock = out / ".work", out / "prepare.lock"
     plan = {
         "size": config.size,
@@ -746,7 +770,8 @@ def _finish(source: Source, shards: dict[str, list[Shard]], config: PrepareConfi
     }
     write_atomically(out / "dataset.json", to_bytes(description))
     shutil.rmtree(work)
-    print(f"{out}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " images")
+    end = "" if counts.get("validation") else "; no validation images"
+    print(f"{out}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()) + f" images{end}")
     deviations = ", ".join(f"{value:.2f}" for value in np.sqrt(basis.eigenvalues))
     print(f"mean colour {', '.join(f'{v:.2f}' for v in basis.mean)}; PCA standard deviations {deviations} grey levels")
     if skipped:

@@ -259,7 +259,10 @@ def test_hard_pictures_are_taken_and_broken_ones_listed(tmp_path, capsys):
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert {pathlib.Path(entry["file"]).stem for entry in skipped} == {"list", *BROKEN}
     assert all(entry["reason"] and "\n" not in entry["reason"] and "0x" not in entry["reason"] for entry in skipped)
-    assert f"{len(BROKEN) + 1} files were skipped" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{len(BROKEN) + 1} files were skipped" in out
+    assert out.startswith("no validation images were found\n")
+    assert f"{len(hard)} train images; no validation images\n" in out
     images = dict(zip(sorted(hard), contents(open_prepared(tmp_path / "out"), "train"), strict=True))
     pixels = {name: np.frombuffer(data, np.uint8).reshape(SIZE, SIZE, 3) for name, (data, _) in images.items()}
     assert np.ptp(pixels["grey"], axis=2).max() == 0
@@ -392,6 +395,7 @@ def test_validation_labels_go_by_the_name(layout, tmp_path, capsys):
         shutil.rmtree(source / prepare.DEVKIT)
     files = dict.fromkeys(names, picture(1)) | {"Thumbs.db": b"x", "._" + NUMBERED[3]: b"x"}
     if layout == "tar":
+        shutil.rmtree(source / "train")
         train = {f"train/{wnid}.tar": as_tar({"a.JPEG": picture(1)}) for wnid in WNIDS}
         write(
             source,
@@ -501,6 +505,31 @@ def test_subfolders_belong_to_their_class(tmp_path):
     (source / "train" / "self").symlink_to(".")
     with pytest.raises(AlexNetError, match="train/self: links to a folder that holds it"):
         prepare.find(source)
+
+
+@pytest.mark.parametrize(
+    ("contents", "unused"),
+    [
+        ({prepare.VALIDATION_TAR: b"x"}, prepare.VALIDATION_TAR),
+        ({"val.zip": b"x", "ILSVRC2012_bbox_val.tgz": b"x", "LOC_val_solution.csv.bak": b"x"}, "val.zip"),
+        ({"Val/a.JPEG": b"x", f"Validation/{WNIDS[0]}/a.JPEG": b"x"}, "Val, Validation"),
+        ({f"valid/{WNIDS[0]}/a.JPEG": b"x", f"test/{WNIDS[1]}/a.JPEG": b"x", "val.txt": b"x"}, "test, valid"),
+        ({"test/images/a.JPEG": b"x", "docs/a.txt": b"x", "trained/x": b"x"}, None),
+    ],
+)
+def test_what_is_not_used_is_named(contents, unused, tmp_path):
+    source = write(tmp_path, TRAIN | contents)
+    (source / "valid_link").symlink_to("nothing")
+    expected = [f"not used, as only train, val, validation are read: {unused}"] if unused else []
+    assert prepare.find(source).notes == expected
+
+
+def test_what_is_beside_the_official_tars_is_named(tmp_path):
+    contents = {prepare.TRAIN_TAR: as_tar({f"{WNIDS[0]}.tar": INNER}), f"val/{WNIDS[0]}/a.JPEG": b"", "val.tar": b""}
+    found = prepare.find(write(tmp_path, contents | {"train/x": b""}))
+    assert found.notes == [
+        f"not used, as only {prepare.TRAIN_TAR}, {prepare.VALIDATION_TAR} are read: train, val, val.tar"
+    ]
 
 
 def test_class_folders_one_level_too_deep(tmp_path):
