@@ -16,6 +16,7 @@ import PIL.features
 import PIL.Image
 import PIL.ImageChops
 import PIL.ImageOps
+import PIL.ImagePalette
 
 # By content: ImageNet has a PNG that is named .JPEG. Pillow reads AVIF from 11.3 on, where it was built with the codec.
 _AVIF = ("AVIF",) if "avif" in PIL.features.modules and PIL.features.check("avif") else ()
@@ -150,6 +151,10 @@ def decode(data: bytes, as_seen: bool = False) -> PIL.Image.Image:
             bits, stated = _stored_bits(image)
             if container == "PNG" and "transparency" in image.info:
                 image.info["transparency"] = _transparent_level(image)
+            if container == "TIFF" and image.mode in ("P", "PA"):
+                colours = image.tag_v2[320]  # type: ignore[attr-defined]  # ColorMap
+                if max(colours) < 256:  # 8 bits, as libtiff takes it, though the format has 16
+                    image.palette = PIL.ImagePalette.raw("RGB;L", bytes(colours))
             inverted = container == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]  # WhiteIsZero
             image.load()
             if as_seen:

@@ -62,6 +62,17 @@ def tiff(levels: np.ndarray, order: str = "<", bits: int = 0, **tags: int | tupl
     return start + table + struct.pack(f"{order}I", 0) + extra + data
 
 
+def colour_map(scale: int) -> bytes:
+    """A TIFF whose palette is of `scale` times 8 bits; its levels 0 to 15 are colours of no order."""
+    image = PIL.Image.fromarray(GREY // 16)
+    image.putpalette(MAP.tobytes())
+    data = saved(image, "TIFF")
+    stored = np.zeros((3, 256), "<u2")
+    stored[:, :16] = MAP.T
+    assert data.count((stored * 256).tobytes()) == 1
+    return data.replace((stored * 256).tobytes(), (stored * scale).tobytes())
+
+
 def pnm(head: str, levels: np.ndarray) -> bytes:
     return head.encode() + levels.tobytes()
 
@@ -82,6 +93,7 @@ def lab() -> PIL.Image.Image:
     return PIL.Image.merge("LAB", [PIL.Image.new("L", (32, 16), 255), neutral, neutral])
 
 
+MAP = np.random.default_rng(1).integers(0, 256, (16, 3)).astype(np.uint8)
 PALETTE = PIL.Image.fromarray(GREY // 32 * 32).convert("P")
 FLOATS = (GREY / 255).astype(np.float32)
 READ = {
@@ -108,6 +120,8 @@ READ = {
     "tiff8 La": (tiff(np.dstack([GREY, GREY * 0 + 255]), ALPHA=1), GREY),
     "tiff8 YCbCr": (saved(PIL.Image.fromarray(COLOURS).convert("YCbCr"), "TIFF"), COLOURS),
     "tiff8 LAB": (saved(lab(), "TIFF"), GREY * 0 + 255),
+    **{f"tiff palette times {scale}": (colour_map(scale), MAP[GREY // 16]) for scale in (1, 256, 257)},
+    "tiff black palette": (colour_map(0), COLOURS * 0),
     "tiff pages": (saved(COLOURS, "TIFF", save_all=True, append_images=[PIL.Image.new("RGB", (9, 9))]), COLOURS),
     "gif frames": (saved(PALETTE, "GIF", save_all=True, append_images=[PIL.Image.new("P", (32, 16))]), GREY // 32 * 32),
     "webp frames": (
