@@ -49,6 +49,7 @@ SPLITS = ("train", "validation")
 IN_NO_CLASS = "it is in no folder of a class"
 MOST_NAMED = 10  # files or folders in a line
 _SPLIT = re.compile(r"(.*img_)?(train(ing)?|val|valid|validation)([^a-z].*)?", re.IGNORECASE)  # its folder or archive
+_SPLIT_NAMES = frozenset(("train", "val", "valid", "validation", "test"))
 _ARCHIVES = frozenset((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip"))
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control codes, and bytes that are no UTF-8
 
@@ -185,6 +186,12 @@ def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
     folders, beside = listed(source / "train")
     if not folders:
         raise AlexNetError(f"{source / 'train'} has no folders of classes")
+    for name, files in folders.items():
+        if name.lower() in _SPLIT_NAMES and files and all(picture.name.count("/") > 2 for picture in files):
+            raise AlexNetError(
+                f"{source / 'train' / name}: it holds folders, no images, so it is no class: the class folders must be "
+                f"in train/ and val/; is {source / 'train'} the --source?"
+            )
     wnids, train, outside, notes = _classes(folders, source / "train")
     index = {wnid: label for label, wnid in enumerate(wnids)}
     splits, strays = {"train": train}, {"train": outside + [(picture.name, IN_NO_CLASS) for picture in beside]}
@@ -202,12 +209,16 @@ def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
             files = [p for group in (*folders.values(), beside) for p in group if p.name != f"{name}/{ANNOTATIONS}"]
             splits["validation"] = _labelled(files, truth, index, folder, notes)
         elif folders:
-            if unknown := folders.keys() - index:
+            unknown = sorted(folders.keys() - index)
+            if len(unknown) == len(folders):
                 raise AlexNetError(
-                    f"{folder / min(unknown)}: there is no such class in {source / 'train'}, or no picture of it"
+                    f"{folder / unknown[0]}: there is no such class in {source / 'train'}, or no picture of it"
                 )
+            notes += _left_out(folder, [key for key in unknown for _ in folders[key]])
             strays["validation"] = [(picture.name, IN_NO_CLASS) for picture in beside]
-            splits["validation"] = [p._replace(label=index[key]) for key, files in folders.items() for p in files]
+            splits["validation"] = [
+                p._replace(label=index[key]) for key, files in folders.items() if key in index for p in files
+            ]
         else:
             splits["validation"] = _labelled(beside, truth, index, folder, notes)
         for key in folders.keys() & index:
@@ -226,6 +237,12 @@ def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
     return Source(
         "image folder", wnids, truth.words, {name: found for name, found in splits.items() if found}, strays, notes
     )
+
+
+def _left_out(where: pathlib.Path, classes: Sequence[str]) -> list[str]:
+    """A line about validation images of classes without training images; `classes` has the class of each."""
+    text = f"{where.name}: left out {len(classes):,} images of {len(set(classes)):,} classes without training images:"
+    return _named(text, sorted(set(classes)))
 
 
 def _named(what: str, names: Sequence[str]) -> list[str]:
@@ -472,7 +489,7 @@ def _labelled(
       truth: the class of each name.
       index: label of each class.
       where: the files are.
-      notes: gets a line if not every picture is there.
+      notes: gets a line if not every picture is there, and one if some are of classes that `index` does not have.
     """
     if files and not truth.labels:
         raise AlexNetError(f"{where}: no labels for its pictures: --labels needs a folder with {DEVKIT} or {SOLUTION}")
@@ -490,14 +507,18 @@ def _labelled(
                 f"{where}: {shown(found[key].name)} and {shown(picture.name)} have one label: remove one"
             )
         wnid = truth.labels[key]
-        if wnid not in index:
-            raise AlexNetError(
-                f"{where}: {shown(picture.name)} is of class {shown(wnid)}, which has no training picture"
-            )
-        found[key] = picture._replace(label=index[wnid])
+        found[key] = picture._replace(label=index.get(wnid, -1))
     if files and len(found) < len(truth.labels):
         notes.append(f"{where.name}: {len(found):,} of the {len(truth.labels):,} pictures that {truth.origin} labels")
-    return list(found.values())
+    known = [picture for picture in found.values() if picture.label >= 0]
+    unknown = [key for key, picture in found.items() if picture.label < 0]
+    if unknown and not known:
+        raise AlexNetError(
+            f"{where}: {shown(found[unknown[0]].name)} is of class {shown(truth.labels[unknown[0]])}, which has no "
+            "training image, and so are all others"
+        )
+    notes += _left_out(where, [truth.labels[key] for key in unknown])
+    return known
 
 
 def _tfds_builder(folder: str) -> Any:

@@ -532,10 +532,46 @@ def test_what_is_beside_the_official_tars_is_named(tmp_path):
     ]
 
 
-def test_class_folders_one_level_too_deep(tmp_path):
-    source = write(tmp_path, {name.replace("train/", "train/train/"): data for name, data in TRAIN.items()})
-    with pytest.raises(AlexNetError, match="train/train: the only class, with folders in it: move these to train/"):
-        prepare.find(source)
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("images",), "train/images: the only class, with folders in it: move these to train/"),
+        (("train",), "train/train: it holds folders, no images.* is .*/train the --source?"),
+        (("train", "val"), "train/train: it holds folders, no images"),
+        (("n1", "Valid"), "train/Valid: it holds folders, no images"),
+    ],
+)
+def test_class_folders_one_level_too_deep(folders, message, tmp_path):
+    deep = {name.replace("train/", f"train/{folder}/"): TRAIN[name] for name in TRAIN for folder in folders}
+    with pytest.raises(AlexNetError, match=message):
+        prepare.find(write(tmp_path, deep))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    """As in COCO; with its images in it it is a class."""
+    assert prepare.find(write(tmp_path, {"train/train/a.JPEG": picture(1), **TRAIN})).wnids == [*WNIDS, "train"]
+
+
+@pytest.mark.parametrize("layout", ["flat", "folders", "tar", "tiny"])
+def test_validation_images_of_other_classes_are_left_out(layout, tmp_path):
+    """Of the six validation images four are of classes that were not trained."""
+    train = {name: data for name, data in TRAIN.items() if WNIDS[1] in name}
+    make_devkit(tmp_path / prepare.DEVKIT / "data")
+    if layout == "flat":
+        val = {f"val/{NUMBERED[number]}": b"" for number in TRUTH}
+    elif layout == "folders":
+        val = {f"val/{wnid}/{NUMBERED[number]}": b"" for number, wnid in TRUTH.items()}
+    elif layout == "tar":
+        train = {prepare.TRAIN_TAR: as_tar({f"{WNIDS[1]}.tar": INNER})}
+        val = {prepare.VALIDATION_TAR: as_tar({NUMBERED[number]: b"" for number in TRUTH})}
+    else:
+        val = {f"val/images/{NUMBERED[number]}": b"" for number in TRUTH}
+        val[f"val/{prepare.ANNOTATIONS}"] = "".join(f"{NUMBERED[number]}\t{TRUTH[number]}\n" for number in TRUTH)
+    found = prepare.find(write(tmp_path, train | val))
+    assert found_labels(found) == {NUMBERED[2]: WNIDS[1], NUMBERED[5]: WNIDS[1]}
+    assert [note.split(": ", 1)[1] for note in found.notes] == [
+        f"left out 4 images of 2 classes without training images: {WNIDS[0]}, {WNIDS[2]}"
+    ]
 
 
 def test_tiny_imagenet(tmp_path):
