@@ -95,11 +95,15 @@ def lab() -> PIL.Image.Image:
 
 MAP = np.random.default_rng(1).integers(0, 256, (16, 3)).astype(np.uint8)
 PALETTE = PIL.Image.fromarray(GREY // 32 * 32).convert("P")
+SIGNIFICANT = chunk(b"sBIT", b"\x10")  # 16 bits of each level
 FLOATS = (GREY / 255).astype(np.float32)
 READ = {
     "png16": (png(GREY16, 0), GREY),
     "png16 black": (png(GREY16 * 0, 0), GREY * 0),
     "png16 sBIT": (png(GREY16, 0, 16, chunk(b"sBIT", b"\x0c")), GREY),
+    "png16 sBIT, dark": (png(GREY16 // 16, 0, 16, chunk(b"gAMA", b"\0\0\xb1\x8f"), SIGNIFICANT), GREY // 16),
+    "png16 sBIT, dark RGB": (png(COLOURS16 // 16, 2, 16, chunk(b"sBIT", b"\x10" * 3)), COLOURS // 16),
+    "png16 sBIT, dark LA": (png(np.dstack([GREY16 // 16, OPAQUE16]), 4, 16, chunk(b"sBIT", b"\x10\x10")), GREY // 16),
     "png16 RGB": (png(COLOURS16, 2), COLOURS),
     "png16 LA": (png(np.dstack([GREY16, OPAQUE16]), 4), GREY),
     "png16 RGBA": (png(np.dstack([COLOURS16, OPAQUE16]), 6), COLOURS),
@@ -169,6 +173,17 @@ REFUSED = {
     "png8 in 16": (png(GREY, 0), FEWER),
     "png14 in 16": (png(GREY12 << 2, 0), FEWER),
     "png12 in 16, sBIT": (png(GREY12, 0, 16, chunk(b"sBIT", b"\x0c")), FEWER),
+    "png12 in 16, sBIT of one channel": (png(COLOURS12, 2, 16, SIGNIFICANT), FEWER),
+    "png12 in 16, sBIT of 16, 16, 12": (png(COLOURS12, 2, 16, chunk(b"sBIT", b"\x10\x10\x0c")), FEWER),
+    "png12 in 16, sBIT in a text": (png(GREY12, 0, 16, chunk(b"tEXt", b"a\0" + SIGNIFICANT)), FEWER),
+    "200 megapixels": (
+        pnm("P5\n20000 10000\n255\n", GREY),
+        "it has 200,000,000 pixels, more than 178,956,970: scale it down",
+    ),
+    "200 megapixels, BMP": (
+        saved(GREY, "BMP").replace(struct.pack("<II", 32, 16), struct.pack("<II", 20000, 10000)),
+        "it has 200,000,000 pixels, more than 178,956,970: scale it down",
+    ),
     "png12 in 16 RGB": (png(COLOURS12, 2), FEWER),
     "png12 in 16 LA": (png(np.dstack([GREY12, OPAQUE16]), 4), FEWER),
     "tiff12 in 16": (tiff(GREY12), FEWER),
