@@ -43,6 +43,7 @@ from alexnet_jax.signals import StopSignals
 RECORDS_PER_SHARD = 1000
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
+META, GROUND_TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"  # the devkit's
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"  # Kaggle's
 WORDS, ANNOTATIONS = "words.txt", "val_annotations.txt"  # Tiny ImageNet's
 SPLITS = ("train", "validation")
@@ -51,6 +52,7 @@ MOST_NAMED = 10  # files or folders in a line
 _SPLIT = re.compile(r"(.*img_)?(train(ing)?|val|valid|validation)([^a-z].*)?", re.IGNORECASE)  # its folder or archive
 _SPLIT_NAMES = frozenset(("train", "val", "valid", "validation", "test"))
 _ARCHIVES = frozenset((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip"))
+_COMPRESSED = re.compile(rb"\x1f\x8b|BZh.1AY&SY|\xfd7zXZ\0|PK\x03\x04|\x28\xb5\x2f\xfd")  # gz, bz2, xz, zip, zst
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control codes, and bytes that are no UTF-8
 
 
@@ -68,9 +70,9 @@ class PrepareConfig:
     out: Path
     """Folder to write to: new, or of a preparation that was stopped."""
     labels: Path | None = None
-    """Folder with the devkit (ILSVRC2012_devkit_t12, folder or .tar.gz) or Kaggle's LOC_val_solution.csv: the classes
-    of validation pictures that are not in class folders, by the pictures' names, and what classes are called. Unset:
-    --source."""
+    """The devkit (ILSVRC2012_devkit_t12, folder or .tar.gz), Kaggle's LOC_val_solution.csv, or a folder with one: the
+    classes of validation pictures that are not in class folders, by the pictures' names, and what classes are called.
+    Unset: --source."""
     workers: PositiveInt | None = None
     """Processes. Unset: as many as there are cores. Does not change the result."""
     size: PositiveInt = 256
@@ -127,6 +129,10 @@ def find(source: pathlib.Path, labels: pathlib.Path | None = None) -> Source:
     Raises:
       AlexNetError: it holds nothing known, or no label for a validation picture.
     """
+    if labels is not None and labels.is_file():
+        if labels.name not in (SOLUTION, f"{DEVKIT}.tar.gz"):
+            raise AlexNetError(f"{labels}: --labels takes a folder, {SOLUTION} or {DEVKIT}.tar.gz")
+        labels = labels.parent
     labels = source if labels is None else labels
     for place in (source, labels):
         if not place.is_dir():
@@ -294,8 +300,14 @@ def _classes(
 
 
 def _find_tars(source: pathlib.Path, labels: pathlib.Path) -> Source:
+    def refuse_compressed(file: io.BufferedReader, start: int, what: str) -> None:
+        file.seek(start)
+        if _COMPRESSED.match(file.read(10)):
+            raise AlexNetError(f"{what} is compressed: unpack it")
+
     def files(path: pathlib.Path, file: io.BufferedReader, start: int, end: int) -> list[tarfile.TarInfo]:
         """The files of a tar in bytes [start, end) of a file; its members' offsets are from that file's beginning."""
+        refuse_compressed(file, start, f"{path}: it")
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             members = tar.getmembers()
@@ -324,6 +336,7 @@ def _find_tars(source: pathlib.Path, labels: pathlib.Path) -> Source:
     try:
         with path.open("rb") as file:
             for tar in files(path, file, 0, path.stat().st_size):
+                refuse_compressed(file, tar.offset_data, f"{path}: {shown(tar.name)} in it")
                 wnid = pathlib.PurePosixPath(tar.name).stem
                 if not re.fullmatch(r"(.*/)?n[0-9]+\.tar", tar.name):
                     raise AlexNetError(f"{path}: {shown(tar.name)} in it is not named like a class: n01440764.tar")
@@ -393,26 +406,33 @@ def _ground_truth(source: pathlib.Path) -> Truth:
     words: dict[str, str] = {}
     labels: dict[str, str] = {}
     origins = []
+    path = source  # that is being read
     try:
         for name, separator in ((WORDS, "\t"), (MAPPING, " ")):
-            if (source / name).exists():
-                lines = (source / name).read_text("utf-8-sig").splitlines()
+            path = source / name
+            if path.exists():
+                lines = path.read_text("utf-8-sig").splitlines()
                 words |= {wnid: text for wnid, _, text in (line.partition(separator) for line in lines)}
-        if (source / SOLUTION).exists():
+        path = source / SOLUTION
+        if path.exists():
             origins.append(SOLUTION)
-            with (source / SOLUTION).open(newline="", encoding="utf-8-sig") as file:
-                for row in (reader := csv.DictReader(file)):
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                if not {"ImageId", "PredictionString"} <= set(columns := reader.fieldnames or ()):
+                    first = shown(",".join(columns))
+                    raise AlexNetError(f"{path}: its first line must be ImageId,PredictionString, not {first}")
+                for row in reader:
                     wnids = set((row["PredictionString"] or "").split()[::5])  # of every box: class and 4 numbers
                     if len(wnids) != 1 or not row["ImageId"]:
-                        raise AlexNetError(
-                            f"{source / SOLUTION}: line {reader.line_num} names {len(wnids)} classes, not one"
-                        )
-                    _add(labels, row["ImageId"], wnids.pop(), source / SOLUTION)
+                        raise AlexNetError(f"{path}: line {reader.line_num} names {len(wnids)} classes, not one")
+                    _add(labels, row["ImageId"], wnids.pop(), path)
+        path = source / DEVKIT
         if files := _devkit_files(source):
             import scipy.io
 
             origins.append("the devkit")
-            meta, text = files
+            folder, meta, text = files
+            path = folder / META
             classes: dict[int, str] = {}
             for synset in np.atleast_1d(scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]):
                 if int(synset["num_children"]) == 0:  # the others are groups of classes
@@ -420,6 +440,7 @@ def _ground_truth(source: pathlib.Path) -> Truth:
                     if number in classes or wnid in classes.values():
                         raise AlexNetError(f"{source}: the devkit's meta.mat has class {number} or {wnid} twice")
                     classes[number], words[wnid] = wnid, str(synset["words"])
+            path = folder / GROUND_TRUTH
             # Line n is about picture n; the devkit numbers classes in an order of its own.
             for place, line in enumerate(text.decode("ascii").rstrip().splitlines(), 1):
                 number = int(line) if line.strip().isdecimal() else -1
@@ -427,10 +448,12 @@ def _ground_truth(source: pathlib.Path) -> Truth:
                     raise AlexNetError(
                         f"{source}: line {place} of the devkit's truth is no class of its meta.mat: {shown(line)}"
                     )
-                _add(labels, f"ILSVRC2012_val_{place:08d}", classes[number], source / DEVKIT)
-    except (LookupError, ValueError, TypeError, AttributeError, OSError, NotImplementedError, csv.Error) as error:
+                _add(labels, f"ILSVRC2012_val_{place:08d}", classes[number], path)
+    except AlexNetError:
+        raise
+    except Exception as error:  # SciPy's reader raises errors of many kinds
         reason = shown(f"{type(error).__name__}: {error}", 200)
-        raise AlexNetError(f"{source}: the validation labels can't be read ({reason})") from error
+        raise AlexNetError(f"{path}: the validation labels can't be read ({reason})") from error
     return Truth(words, labels, " and ".join(origins))
 
 
@@ -457,12 +480,14 @@ def _add(labels: dict[str, str], name: str, wnid: str, path: pathlib.Path) -> No
         )
 
 
-def _devkit_files(source: pathlib.Path) -> tuple[bytes, bytes] | None:
-    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
-    folder, archive = source / DEVKIT / "data", source / f"{DEVKIT}.tar.gz"
-    if folder.is_dir():
-        meta, text = ((folder / name).read_bytes() for name in names)
-        return meta, text
+def _devkit_files(source: pathlib.Path) -> tuple[pathlib.Path, bytes, bytes] | None:
+    """Where the devkit is, its meta.mat and its truth; `source` is its folder, its folder `data`, or holds it."""
+    names = (META, GROUND_TRUTH)
+    for folder in (source / DEVKIT / "data", source / DEVKIT, source / "data", source):
+        if any((folder / name).exists() for name in names):
+            meta, text = ((folder / name).read_bytes() for name in names)
+            return folder, meta, text
+    archive = source / f"{DEVKIT}.tar.gz"
     if archive.exists():
         found: dict[str, bytes] = {}
         try:
@@ -471,11 +496,11 @@ def _devkit_files(source: pathlib.Path) -> tuple[bytes, bytes] | None:
                     file = tar.extractfile(member) if member.name.endswith(names) else None
                     if file is not None:
                         found[member.name.rsplit("/", 1)[-1]] = file.read()
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise AlexNetError(f"{archive}: can't be read ({shown(' '.join(str(error).split()), 200)})") from error
         if missing := set(names) - set(found):
             raise AlexNetError(f"{archive}: there is no {min(missing)} in it")
-        return found[names[0]], found[names[1]]
+        return archive, found[META], found[GROUND_TRUTH]
     return None
 
 

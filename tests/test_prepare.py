@@ -1,8 +1,11 @@
 """Preparation of ImageNet from made pictures, easy and hard ones, in each layout."""
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 import pathlib
 import shutil
@@ -413,6 +416,28 @@ def test_validation_labels_go_by_the_name(layout, tmp_path, capsys):
     assert [note.split(": ")[1][: len("5 of the 6 pictures")] for note in found.notes] == expected
 
 
+@pytest.mark.parametrize(
+    "labels", [prepare.SOLUTION, prepare.DEVKIT, f"{prepare.DEVKIT}/data", "other", f"{prepare.DEVKIT}.tar.gz"]
+)
+def test_labels_may_be_the_file_or_the_devkit_itself(labels, tmp_path):
+    source = write(tmp_path / "source", TRAIN | {f"val/{NUMBERED[1]}": b""})
+    if labels == prepare.SOLUTION:
+        write(tmp_path, {labels: f"{BOTH}{NUMBERED[1][:-5]},{TRUTH[1]} 1 2 3 4\n"})
+    else:
+        make_devkit(tmp_path / ("other" if labels == "other" else prepare.DEVKIT) / "data")
+    if labels.endswith(".tar.gz"):
+        with tarfile.open(tmp_path / labels, "w:gz") as tar:
+            tar.add(tmp_path / prepare.DEVKIT, prepare.DEVKIT)
+        shutil.rmtree(tmp_path / prepare.DEVKIT)
+    assert found_labels(prepare.find(source, tmp_path / labels)) == {NUMBERED[1]: TRUTH[1]}
+
+
+def test_labels_that_are_another_file(tmp_path):
+    source = write(tmp_path, TRAIN | {"labels.csv": b""})
+    with pytest.raises(AlexNetError, match=f"labels.csv: --labels takes a folder, {prepare.SOLUTION} or"):
+        prepare.find(source, tmp_path / "labels.csv")
+
+
 BOTH = "ImageId,PredictionString\n"
 ANNOTATED = {f"val/{prepare.ANNOTATIONS}": f"a.JPEG\t{WNIDS[0]}\t0\t0\t1\t1\n", "val/images/a.JPEG": b""}
 DEVKIT_TRUTH = f"{prepare.DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
@@ -665,7 +690,14 @@ SOLUTION_WITHOUT_COLUMN = {prepare.SOLUTION: b"ImageId\nv0\n", "val/v0.JPEG": b"
         ({"train/a.JPEG": b""}, "has no folders of classes"),
         (A_PICTURE | {f"val/{WNIDS[1]}/b.JPEG": b""}, "there is no such class"),
         (A_PICTURE | {"train/empty/Thumbs.db": b"", "val/empty/b.JPEG": b""}, "val/empty: there is no such class"),
-        (A_PICTURE | SOLUTION_WITHOUT_COLUMN, "labels can't be read .KeyError"),
+        (A_PICTURE | SOLUTION_WITHOUT_COLUMN, f"{prepare.SOLUTION}: its first line must be .*, not ImageId$"),
+        (A_PICTURE | {prepare.SOLUTION: b"ImageId;PredictionString\nv0;n1\n"}, "not ImageId;PredictionString"),
+        (A_PICTURE | {prepare.SOLUTION: b""}, f"{prepare.SOLUTION}: its first line must be ImageId,PredictionString"),
+        (A_PICTURE | {prepare.SOLUTION: b"\xff"}, f"{prepare.SOLUTION}: the validation labels can't be read"),
+        (A_PICTURE | {prepare.MAPPING: b"\xff"}, f"{prepare.MAPPING}: the validation labels can't be read"),
+        (A_PICTURE | {prepare.WORDS: b"\xff"}, f"{prepare.WORDS}: the validation labels can't be read"),
+        (A_PICTURE | {f"{prepare.DEVKIT}/data/meta.mat": b"", DEVKIT_TRUTH: b"1"}, "data/meta.mat: the validation lab"),
+        (A_PICTURE | {f"{prepare.DEVKIT}.tar.gz": b"\x1f\x8b\x08\0\0"}, f"{prepare.DEVKIT}.tar.gz: can't be read"),
         (A_PICTURE | {f"{prepare.DEVKIT}/data/meta.mat": b""}, "labels can't be read .FileNotFoundError"),
         (A_PICTURE | {f"{prepare.DEVKIT}.tar.gz": b"PK"}, f"{prepare.DEVKIT}.tar.gz: can't be read"),
         ({prepare.TRAIN_TAR: b""}, "can't be read"),
@@ -673,6 +705,13 @@ SOLUTION_WITHOUT_COLUMN = {prepare.SOLUTION: b"ImageId\nv0\n", "val/v0.JPEG": b"
         ({prepare.TRAIN_TAR: as_tar({"n1.tar": INNER[:1024]})}, "cut off"),
         ({prepare.TRAIN_TAR: as_tar({"n1.tar": b"x" * 1024 + INNER})}, "cut off at its beginning"),
         ({prepare.TRAIN_TAR: as_tar({"n1.tar": INNER.replace(b"b.JPEG", b"B.JPEG")})}, "cut off after a.JPEG"),
+        ({prepare.TRAIN_TAR: as_tar({"n1.tar": gzip.compress(INNER)})}, "n1.tar in it is compressed: unpack it"),
+        ({prepare.TRAIN_TAR: as_tar({"n1.tar.bz2": bz2.compress(INNER)})}, "n1.tar.bz2 in it is compressed: unpack it"),
+        ({prepare.TRAIN_TAR: lzma.compress(as_tar({"n1.tar": INNER}))}, f"{prepare.TRAIN_TAR}: it is compressed"),
+        (
+            {prepare.TRAIN_TAR: as_tar({"n1.tar": INNER}), prepare.VALIDATION_TAR: gzip.compress(INNER)},
+            f"{prepare.VALIDATION_TAR}: it is compressed: unpack it",
+        ),
         ({"dataset_info.json": b"{"}, "TFDS can't read it"),
     ],
 )
