@@ -697,7 +697,6 @@ SOLUTION_WITHOUT_COLUMN = {prepare.SOLUTION: b"ImageId\nv0\n", "val/v0.JPEG": b"
         (A_PICTURE | {prepare.MAPPING: b"\xff"}, f"{prepare.MAPPING}: the validation labels can't be read"),
         (A_PICTURE | {prepare.WORDS: b"\xff"}, f"{prepare.WORDS}: the validation labels can't be read"),
         (A_PICTURE | {f"{prepare.DEVKIT}/data/meta.mat": b"", DEVKIT_TRUTH: b"1"}, "data/meta.mat: the validation lab"),
-        (A_PICTURE | {f"{prepare.DEVKIT}.tar.gz": b"\x1f\x8b\x08\0\0"}, f"{prepare.DEVKIT}.tar.gz: can't be read"),
         (A_PICTURE | {f"{prepare.DEVKIT}/data/meta.mat": b""}, "labels can't be read .FileNotFoundError"),
         (A_PICTURE | {f"{prepare.DEVKIT}.tar.gz": b"PK"}, f"{prepare.DEVKIT}.tar.gz: can't be read"),
         ({prepare.TRAIN_TAR: b""}, "can't be read"),
