@@ -16,6 +16,7 @@ import PIL.features
 import PIL.Image
 import PIL.ImageChops
 import PIL.ImageOps
+import PIL.ImagePalette
 
 # By content: ImageNet has a PNG that is named .JPEG. Pillow reads AVIF from 11.3 on, where it was built with the codec.
 _AVIF = ("AVIF",) if "avif" in PIL.features.modules and PIL.features.check("avif") else ()
@@ -127,8 +128,9 @@ def decode(data: bytes, as_seen: bool = False) -> PIL.Image.Image:
     note of the camera (EXIF) that the picture should be turned is ignored, as other programs that prepare ImageNet do.
 
     Of more than 8 bits the upper 8 of the range that the file states are taken: of all 16 bits, of the 12 in TIFF's
-    BitsPerSample, of 2^n - 1 in TIFF's MaxSampleValue, of the largest value in a PPM's header. PNG's sBIT changes
-    nothing, as the format scales such values to all 16 bits. What can't be told is refused: floating point, signed and
+    BitsPerSample, of 2^n - 1 in TIFF's MaxSampleValue, of the largest value in a PPM's header. PNG's sBIT states a
+    range if it says 16 for every channel; else it changes nothing, as the format scales such values to all 16 bits.
+    What can't be told is refused: floating point, signed and
     32-bit numbers, which have no range of their own, and 16 bits of which the upper two are never used, as they may be
     10, 12 or 14 bits of a sensor. A picture that is all 0 is black in any range.
 
@@ -148,8 +150,13 @@ def decode(data: bytes, as_seen: bool = False) -> PIL.Image.Image:
             image: PIL.Image.Image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
             container = image.format  # a copy has none
             bits, stated = _stored_bits(image)
+            stated = stated or (container == "PNG" and _states_16_bits(data))
             if container == "PNG" and "transparency" in image.info:
                 image.info["transparency"] = _transparent_level(image)
+            if container == "TIFF" and image.mode in ("P", "PA"):
+                colours = image.tag_v2[320]  # type: ignore[attr-defined]  # ColorMap
+                if max(colours) < 256:  # 8 bits, as libtiff takes it, though the format has 16
+                    image.palette = PIL.ImagePalette.raw("RGB;L", bytes(colours))
             inverted = container == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]  # WhiteIsZero
             image.load()
             if as_seen:
@@ -174,6 +181,9 @@ def decode(data: bytes, as_seen: bool = False) -> PIL.Image.Image:
             reason = f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         elif found not in FORMATS:
             reason = f"{found} pictures can't be read here: convert them to JPEG"
+        elif isinstance(error, PIL.Image.DecompressionBombError) and (number := re.search("[0-9]+", str(error))):
+            most = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)
+            reason = f"it has {int(number[0]):,} pixels, more than {most:,}: scale it down"
         elif isinstance(error, PIL.UnidentifiedImageError):
             reason = f"it is a damaged {found}, or of a kind that can't be read here: convert it to 8 bits a channel"
         else:
@@ -214,6 +224,16 @@ def _stored_bits(image: PIL.Image.Image) -> tuple[int, bool]:
         most = args[1] if isinstance(args, tuple) else 65535 if "16" in args else 255
         return (16 if most > 255 else 8), most != 65535
     return (16 if image.format == "PNG" and ";16" in args else 8), False
+
+
+def _states_16_bits(png: bytes) -> bool:
+    """Whether a PNG's sBIT, a chunk before the pixels, says that all 16 bits of every channel are used."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}.get(png[25], 0)  # by the colour type
+    start = 8
+    while (name := png[start + 4 : start + 8]) not in (b"sBIT", b"IDAT", b""):
+        start += 12 + int.from_bytes(png[start : start + 4])
+    length = int.from_bytes(png[start : start + 4])
+    return name == b"sBIT" and png[start + 8 : start + 8 + length] == b"\x10" * channels
 
 
 def _transparent_level(image: PIL.Image.Image) -> object:

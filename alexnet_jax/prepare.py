@@ -43,11 +43,16 @@ from alexnet_jax.signals import StopSignals
 RECORDS_PER_SHARD = 1000
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
+META, GROUND_TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"  # the devkit's
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"  # Kaggle's
 WORDS, ANNOTATIONS = "words.txt", "val_annotations.txt"  # Tiny ImageNet's
 SPLITS = ("train", "validation")
 IN_NO_CLASS = "it is in no folder of a class"
 MOST_NAMED = 10  # files or folders in a line
+_SPLIT = re.compile(r"(.*img_)?(train(ing)?|val|valid|validation)([^a-z].*)?", re.IGNORECASE)  # its folder or archive
+_SPLIT_NAMES = frozenset(("train", "val", "valid", "validation", "test"))
+_ARCHIVES = frozenset((".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip"))
+_COMPRESSED = re.compile(rb"\x1f\x8b|BZh.1AY&SY|\xfd7zXZ\0|PK\x03\x04|\x28\xb5\x2f\xfd")  # gz, bz2, xz, zip, zst
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")  # control codes, and bytes that are no UTF-8
 
 
@@ -65,9 +70,9 @@ class PrepareConfig:
     out: Path
     """Folder to write to: new, or of a preparation that was stopped."""
     labels: Path | None = None
-    """Folder with the devkit (ILSVRC2012_devkit_t12, folder or .tar.gz) or Kaggle's LOC_val_solution.csv: the classes
-    of validation pictures that are not in class folders, by the pictures' names, and what classes are called. Unset:
-    --source."""
+    """The devkit (ILSVRC2012_devkit_t12, folder or .tar.gz), Kaggle's LOC_val_solution.csv, or a folder with one: the
+    classes of validation pictures that are not in class folders, by the pictures' names, and what classes are called.
+    Unset: --source."""
     workers: PositiveInt | None = None
     """Processes. Unset: as many as there are cores. Does not change the result."""
     size: PositiveInt = 256
@@ -124,20 +129,44 @@ def find(source: pathlib.Path, labels: pathlib.Path | None = None) -> Source:
     Raises:
       AlexNetError: it holds nothing known, or no label for a validation picture.
     """
+    if labels is not None and labels.is_file():
+        if labels.name not in (SOLUTION, f"{DEVKIT}.tar.gz"):
+            raise AlexNetError(f"{labels}: --labels takes a folder, {SOLUTION} or {DEVKIT}.tar.gz")
+        labels = labels.parent
     labels = source if labels is None else labels
     for place in (source, labels):
         if not place.is_dir():
             raise AlexNetError(f"{place}: there is no such folder")
     try:
+        used: tuple[str, ...]
         if (source / TRAIN_TAR).exists():
-            return _find_tars(source, labels)
-        if (source / "train").is_dir():
-            return _find_folders(source, labels)
-        if (folder := _tfds_folder(source)) is not None:
-            return _find_tfds(folder)
+            found, used = _find_tars(source, labels), (TRAIN_TAR, VALIDATION_TAR)
+        elif (source / "train").is_dir():
+            found, used = _find_folders(source, labels), ("train", "val", "validation")
+        elif (folder := _tfds_folder(source)) is not None:
+            found, used = _find_tfds(folder), ("TFDS's files",)
+        else:
+            raise AlexNetError(f"{source} holds neither train/, nor {TRAIN_TAR}, nor TFDS's imagenet2012")
+        return found._replace(notes=found.notes + _unused(source, found.wnids, used))
     except OSError as error:
         raise AlexNetError(f"{error.filename or source}: can't be read ({error.strerror or error})") from error
-    raise AlexNetError(f"{source} holds neither train/, nor {TRAIN_TAR}, nor TFDS's imagenet2012")
+
+
+def _unused(source: pathlib.Path, wnids: Sequence[str], used: Sequence[str]) -> list[str]:
+    """A line about folders and archives that seem to hold images of these classes and are not read."""
+    read = [source / name for name in used if (source / name).exists()]
+    names = []
+    for path in sorted(source.iterdir()):
+        if pictures.is_litter(path.name) or not path.exists() or any(map(path.samefile, read)):
+            continue
+        named = _SPLIT.fullmatch(path.name) is not None
+        if path.is_dir():
+            folders = next(os.walk(path), ("", [], []))[1]  # none if it can't be listed
+            named = named or not set(wnids).isdisjoint(folders)
+        elif path.suffix.lower() not in _ARCHIVES:
+            continue
+        names += [path.name] * named
+    return _named(f"not used, as only {', '.join(used)} are read:", names)
 
 
 def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
@@ -163,6 +192,12 @@ def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
     folders, beside = listed(source / "train")
     if not folders:
         raise AlexNetError(f"{source / 'train'} has no folders of classes")
+    for name, files in folders.items():
+        if name.lower() in _SPLIT_NAMES and files and all(picture.name.count("/") > 2 for picture in files):
+            raise AlexNetError(
+                f"{source / 'train' / name}: it holds folders, no images, so it is no class: the class folders must be "
+                f"in train/ and val/; is {source / 'train'} the --source?"
+            )
     wnids, train, outside, notes = _classes(folders, source / "train")
     index = {wnid: label for label, wnid in enumerate(wnids)}
     splits, strays = {"train": train}, {"train": outside + [(picture.name, IN_NO_CLASS) for picture in beside]}
@@ -180,12 +215,16 @@ def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
             files = [p for group in (*folders.values(), beside) for p in group if p.name != f"{name}/{ANNOTATIONS}"]
             splits["validation"] = _labelled(files, truth, index, folder, notes)
         elif folders:
-            if unknown := folders.keys() - index:
+            unknown = sorted(folders.keys() - index)
+            if len(unknown) == len(folders):
                 raise AlexNetError(
-                    f"{folder / min(unknown)}: there is no such class in {source / 'train'}, or no picture of it"
+                    f"{folder / unknown[0]}: there is no such class in {source / 'train'}, or no picture of it"
                 )
+            notes += _left_out(folder, [key for key in unknown for _ in folders[key]])
             strays["validation"] = [(picture.name, IN_NO_CLASS) for picture in beside]
-            splits["validation"] = [p._replace(label=index[key]) for key, files in folders.items() for p in files]
+            splits["validation"] = [
+                p._replace(label=index[key]) for key, files in folders.items() if key in index for p in files
+            ]
         else:
             splits["validation"] = _labelled(beside, truth, index, folder, notes)
         for key in folders.keys() & index:
@@ -204,6 +243,12 @@ def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
     return Source(
         "image folder", wnids, truth.words, {name: found for name, found in splits.items() if found}, strays, notes
     )
+
+
+def _left_out(where: pathlib.Path, classes: Sequence[str]) -> list[str]:
+    """A line about validation images of classes without training images; `classes` has the class of each."""
+    text = f"{where.name}: left out {len(classes):,} images of {len(set(classes)):,} classes without training images:"
+    return _named(text, sorted(set(classes)))
 
 
 def _named(what: str, names: Sequence[str]) -> list[str]:
@@ -255,8 +300,14 @@ def _classes(
 
 
 def _find_tars(source: pathlib.Path, labels: pathlib.Path) -> Source:
+    def refuse_compressed(file: io.BufferedReader, start: int, what: str) -> None:
+        file.seek(start)
+        if _COMPRESSED.match(file.read(10)):
+            raise AlexNetError(f"{what} is compressed: unpack it")
+
     def files(path: pathlib.Path, file: io.BufferedReader, start: int, end: int) -> list[tarfile.TarInfo]:
         """The files of a tar in bytes [start, end) of a file; its members' offsets are from that file's beginning."""
+        refuse_compressed(file, start, f"{path}: it")
         file.seek(start)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             members = tar.getmembers()
@@ -285,6 +336,7 @@ def _find_tars(source: pathlib.Path, labels: pathlib.Path) -> Source:
     try:
         with path.open("rb") as file:
             for tar in files(path, file, 0, path.stat().st_size):
+                refuse_compressed(file, tar.offset_data, f"{path}: {shown(tar.name)} in it")
                 wnid = pathlib.PurePosixPath(tar.name).stem
                 if not re.fullmatch(r"(.*/)?n[0-9]+\.tar", tar.name):
                     raise AlexNetError(f"{path}: {shown(tar.name)} in it is not named like a class: n01440764.tar")
@@ -354,26 +406,33 @@ def _ground_truth(source: pathlib.Path) -> Truth:
     words: dict[str, str] = {}
     labels: dict[str, str] = {}
     origins = []
+    path = source  # that is being read
     try:
         for name, separator in ((WORDS, "\t"), (MAPPING, " ")):
-            if (source / name).exists():
-                lines = (source / name).read_text("utf-8-sig").splitlines()
+            path = source / name
+            if path.exists():
+                lines = path.read_text("utf-8-sig").splitlines()
                 words |= {wnid: text for wnid, _, text in (line.partition(separator) for line in lines)}
-        if (source / SOLUTION).exists():
+        path = source / SOLUTION
+        if path.exists():
             origins.append(SOLUTION)
-            with (source / SOLUTION).open(newline="", encoding="utf-8-sig") as file:
-                for row in (reader := csv.DictReader(file)):
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                if not {"ImageId", "PredictionString"} <= set(columns := reader.fieldnames or ()):
+                    first = shown(",".join(columns))
+                    raise AlexNetError(f"{path}: its first line must be ImageId,PredictionString, not {first}")
+                for row in reader:
                     wnids = set((row["PredictionString"] or "").split()[::5])  # of every box: class and 4 numbers
                     if len(wnids) != 1 or not row["ImageId"]:
-                        raise AlexNetError(
-                            f"{source / SOLUTION}: line {reader.line_num} names {len(wnids)} classes, not one"
-                        )
-                    _add(labels, row["ImageId"], wnids.pop(), source / SOLUTION)
+                        raise AlexNetError(f"{path}: line {reader.line_num} names {len(wnids)} classes, not one")
+                    _add(labels, row["ImageId"], wnids.pop(), path)
+        path = source / DEVKIT
         if files := _devkit_files(source):
             import scipy.io
 
             origins.append("the devkit")
-            meta, text = files
+            folder, meta, text = files
+            path = folder / META
             classes: dict[int, str] = {}
             for synset in np.atleast_1d(scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]):
                 if int(synset["num_children"]) == 0:  # the others are groups of classes
@@ -381,6 +440,7 @@ def _ground_truth(source: pathlib.Path) -> Truth:
                     if number in classes or wnid in classes.values():
                         raise AlexNetError(f"{source}: the devkit's meta.mat has class {number} or {wnid} twice")
                     classes[number], words[wnid] = wnid, str(synset["words"])
+            path = folder / GROUND_TRUTH
             # Line n is about picture n; the devkit numbers classes in an order of its own.
             for place, line in enumerate(text.decode("ascii").rstrip().splitlines(), 1):
                 number = int(line) if line.strip().isdecimal() else -1
@@ -388,10 +448,12 @@ def _ground_truth(source: pathlib.Path) -> Truth:
                     raise AlexNetError(
                         f"{source}: line {place} of the devkit's truth is no class of its meta.mat: {shown(line)}"
                     )
-                _add(labels, f"ILSVRC2012_val_{place:08d}", classes[number], source / DEVKIT)
-    except (LookupError, ValueError, TypeError, AttributeError, OSError, NotImplementedError, csv.Error) as error:
+                _add(labels, f"ILSVRC2012_val_{place:08d}", classes[number], path)
+    except AlexNetError:
+        raise
+    except Exception as error:  # SciPy's reader raises errors of many kinds
         reason = shown(f"{type(error).__name__}: {error}", 200)
-        raise AlexNetError(f"{source}: the validation labels can't be read ({reason})") from error
+        raise AlexNetError(f"{path}: the validation labels can't be read ({reason})") from error
     return Truth(words, labels, " and ".join(origins))
 
 
@@ -418,12 +480,14 @@ def _add(labels: dict[str, str], name: str, wnid: str, path: pathlib.Path) -> No
         )
 
 
-def _devkit_files(source: pathlib.Path) -> tuple[bytes, bytes] | None:
-    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
-    folder, archive = source / DEVKIT / "data", source / f"{DEVKIT}.tar.gz"
-    if folder.is_dir():
-        meta, text = ((folder / name).read_bytes() for name in names)
-        return meta, text
+def _devkit_files(source: pathlib.Path) -> tuple[pathlib.Path, bytes, bytes] | None:
+    """Where the devkit is, its meta.mat and its truth; `source` is its folder, its folder `data`, or holds it."""
+    names = (META, GROUND_TRUTH)
+    for folder in (source / DEVKIT / "data", source / DEVKIT, source / "data", source):
+        if any((folder / name).exists() for name in names):
+            meta, text = ((folder / name).read_bytes() for name in names)
+            return folder, meta, text
+    archive = source / f"{DEVKIT}.tar.gz"
     if archive.exists():
         found: dict[str, bytes] = {}
         try:
@@ -432,11 +496,11 @@ def _devkit_files(source: pathlib.Path) -> tuple[bytes, bytes] | None:
                     file = tar.extractfile(member) if member.name.endswith(names) else None
                     if file is not None:
                         found[member.name.rsplit("/", 1)[-1]] = file.read()
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise AlexNetError(f"{archive}: can't be read ({shown(' '.join(str(error).split()), 200)})") from error
         if missing := set(names) - set(found):
             raise AlexNetError(f"{archive}: there is no {min(missing)} in it")
-        return found[names[0]], found[names[1]]
+        return archive, found[META], found[GROUND_TRUTH]
     return None
 
 
@@ -450,7 +514,7 @@ def _labelled(
       truth: the class of each name.
       index: label of each class.
       where: the files are.
-      notes: gets a line if not every picture is there.
+      notes: gets a line if not every picture is there, and one if some are of classes that `index` does not have.
     """
     if files and not truth.labels:
         raise AlexNetError(f"{where}: no labels for its pictures: --labels needs a folder with {DEVKIT} or {SOLUTION}")
@@ -468,14 +532,18 @@ def _labelled(
                 f"{where}: {shown(found[key].name)} and {shown(picture.name)} have one label: remove one"
             )
         wnid = truth.labels[key]
-        if wnid not in index:
-            raise AlexNetError(
-                f"{where}: {shown(picture.name)} is of class {shown(wnid)}, which has no training picture"
-            )
-        found[key] = picture._replace(label=index[wnid])
+        found[key] = picture._replace(label=index.get(wnid, -1))
     if files and len(found) < len(truth.labels):
         notes.append(f"{where.name}: {len(found):,} of the {len(truth.labels):,} pictures that {truth.origin} labels")
-    return list(found.values())
+    known = [picture for picture in found.values() if picture.label >= 0]
+    unknown = [key for key, picture in found.items() if picture.label < 0]
+    if unknown and not known:
+        raise AlexNetError(
+            f"{where}: {shown(found[unknown[0]].name)} is of class {shown(truth.labels[unknown[0]])}, which has no "
+            "training image, and so are all others"
+        )
+    notes += _left_out(where, [truth.labels[key] for key in unknown])
+    return known
 
 
 def _tfds_builder(folder: str) -> Any:
@@ -617,6 +685,8 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     source = find(config.source, config.labels)
     for note in source.notes:
         print(note)
+    if "validation" not in source.splits:
+        print("no validation images were found")
     work, lock = out / ".work", out / "prepare.lock"
     plan = {
         "size": config.size,
@@ -746,7 +816,8 @@ def _finish(source: Source, shards: dict[str, list[Shard]], config: PrepareConfi
     }
     write_atomically(out / "dataset.json", to_bytes(description))
     shutil.rmtree(work)
-    print(f"{out}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " images")
+    end = "" if counts.get("validation") else "; no validation images"
+    print(f"{out}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()) + f" images{end}")
     deviations = ", ".join(f"{value:.2f}" for value in np.sqrt(basis.eigenvalues))
     print(f"mean colour {', '.join(f'{v:.2f}' for v in basis.mean)}; PCA standard deviations {deviations} grey levels")
     if skipped:

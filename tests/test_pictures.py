@@ -62,6 +62,17 @@ def tiff(levels: np.ndarray, order: str = "<", bits: int = 0, **tags: int | tupl
     return start + table + struct.pack(f"{order}I", 0) + extra + data
 
 
+def colour_map(scale: int) -> bytes:
+    """A TIFF whose palette is of `scale` times 8 bits; its levels 0 to 15 are colours of no order."""
+    image = PIL.Image.fromarray(GREY // 16)
+    image.putpalette(MAP.tobytes())
+    data = saved(image, "TIFF")
+    stored = np.zeros((3, 256), "<u2")
+    stored[:, :16] = MAP.T
+    assert data.count((stored * 256).tobytes()) == 1
+    return data.replace((stored * 256).tobytes(), (stored * scale).tobytes())
+
+
 def pnm(head: str, levels: np.ndarray) -> bytes:
     return head.encode() + levels.tobytes()
 
@@ -82,12 +93,17 @@ def lab() -> PIL.Image.Image:
     return PIL.Image.merge("LAB", [PIL.Image.new("L", (32, 16), 255), neutral, neutral])
 
 
+MAP = np.random.default_rng(1).integers(0, 256, (16, 3)).astype(np.uint8)
 PALETTE = PIL.Image.fromarray(GREY // 32 * 32).convert("P")
+SIGNIFICANT = chunk(b"sBIT", b"\x10")  # 16 bits of each level
 FLOATS = (GREY / 255).astype(np.float32)
 READ = {
     "png16": (png(GREY16, 0), GREY),
     "png16 black": (png(GREY16 * 0, 0), GREY * 0),
     "png16 sBIT": (png(GREY16, 0, 16, chunk(b"sBIT", b"\x0c")), GREY),
+    "png16 sBIT, dark": (png(GREY16 // 16, 0, 16, chunk(b"gAMA", b"\0\0\xb1\x8f"), SIGNIFICANT), GREY // 16),
+    "png16 sBIT, dark RGB": (png(COLOURS16 // 16, 2, 16, chunk(b"sBIT", b"\x10" * 3)), COLOURS // 16),
+    "png16 sBIT, dark LA": (png(np.dstack([GREY16 // 16, OPAQUE16]), 4, 16, chunk(b"sBIT", b"\x10\x10")), GREY // 16),
     "png16 RGB": (png(COLOURS16, 2), COLOURS),
     "png16 LA": (png(np.dstack([GREY16, OPAQUE16]), 4), GREY),
     "png16 RGBA": (png(np.dstack([COLOURS16, OPAQUE16]), 6), COLOURS),
@@ -108,6 +124,8 @@ READ = {
     "tiff8 La": (tiff(np.dstack([GREY, GREY * 0 + 255]), ALPHA=1), GREY),
     "tiff8 YCbCr": (saved(PIL.Image.fromarray(COLOURS).convert("YCbCr"), "TIFF"), COLOURS),
     "tiff8 LAB": (saved(lab(), "TIFF"), GREY * 0 + 255),
+    **{f"tiff palette times {scale}": (colour_map(scale), MAP[GREY // 16]) for scale in (1, 256, 257)},
+    "tiff black palette": (colour_map(0), COLOURS * 0),
     "tiff pages": (saved(COLOURS, "TIFF", save_all=True, append_images=[PIL.Image.new("RGB", (9, 9))]), COLOURS),
     "gif frames": (saved(PALETTE, "GIF", save_all=True, append_images=[PIL.Image.new("P", (32, 16))]), GREY // 32 * 32),
     "webp frames": (
@@ -155,6 +173,17 @@ REFUSED = {
     "png8 in 16": (png(GREY, 0), FEWER),
     "png14 in 16": (png(GREY12 << 2, 0), FEWER),
     "png12 in 16, sBIT": (png(GREY12, 0, 16, chunk(b"sBIT", b"\x0c")), FEWER),
+    "png12 in 16, sBIT of one channel": (png(COLOURS12, 2, 16, SIGNIFICANT), FEWER),
+    "png12 in 16, sBIT of 16, 16, 12": (png(COLOURS12, 2, 16, chunk(b"sBIT", b"\x10\x10\x0c")), FEWER),
+    "png12 in 16, sBIT in a text": (png(GREY12, 0, 16, chunk(b"tEXt", b"a\0" + SIGNIFICANT)), FEWER),
+    "200 megapixels": (
+        pnm("P5\n20000 10000\n255\n", GREY),
+        "it has 200,000,000 pixels, more than 178,956,970: scale it down",
+    ),
+    "200 megapixels, BMP": (
+        saved(GREY, "BMP").replace(struct.pack("<II", 32, 16), struct.pack("<II", 20000, 10000)),
+        "it has 200,000,000 pixels, more than 178,956,970: scale it down",
+    ),
     "png12 in 16 RGB": (png(COLOURS12, 2), FEWER),
     "png12 in 16 LA": (png(np.dstack([GREY12, OPAQUE16]), 4), FEWER),
     "tiff12 in 16": (tiff(GREY12), FEWER),

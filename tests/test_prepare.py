@@ -1,8 +1,11 @@
 """Preparation of ImageNet from made pictures, easy and hard ones, in each layout."""
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
 import pathlib
 import shutil
@@ -259,7 +262,10 @@ def test_hard_pictures_are_taken_and_broken_ones_listed(tmp_path, capsys):
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert {pathlib.Path(entry["file"]).stem for entry in skipped} == {"list", *BROKEN}
     assert all(entry["reason"] and "\n" not in entry["reason"] and "0x" not in entry["reason"] for entry in skipped)
-    assert f"{len(BROKEN) + 1} files were skipped" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{len(BROKEN) + 1} files were skipped" in out
+    assert out.startswith("no validation images were found\n")
+    assert f"{len(hard)} train images; no validation images\n" in out
     images = dict(zip(sorted(hard), contents(open_prepared(tmp_path / "out"), "train"), strict=True))
     pixels = {name: np.frombuffer(data, np.uint8).reshape(SIZE, SIZE, 3) for name, (data, _) in images.items()}
     assert np.ptp(pixels["grey"], axis=2).max() == 0
@@ -392,6 +398,7 @@ def test_validation_labels_go_by_the_name(layout, tmp_path, capsys):
         shutil.rmtree(source / prepare.DEVKIT)
     files = dict.fromkeys(names, picture(1)) | {"Thumbs.db": b"x", "._" + NUMBERED[3]: b"x"}
     if layout == "tar":
+        shutil.rmtree(source / "train")
         train = {f"train/{wnid}.tar": as_tar({"a.JPEG": picture(1)}) for wnid in WNIDS}
         write(
             source,
@@ -407,6 +414,28 @@ def test_validation_labels_go_by_the_name(layout, tmp_path, capsys):
     assert found_labels(found) == names
     expected = [] if layout == "kaggle" else ["5 of the 6 pictures"]
     assert [note.split(": ")[1][: len("5 of the 6 pictures")] for note in found.notes] == expected
+
+
+@pytest.mark.parametrize(
+    "labels", [prepare.SOLUTION, prepare.DEVKIT, f"{prepare.DEVKIT}/data", "other", f"{prepare.DEVKIT}.tar.gz"]
+)
+def test_labels_may_be_the_file_or_the_devkit_itself(labels, tmp_path):
+    source = write(tmp_path / "source", TRAIN | {f"val/{NUMBERED[1]}": b""})
+    if labels == prepare.SOLUTION:
+        write(tmp_path, {labels: f"{BOTH}{NUMBERED[1][:-5]},{TRUTH[1]} 1 2 3 4\n"})
+    else:
+        make_devkit(tmp_path / ("other" if labels == "other" else prepare.DEVKIT) / "data")
+    if labels.endswith(".tar.gz"):
+        with tarfile.open(tmp_path / labels, "w:gz") as tar:
+            tar.add(tmp_path / prepare.DEVKIT, prepare.DEVKIT)
+        shutil.rmtree(tmp_path / prepare.DEVKIT)
+    assert found_labels(prepare.find(source, tmp_path / labels)) == {NUMBERED[1]: TRUTH[1]}
+
+
+def test_labels_that_are_another_file(tmp_path):
+    source = write(tmp_path, TRAIN | {"labels.csv": b""})
+    with pytest.raises(AlexNetError, match=f"labels.csv: --labels takes a folder, {prepare.SOLUTION} or"):
+        prepare.find(source, tmp_path / "labels.csv")
 
 
 BOTH = "ImageId,PredictionString\n"
@@ -503,10 +532,71 @@ def test_subfolders_belong_to_their_class(tmp_path):
         prepare.find(source)
 
 
-def test_class_folders_one_level_too_deep(tmp_path):
-    source = write(tmp_path, {name.replace("train/", "train/train/"): data for name, data in TRAIN.items()})
-    with pytest.raises(AlexNetError, match="train/train: the only class, with folders in it: move these to train/"):
-        prepare.find(source)
+@pytest.mark.parametrize(
+    ("contents", "unused"),
+    [
+        ({prepare.VALIDATION_TAR: b"x"}, prepare.VALIDATION_TAR),
+        ({"val.zip": b"x", "ILSVRC2012_bbox_val.tgz": b"x", "LOC_val_solution.csv.bak": b"x"}, "val.zip"),
+        ({"Val/a.JPEG": b"x", f"Validation/{WNIDS[0]}/a.JPEG": b"x"}, "Val, Validation"),
+        ({f"valid/{WNIDS[0]}/a.JPEG": b"x", f"test/{WNIDS[1]}/a.JPEG": b"x", "val.txt": b"x"}, "test, valid"),
+        ({"test/images/a.JPEG": b"x", "docs/a.txt": b"x", "trained/x": b"x"}, None),
+    ],
+)
+def test_what_is_not_used_is_named(contents, unused, tmp_path):
+    source = write(tmp_path, TRAIN | contents)
+    (source / "valid_link").symlink_to("nothing")
+    expected = [f"not used, as only train, val, validation are read: {unused}"] if unused else []
+    assert prepare.find(source).notes == expected
+
+
+def test_what_is_beside_the_official_tars_is_named(tmp_path):
+    contents = {prepare.TRAIN_TAR: as_tar({f"{WNIDS[0]}.tar": INNER}), f"val/{WNIDS[0]}/a.JPEG": b"", "val.tar": b""}
+    found = prepare.find(write(tmp_path, contents | {"train/x": b""}))
+    assert found.notes == [
+        f"not used, as only {prepare.TRAIN_TAR}, {prepare.VALIDATION_TAR} are read: train, val, val.tar"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("images",), "train/images: the only class, with folders in it: move these to train/"),
+        (("train",), "train/train: it holds folders, no images.* is .*/train the --source?"),
+        (("train", "val"), "train/train: it holds folders, no images"),
+        (("n1", "Valid"), "train/Valid: it holds folders, no images"),
+    ],
+)
+def test_class_folders_one_level_too_deep(folders, message, tmp_path):
+    deep = {name.replace("train/", f"train/{folder}/"): TRAIN[name] for name in TRAIN for folder in folders}
+    with pytest.raises(AlexNetError, match=message):
+        prepare.find(write(tmp_path, deep))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    """As in COCO; with its images in it it is a class."""
+    assert prepare.find(write(tmp_path, {"train/train/a.JPEG": picture(1), **TRAIN})).wnids == [*WNIDS, "train"]
+
+
+@pytest.mark.parametrize("layout", ["flat", "folders", "tar", "tiny"])
+def test_validation_images_of_other_classes_are_left_out(layout, tmp_path):
+    """Of the six validation images four are of classes that were not trained."""
+    train = {name: data for name, data in TRAIN.items() if WNIDS[1] in name}
+    make_devkit(tmp_path / prepare.DEVKIT / "data")
+    if layout == "flat":
+        val = {f"val/{NUMBERED[number]}": b"" for number in TRUTH}
+    elif layout == "folders":
+        val = {f"val/{wnid}/{NUMBERED[number]}": b"" for number, wnid in TRUTH.items()}
+    elif layout == "tar":
+        train = {prepare.TRAIN_TAR: as_tar({f"{WNIDS[1]}.tar": INNER})}
+        val = {prepare.VALIDATION_TAR: as_tar({NUMBERED[number]: b"" for number in TRUTH})}
+    else:
+        val = {f"val/images/{NUMBERED[number]}": b"" for number in TRUTH}
+        val[f"val/{prepare.ANNOTATIONS}"] = "".join(f"{NUMBERED[number]}\t{TRUTH[number]}\n" for number in TRUTH)
+    found = prepare.find(write(tmp_path, train | val))
+    assert found_labels(found) == {NUMBERED[2]: WNIDS[1], NUMBERED[5]: WNIDS[1]}
+    assert [note.split(": ", 1)[1] for note in found.notes] == [
+        f"left out 4 images of 2 classes without training images: {WNIDS[0]}, {WNIDS[2]}"
+    ]
 
 
 def test_tiny_imagenet(tmp_path):
@@ -600,7 +690,13 @@ SOLUTION_WITHOUT_COLUMN = {prepare.SOLUTION: b"ImageId\nv0\n", "val/v0.JPEG": b"
         ({"train/a.JPEG": b""}, "has no folders of classes"),
         (A_PICTURE | {f"val/{WNIDS[1]}/b.JPEG": b""}, "there is no such class"),
         (A_PICTURE | {"train/empty/Thumbs.db": b"", "val/empty/b.JPEG": b""}, "val/empty: there is no such class"),
-        (A_PICTURE | SOLUTION_WITHOUT_COLUMN, "labels can't be read .KeyError"),
+        (A_PICTURE | SOLUTION_WITHOUT_COLUMN, f"{prepare.SOLUTION}: its first line must be .*, not ImageId$"),
+        (A_PICTURE | {prepare.SOLUTION: b"ImageId;PredictionString\nv0;n1\n"}, "not ImageId;PredictionString"),
+        (A_PICTURE | {prepare.SOLUTION: b""}, f"{prepare.SOLUTION}: its first line must be ImageId,PredictionString"),
+        (A_PICTURE | {prepare.SOLUTION: b"\xff"}, f"{prepare.SOLUTION}: the validation labels can't be read"),
+        (A_PICTURE | {prepare.MAPPING: b"\xff"}, f"{prepare.MAPPING}: the validation labels can't be read"),
+        (A_PICTURE | {prepare.WORDS: b"\xff"}, f"{prepare.WORDS}: the validation labels can't be read"),
+        (A_PICTURE | {f"{prepare.DEVKIT}/data/meta.mat": b"", DEVKIT_TRUTH: b"1"}, "data/meta.mat: the validation lab"),
         (A_PICTURE | {f"{prepare.DEVKIT}/data/meta.mat": b""}, "labels can't be read .FileNotFoundError"),
         (A_PICTURE | {f"{prepare.DEVKIT}.tar.gz": b"PK"}, f"{prepare.DEVKIT}.tar.gz: can't be read"),
         ({prepare.TRAIN_TAR: b""}, "can't be read"),
@@ -608,6 +704,13 @@ SOLUTION_WITHOUT_COLUMN = {prepare.SOLUTION: b"ImageId\nv0\n", "val/v0.JPEG": b"
         ({prepare.TRAIN_TAR: as_tar({"n1.tar": INNER[:1024]})}, "cut off"),
         ({prepare.TRAIN_TAR: as_tar({"n1.tar": b"x" * 1024 + INNER})}, "cut off at its beginning"),
         ({prepare.TRAIN_TAR: as_tar({"n1.tar": INNER.replace(b"b.JPEG", b"B.JPEG")})}, "cut off after a.JPEG"),
+        ({prepare.TRAIN_TAR: as_tar({"n1.tar": gzip.compress(INNER)})}, "n1.tar in it is compressed: unpack it"),
+        ({prepare.TRAIN_TAR: as_tar({"n1.tar.bz2": bz2.compress(INNER)})}, "n1.tar.bz2 in it is compressed: unpack it"),
+        ({prepare.TRAIN_TAR: lzma.compress(as_tar({"n1.tar": INNER}))}, f"{prepare.TRAIN_TAR}: it is compressed"),
+        (
+            {prepare.TRAIN_TAR: as_tar({"n1.tar": INNER}), prepare.VALIDATION_TAR: gzip.compress(INNER)},
+            f"{prepare.VALIDATION_TAR}: it is compressed: unpack it",
+        ),
         ({"dataset_info.json": b"{"}, "TFDS can't read it"),
     ],
 )
