@@ -31,12 +31,13 @@ import orbax.checkpoint as ocp
 
 from alexnet_jax import processes, steps
 from alexnet_jax.errors import AlexNetError, warn
-from alexnet_jax.files import plain_path, sync, to_bytes
+from alexnet_jax.files import plain_path, read_bytes, sync, to_bytes
 from alexnet_jax.steps import TrainState
 
 KEEP_NEWEST = 2
 MANIFEST = "manifest.json"
 MEMORY = "memory.json"
+_MAX_JSON_BYTES = 16 * 1024**2
 
 
 class DamagedError(AlexNetError):
@@ -59,7 +60,6 @@ class Checkpoints:
         """Opens `folder`; unless `read_only`, makes it and clears away what a killed save has left."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
         self._folder, self._read_only = folder.absolute(), read_only
-        self._orbax_folder = plain_path(self._folder, user=self)  # Orbax's merge globs the whole path
         self._removing = self._folder / ".removing"
         # Each process reads for itself: where one can't, the others don't wait for it.
         alone = ocp.options.MultiprocessingOptions(
@@ -73,19 +73,27 @@ class Checkpoints:
         if not read_only:
             try:
                 self._folder.mkdir(exist_ok=True)
-                for leftover in (*self._folder.glob(".saving*"), *self._folder.glob(".removing")):
-                    shutil.rmtree(leftover)
+                for entry in self._folder.iterdir():
+                    if re.fullmatch(r"\.saving(-[0-9]+)?|\.removing", entry.name):
+                        (shutil.rmtree if entry.is_dir() and not entry.is_symlink() else os.unlink)(entry)
             except OSError as error:
-                raise AlexNetError(f"{self._folder}: can't be used ({error.strerror or error})") from error
+                if self._folder.is_symlink() and not self._folder.exists():
+                    raise _missing(self._folder) from None
+                raise AlexNetError(f"{error.filename or self._folder}: can't be used ({error.strerror})") from error
 
     def all_steps(self) -> list[int]:
         """Steps of the checkpoints, rising. Whatever else is in the folder is ignored."""
         entries = self._folder.iterdir() if self._folder.is_dir() else ()
-        names = [entry.name for entry in entries if entry.name.isdecimal() and entry.is_dir()]
+        # A link to a folder that is not there, not fetched or not mounted, counts: it must not be taken for none.
+        names = [entry.name for entry in entries if entry.name.isdecimal() and (entry.is_dir() or entry.is_symlink())]
         return sorted(int(name) for name in names if name == str(int(name)))
 
     def best_step(self) -> int | None:
-        """The step with the highest validation accuracy (the earliest of equals); None if none was measured."""
+        """The step with the highest validation accuracy (the earliest of equals); None if none was measured.
+
+        Raises:
+          DamagedError: the accuracy of a checkpoint can't be read, so that it may be the best.
+        """
         scores = [(accuracy, -step) for step in self.all_steps() if (accuracy := self._accuracy(step)) is not None]
         return -max(scores)[1] if scores else None
 
@@ -179,9 +187,9 @@ class Checkpoints:
         folder = self._folder / str(step)
         try:
             verify(folder, step)
-            return self._read_state(folder), json.loads((folder / MEMORY).read_bytes())["memory"]
+            return self._read_state(folder), json.loads(read_bytes(folder / MEMORY, _MAX_JSON_BYTES))["memory"]
         except Exception as error:
-            if not folder.exists():
+            if not os.path.lexists(folder):
                 raise RemovedError(f"{folder}: there is no such checkpoint; there are {self.all_steps()}") from error
             if isinstance(error, AlexNetError):
                 raise
@@ -189,11 +197,12 @@ class Checkpoints:
 
     def _read_state(self, folder: pathlib.Path) -> dict[str, Any]:
         """What Orbax wrote into a checkpoint's folder, as nested dicts of NumPy arrays."""
-        path = self._orbax_folder / folder.name / "state"
-        metadata = self._reader.metadata(path).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-        tree: dict[str, Any] = self._reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        return tree
+        with plain_path(self._folder) as parent:
+            path = parent / folder.name / "state"
+            metadata = self._reader.metadata(path).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+            tree: dict[str, Any] = self._reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+            return tree
 
     def to_state(self, tree: dict[str, Any], template: TrainState) -> TrainState:
         """A tree from `restore_tree` in the structure of `template`.
@@ -232,7 +241,8 @@ class Checkpoints:
         # Where a write fails, threads of Orbax and TensorStore print tracebacks beside the exception that tells it.
         with _told(target), contextlib.redirect_stderr(io.StringIO()), processes.limited(f"{target}: saving"):
             try:
-                self._writer.save(self._orbax_folder / saving.name / "state", args=ocp.args.StandardSave(tree))
+                with plain_path(self._folder) as parent:  # Orbax's merge globs the whole path
+                    self._writer.save(parent / saving.name / "state", args=ocp.args.StandardSave(tree))
             except Exception:
                 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells of them again when the process ends
                 time.sleep(0.5)  # for those threads
@@ -264,14 +274,21 @@ class Checkpoints:
             sync(self._folder)
 
     def _accuracy(self, step: int) -> float | None:
+        folder = self._folder / str(step)
         try:
-            accuracy = json.loads((self._folder / str(step) / MEMORY).read_bytes())["validation_accuracy"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # damaged: whoever restores it will say so
+            accuracy = json.loads(read_bytes(folder / MEMORY, _MAX_JSON_BYTES))["validation_accuracy"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not os.path.lexists(folder):
+                return None  # removed meanwhile
+            raise DamagedError(f"{folder / MEMORY} can't be read ({_reason(error)})") from error
         return accuracy if isinstance(accuracy, float) else None
 
     def _remove_old(self) -> None:
-        keep = {*self.all_steps()[-KEEP_NEWEST:], self.best_step()}
+        try:
+            keep = {*self.all_steps()[-KEEP_NEWEST:], self.best_step()}
+        except DamagedError as damage:
+            warn(f"no old checkpoint is removed: {damage}")
+            return
         for step in self.all_steps():
             old = self._folder / str(step)
             if step in keep:
@@ -319,16 +336,18 @@ def verify(folder: pathlib.Path, step: int) -> None:
       AlexNetError: a file can't be read, or is a link to a file that is not there.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(read_bytes(folder / MANIFEST, _MAX_JSON_BYTES))
         saved_step, wanted = manifest["step"], {name: (f["size"], f["sha256"]) for name, f in manifest["files"].items()}
     except (FileNotFoundError, NotADirectoryError):
-        raise _missing(folder / MANIFEST) from None
+        raise _missing(folder if folder.is_symlink() and not folder.exists() else folder / MANIFEST) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamagedError(f"{folder / MANIFEST} is damaged") from None
     except OSError as error:
         raise AlexNetError(f"{folder}: can't be read ({error.strerror or error})") from error
     if saved_step != step:
         raise DamagedError(f"{folder} was saved as step {saved_step}")
+    if not any(name.startswith("state/") for name in wanted):
+        raise DamagedError(f"{folder} was saved without a state")
     for name, (size, digest) in wanted.items():
         path = folder / name
         try:
@@ -347,7 +366,7 @@ def verify(folder: pathlib.Path, step: int) -> None:
 
 def _missing(path: pathlib.Path) -> AlexNetError:
     if path.is_symlink():
-        return AlexNetError(f"{path} is a link to a file that is not there: fetch it first (git annex get, dvc pull)")
+        return AlexNetError(f"{path} is a link to what is not there: fetch it first (git annex get, dvc pull, mount)")
     return DamagedError(f"{path} is missing")
 
 

@@ -24,7 +24,7 @@ from alexnet_jax.config import (
     validate,
 )
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, program_name
-from alexnet_jax.runtime import keep_freed_memory, memory_shortage
+from alexnet_jax.runtime import ignore_settings_of_others, keep_freed_memory, memory_shortage
 
 T = TypeVar("T")
 
@@ -102,6 +102,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     if is_interactive():
         code = _exit_code(main, prog)
     else:
+        ignore_settings_of_others()
         with signals.handling(signals.leave_at_once(prog)):
             code = _exit_code(main, prog)
     if code:

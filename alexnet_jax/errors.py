@@ -39,5 +39,5 @@ def warn(message: str) -> None:
 
 def program_name() -> str:
     """What begins a line of this program: `train.py`, `python -m alexnet_jax.prepare`."""
-    module = sys.modules["__main__"].__spec__  # of python -m
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m; IPython's has none
     return f"python -m {module.name}" if module else pathlib.PurePath(sys.argv[0]).name

@@ -114,11 +114,13 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     folder = _results_folder(run, config)
     evaluation = _answered(question, config, devices)
     results = evaluation.results
+    written = None
     try:
         if folder is not None:
             write_together(folder, _evaluation_files(evaluation))
+            written = folder
     finally:
-        print_results(results, folder)
+        print_results(results, written)
     if config.report and folder is not None:
         from alexnet_jax import report  # not before: plotly takes long to import
 
@@ -277,13 +279,15 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
         name: batches.steps_per_epoch(e.run.dataset.counts["train"], e.run.config.schedule.batch_size)
         for name, e in zip(names, evaluations, strict=True)
     }
+    written = None
     try:
         if folder is not None:
             curves = plots.to_png(plots.compared_curves(records, steps_per_epoch))
             described = to_bytes({"runs": rows, "versions": versions()})
             write_together(folder, {"comparison.png": curves, "comparison.json": described})
+            written = folder
     finally:
-        print_comparison(rows, folder)
+        print_comparison(rows, written)
     return rows
 
 

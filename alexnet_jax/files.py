@@ -5,14 +5,13 @@ import errno
 import json
 import os
 import pathlib
+import re
 import secrets
-import shutil
 import stat
 import sys
 import tempfile
 import time
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 import portalocker
@@ -141,40 +140,46 @@ def write_together(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AlexNetError(f"can't write {folder}: {error.strerror or error}") from error
-    with locked(folder / ".lock", "is writing there; try again when it has finished", WRITING_PATIENCE):
+    with locked(folder / ".alexnet_jax.lock", "is writing there; try again when it has finished", WRITING_PATIENCE):
+        temporary = {f".{name[:50]}" for name in contents}
         with contextlib.suppress(OSError):
-            for leftover in folder.glob(".*.tmp"):  # of a process that was killed
-                leftover.unlink()
+            for path in folder.iterdir():  # what a process that was killed has left
+                if (found := re.fullmatch(r"(\..+)\.[0-9a-f]{16}\.tmp", path.name)) and found[1] in temporary:
+                    path.unlink()
         for name, data in contents.items():
             write_atomically(folder / name, data)
 
 
-def plain_path(folder: pathlib.Path, user: object) -> pathlib.Path:
-    """A path to `folder` without wildcards, `gs:` or backslashes: itself, or a symbolic link to it.
+@contextlib.contextmanager
+def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to `folder` without wildcards, `gs:` or backslashes: itself, or a symbolic link while the block runs.
 
-    For libraries that match, or parse, the whole path that they are given.
+    For libraries that match, or parse, the whole path that they are given. The link is in the temporary folder, which
+    other programs clear: it is not for keeping.
 
     Args:
       folder: an absolute path.
-      user: the link is removed with this object, or when the process ends.
 
     Raises:
       AlexNetError: no link can be made.
     """
     special = set("*?[") if os.name == "nt" else set("*?[:\\")
     if not special & set(str(folder)):
-        return folder
+        yield folder
+        return
+    links = contextlib.ExitStack()
     try:
-        temporary = tempfile.mkdtemp(prefix="alexnet_jax-")
-        weakref.finalize(user, shutil.rmtree, temporary, ignore_errors=True)
+        temporary = links.enter_context(tempfile.TemporaryDirectory(prefix="alexnet_jax-", ignore_cleanup_errors=True))
         if special & set(temporary):
             raise OSError(f"the temporary folder {temporary} has such characters, too: set TMPDIR")
         link = pathlib.Path(temporary) / "folder"
         link.symlink_to(folder, target_is_directory=True)
     except OSError as error:
+        links.close()
         reason = error.strerror or error
         raise AlexNetError(f"{folder}: choose a path without {' '.join(sorted(special))} ({reason})") from error
-    return link
+    with links:
+        yield link
 
 
 def read_bytes(path: pathlib.Path, limit: int) -> bytes:

@@ -188,6 +188,14 @@ class Trainer:
         """The step to resume from, and in `found` what was saved there; newer ones, damaged, are set aside."""
         newest = self.checkpoints.restore_newest()
         if newest is None:
+            # The first validation is the best so far, and so is saved before the next step.
+            records = read_jsonl(self.folder.metrics)
+            validated = [record["step"] for record in records if record["split"] == "validation"]
+            if validated and any(record["step"] > validated[0] for record in records):
+                raise AlexNetError(
+                    f"{self.folder.path}: its metrics reach step {records[-1]['step']:,}, but there is no checkpoint: "
+                    "copy one back, or train anew in another --workdir"
+                )
             return None
         found.append(newest)
         return int(newest[0]["step"])

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -271,12 +272,13 @@ def _date_back(folder: pathlib.Path) -> None:
 
     TensorBoard reads them in the order of their names, `events.out.tfevents.SECONDS.HOST`.
     """
-    now, files = int(time.time()), sorted(folder.glob("events.out.tfevents.*.*"))
-    stamps = [path.name.split(".")[3] for path in files]
-    if any(not stamp.isdecimal() or int(stamp) >= now for stamp in stamps):
-        for place, path in enumerate(files):
-            *_, rest = path.name.split(".", 4)
-            path.rename(folder / f"events.out.tfevents.{now - len(files) + place}.{rest}")
+    found = [re.fullmatch(r"events\.out\.tfevents\.([0-9]{10})\.(.+)", path.name) for path in folder.glob("events.*")]
+    files = sorted((int(name[1]), name[2], name[0]) for name in found if name)
+    now = int(time.time())
+    if files and files[-1][0] >= now:
+        before = min(files[0][0], now) - len(files)  # so that no new name is an old one
+        for place, (_, rest, name) in enumerate(files):
+            (folder / name).rename(folder / f"events.out.tfevents.{before + place}.{rest}")
 
 
 class Writers:

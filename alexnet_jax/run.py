@@ -143,8 +143,13 @@ class RunFolder:
                 )
             if self.read_dataset().fingerprint != info.fingerprint:
                 raise AlexNetError(f"{self.path} was trained on other images than those from {info.source}")
+        elif any(self.checkpoints.glob("[0-9]*")):
+            raise AlexNetError(
+                f"{self.config} is missing, but there are checkpoints: copy it back, or choose another --workdir"
+            )
         else:
             write_atomically(self.dataset, to_bytes(dataclasses.asdict(info)))
+        if not self.exists() or not self.statistics.exists():
             arrays = io.BytesIO()
             np.savez(arrays, mean_image=statistics.mean_image, **vars(statistics.basis))
             write_atomically(self.statistics, arrays.getvalue())
@@ -317,6 +322,8 @@ def to_grey_levels(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       ValueError: for another shape, dtype or range.
     """
+    if np.ma.is_masked(images):
+        raise ValueError("images must not be masked: give every pixel a value")
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != image_shape or not len(images):
         shape = ", ".join(map(str, image_shape))
@@ -366,14 +373,16 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
     if not step_or_name or not re.fullmatch("last|best|[0-9]{1,18}", str(checkpoint)):
         raise UsageError(f'checkpoint {shown(checkpoint)!r}: "last", "best" or a step (0 or more) is needed')
     folder = RunFolder(expanded(path))
-    if not folder.path.is_dir():
-        raise AlexNetError(f"{folder.path}: there is no such folder")
+    if not os.path.isdir(folder.path):
+        raise AlexNetError(f"{shown(folder.path, 300)}: there is no such folder")
     config, dataset, statistics = folder.read_config(), folder.read_dataset(), folder.read_statistics()
     if statistics.mean_image.shape != dataset.image_shape:
         raise AlexNetError(
             f"{folder.dataset} has images {dataset.image_shape}, {folder.statistics} {statistics.mean_image.shape}"
         )
     if not folder.checkpoints.is_dir():
+        if folder.checkpoints.is_symlink():
+            raise AlexNetError(f"{folder.checkpoints} is a link to what is not there: fetch or mount it first")
         raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
     with contextlib.closing(Checkpoints(folder.checkpoints, read_only=True)) as checkpoints:
         if checkpoint == "last":

@@ -100,7 +100,7 @@ def devices() -> "list[jax.Device]":
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: JAX has no plugin for CUDA
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.values["jax_platforms"]
         reason = f" ({_one_line(error).split(' (set JAX_')[0]})" if str(error) else ""
         if not wanted:
             raise AlexNetError(f"JAX can't use any device{reason}") from error
@@ -134,6 +134,18 @@ def memory_shortage(error: BaseException) -> AlexNetError | None:
 def _one_line(error: BaseException) -> str:
     """An error's text for a message of one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def ignore_settings_of_others() -> None:
+    """Sets aside the environment's settings that would change draws and numbers, or break pictures.
+
+    To be called before JAX and matplotlib are imported.
+    """
+    for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "JAX_NUMPY_DTYPE_PROMOTION"):
+        if os.environ.pop(name, None) is not None:
+            warn(f"{name} is ignored: with it the same seed would give other numbers")
+    os.environ.pop("MPLBACKEND", None)
+    os.environ["MATPLOTLIBRC"] = os.devnull  # the user's may ask for LaTeX
 
 
 def compilation_cache_folder() -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the first one asks the program to save and leave, the second one ends it at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first one asks the program to save and leave, another one ends it at once."""
 
 import atexit
 import contextlib
@@ -7,12 +7,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-from alexnet_jax.errors import StoppedError
+from alexnet_jax.errors import StoppedError, program_name
 
+SECOND_AFTER = 0.1  # seconds after which another signal is meant as such
 Handler = Callable[[int, FrameType | None], object]
 
 
@@ -39,9 +41,7 @@ def handling(handler: Handler) -> Iterator[None]:
         atexit.register(lambda: [signal.signal(number, handler) for number in before])
 
 
-def leave_at_once(
-    prog: str, message: str = "stopped; the same command resumes"
-) -> Callable[[int, FrameType | None], NoReturn]:
+def leave_at_once(prog: str, message: str = "stopped") -> Callable[[int, FrameType | None], NoReturn]:
     """A handler for a time when there is nothing to save.
 
     It raises nothing: where Python is called back from C, as by the garbage collector, an exception would be swallowed.
@@ -57,7 +57,10 @@ def leave_at_once(
 
 
 class StopSignals:
-    """In its `with` block the first SIGINT, SIGTERM or SIGHUP is only noted, the second ends the process at once.
+    """In its `with` block the first SIGINT, SIGTERM or SIGHUP is only noted, a later one ends the process at once.
+
+    Later is 0.1 s and more after the first: what closes a terminal may send SIGHUP twice, and what stops a process,
+    SIGTERM. A second SIGHUP is ignored.
 
     Python calls handlers between its own instructions, so one would wait while XLA compiles. Here the interpreter's C
     handler writes the signal's number into a socket, and a thread reads it there.
@@ -90,7 +93,9 @@ class StopSignals:
     def _watch(self, reader: socket.socket, numbers: set[int]) -> None:
         with reader:
             while byte := reader.recv(1):
-                if byte[0] in numbers:
-                    if self.received is not None:
-                        os._exit(128 + byte[0])
-                    self.received = byte[0]
+                if byte[0] not in numbers:
+                    continue
+                if self.received is None:
+                    self.received, first = byte[0], time.monotonic()
+                elif byte[0] != getattr(signal, "SIGHUP", None) and time.monotonic() - first > SECOND_AFTER:
+                    leave_at_once(program_name(), "stopped at once; what was not saved is lost")(byte[0], None)

@@ -6,6 +6,7 @@ import pathlib
 import resource
 import shutil
 import signal
+import tempfile
 
 import corruption
 import jax
@@ -136,7 +137,7 @@ def test_links_are_followed(folder, tmp_path):
     assert (kept / "one" / MANIFEST).exists()
     (kept / "0").unlink()
     (folder / "3").rename(tmp_path / "3")
-    with pytest.raises(AlexNetError, match="is a link to a file that is not there: fetch it"):
+    with pytest.raises(AlexNetError, match="is a link to what is not there: fetch it"):
         restored_step(folder)
     assert (folder / "2").exists()
 
@@ -171,6 +172,56 @@ def test_wildcards_in_the_path(tmp_path, name):
     Checkpoints(folder).save(make_state(1), {"step": 1}, accuracy=0.5)
     assert restored_step(folder) == 1
     assert sorted(p.name for p in folder.iterdir()) == ["1"]
+
+
+def test_a_link_in_the_temporary_folder_may_be_cleared_away(tmp_path, monkeypatch):
+    """Programs clear it of what is old: a link must not be kept for the length of a training."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / "lr[0.1]"
+    checkpoints = Checkpoints(folder)
+    for link in tmp_path.glob("alexnet_jax-*"):
+        shutil.rmtree(link)
+    checkpoints.save(make_state(1), {"step": 1}, accuracy=None)
+    assert restored_step(folder) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["lr[0.1]"]
+
+
+def test_a_checkpoint_that_is_a_link_to_nothing_is_not_taken_for_none(folder, tmp_path):
+    """A disk that is not mounted: the training would begin anew."""
+    (folder / "2").rename(tmp_path / "2")
+    (folder / "2").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AlexNetError, match="2 is a link to what is not there: fetch it"):
+        restored_step(folder)
+    folder.rename(tmp_path / "all")
+    folder.symlink_to(tmp_path / "nothing")
+    with pytest.raises(AlexNetError, match="checkpoints is a link to what is not there"):
+        Checkpoints(folder)
+
+
+def test_the_best_is_not_another_one_where_an_accuracy_cannot_be_read(folder, capsys):
+    (folder / "2" / "memory.json").unlink()
+    with pytest.raises(DamagedError, match=r"2/memory\.json can't be read"):
+        Checkpoints(folder, read_only=True).restore_best()
+    Checkpoints(folder).save(make_state(3), {"step": 3}, accuracy=None)
+    Checkpoints(folder).save(make_state(4), {"step": 4}, accuracy=None)
+    assert Checkpoints(folder).all_steps() == [1, 2, 3, 4]
+    assert "no old checkpoint is removed" in capsys.readouterr().err
+
+
+def test_pipes_in_place_of_files_do_not_hang(folder):
+    (folder / "2" / MANIFEST).unlink()
+    os.mkfifo(folder / "2" / MANIFEST)
+    with pytest.raises(AlexNetError, match="no regular file"):
+        restored_step(folder)
+
+
+def test_names_like_those_of_a_save_are_left_alone(folder):
+    (folder / ".saving-3 (conflicted copy)").touch()
+    (folder / ".saving-4").symlink_to(folder / "1")
+    assert restored_step(folder) == 2
+    assert (folder / ".saving-3 (conflicted copy)").exists()
+    assert (folder / "1" / MANIFEST).exists()
+    assert not (folder / ".saving-4").is_symlink()
 
 
 def test_what_cannot_be_restored_is_not_reported_as_saved(folder, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from alexnet_jax import cli
 from alexnet_jax.config import PRESETS
-from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.errors import AlexNetError, UsageError, program_name
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -90,6 +90,25 @@ def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
         cli.run(main)
     assert stop.value.code == code
     assert capsys.readouterr().err == f"train.py: {error}\n"
+
+
+def test_settings_of_others_do_not_change_numbers(monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    monkeypatch.setenv("MPLBACKEND", "bogus")
+    monkeypatch.setenv("MATPLOTLIBRC", "mine")
+    cli.run(lambda args: None)
+    assert "JAX_ENABLE_X64" not in os.environ
+    assert os.environ["MATPLOTLIBRC"] == os.devnull
+    assert "warning: JAX_ENABLE_X64 is ignored" in capsys.readouterr().err
+    assert "MPLBACKEND" not in os.environ
+
+
+def test_a_main_module_without_a_spec(monkeypatch):
+    """IPython's, at the second %run."""
+    monkeypatch.delattr(sys.modules["__main__"], "__spec__")
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+    assert program_name() == "eval.py"
 
 
 def run_script(*args: str) -> tuple[int, str]:

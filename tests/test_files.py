@@ -72,8 +72,14 @@ def test_what_belongs_together_stays_together(tmp_path):
     def write(n: int) -> None:
         files.write_together(tmp_path, {"predictions.npz": bytes([n]) * 50_000, "test.json": bytes([n])})
 
-    (tmp_path / ".test.json.0123.tmp").write_text("left by a process that was killed")
+    (tmp_path / ".test.json.0123456789abcdef.tmp").write_text("left by a process that was killed")
+    (tmp_path / ".notes.tmp").write_text("somebody else's")
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(8)))
     assert (tmp_path / "predictions.npz").read_bytes() == (tmp_path / "test.json").read_bytes() * 50_000
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "predictions.npz", "test.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".alexnet_jax.lock",
+        ".notes.tmp",
+        "predictions.npz",
+        "test.json",
+    ]

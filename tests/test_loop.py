@@ -216,6 +216,23 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(whole, tiny
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_that_lost_a_part_does_not_begin_anew_over_the_rest(whole, tiny, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    config = make_config(run, 2, eval_every=2)
+    before = (run / "metrics.jsonl").read_bytes()
+    (run / "statistics.npz").unlink()
+    loop.train_and_evaluate(config, tiny)
+    alexnet_jax.open_run(run)  # with the statistics written again
+    (run / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(AlexNetError, match=r"config\.json is missing, but there are checkpoints: copy it back"):
+        loop.train_and_evaluate(config, tiny)
+    (tmp_path / "config.json").rename(run / "config.json")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(AlexNetError, match="its metrics reach step 14, but there is no checkpoint"):
+        loop.train_and_evaluate(config, tiny)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_run_below_a_folder_with_wildcards(whole, tiny, tmp_path):
     config = make_config(tmp_path / "lr[0.1]" / "*", 2, eval_every=2)
     loop.train_and_evaluate(config, tiny)

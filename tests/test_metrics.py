@@ -90,6 +90,18 @@ def test_tensorboard_points_after_a_resume_survive_a_clock_set_back(tmp_path, mo
     assert points == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0), (5, 9.0), (6, 10.0)]
 
 
+def test_no_tensorboard_file_is_overwritten(tmp_path):
+    pytest.importorskip("tensorboardX")
+    now = int(time.time())
+    for stamp in (1_000_000_000, now - 4, now - 3, now + 40):
+        (tmp_path / f"events.out.tfevents.{stamp}.host").write_text(str(stamp))
+    (tmp_path / "events.out.tfevents.desktop.ini").write_text("not ours")
+    TensorBoardWriter(tmp_path, last_step=0).close()
+    *files, _ = sorted(path for path in tmp_path.glob("*.host"))
+    assert [int(path.read_text()) for path in (*files, _)] == [1_000_000_000, now - 4, now - 3, now + 40]
+    assert (tmp_path / "events.out.tfevents.desktop.ini").read_text() == "not ours"
+
+
 def test_calibration_by_hand():
     confidence, right = np.array([0.9, 0.8, 0.6, 0.55]), np.array([True, False, False, True])
     found = calibration(confidence, right, bins=2)

@@ -137,7 +137,7 @@ def test_sigterm_ends_one_that_waits_for_the_others(tmp_path):
     time.sleep(2)
     alone[1].terminate()
     ((_, stderr),) = process_faults.finish(alone[1:], [143])
-    assert stderr == "-c: SIGTERM: stopped; the same command resumes\n"
+    assert stderr == "-c: SIGTERM: stopped\n"
 
 
 def test_a_process_that_stays_alone_says_so(tmp_path):

@@ -29,6 +29,31 @@ def test_a_closed_terminal_asks_a_training_to_save():
 
 
 @needs_sighup
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_signal_that_comes_twice_at_once_counts_once(name):
+    """Closing a terminal may send SIGHUP twice; the second one must not end the saving."""
+    code = f"""
+import os, signal, time
+from alexnet_jax import signals
+with signals.StopSignals() as received:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.{name})
+        time.sleep(0.01)
+    time.sleep(0.05)
+    print("saved", received.received, flush=True)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(0.2)
+    print("alive")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    number = getattr(signal, name)
+    assert done.stdout.splitlines()[0] == f"saved {number.value}", done.stderr
+    assert ("alive" in done.stdout) == (name == "SIGHUP")
+    assert done.returncode == (0 if name == "SIGHUP" else 128 + number)
+
+
+@needs_sighup
 def test_under_nohup_a_closed_terminal_is_ignored():
     before = signal.signal(SIGHUP, signal.SIG_IGN)
     try:
