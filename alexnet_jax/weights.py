@@ -336,14 +336,14 @@ def _dicts(loaded: dict[Any, Any]) -> list[tuple[str, int, dict[Any, Any]]]:
       ValueError: they hold more than a checkpoint's.
     """
     found: list[tuple[str, int, Any]] = [("the file itself", 0, loaded)]
-    seen = {id(loaded)}
-    for where, depth, one in found:  # which grows
+    entries = 0
+    for where, depth, one in found:  # which grows; without end, if one holds itself
         for key, value in one.items() if isinstance(one, dict) else enumerate(one):
-            if (isinstance(value, dict) or type(value) in (list, tuple)) and id(value) not in seen:
-                seen.add(id(value))
+            if isinstance(value, dict) or type(value) in (list, tuple):
                 name = shown(key, 60)
                 found.append((shown(f"{where}.{name}", 60) if depth else name, depth + 1, value))
-        if len(found) > 1000:
+        entries += len(one)
+        if len(found) > 1000 or entries > MAX_OPCODES:
             raise ValueError(f"it holds {len(found):,} dicts and lists: save model.state_dict() alone")
     return [(where, depth, one) for where, depth, one in found if isinstance(one, dict)]
 

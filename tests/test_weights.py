@@ -614,6 +614,12 @@ def test_safetensors_of_any_width(small_state, tmp_path, dtype):
     assert params["fc2"]["kernel"].dtype == np.float32
 
 
+def holds_itself():
+    found = {}
+    found["again"] = found
+    return found
+
+
 def other_bias(state):
     return state | {"features.0.bias": state["features.0.bias"] + 1}
 
@@ -668,6 +674,7 @@ def batch_normalized(state):
             lambda s: {"checkpoint": {"model": s, "head": {"fc": np.ones(2, np.float32)}}},
             "beside checkpoint.model it has fc, which would not be used",
         ),
+        (lambda s: {"model": s, "more": holds_itself()}, "dicts and lists: save model.state_dict() alone"),
         (lambda s: {"model": s, "more": [{} for _ in range(1000)]}, "dicts and lists: save model.state_dict() alone"),
         (lambda s: {"model": s, "head": {"fc": np.ones(2, np.float32)}}, "beside model it has fc, which would not"),
         (lambda s: {"model": s, "mean": np.ones(3, np.float32)}, "beside model it has mean, which would not be used"),
