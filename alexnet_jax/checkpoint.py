@@ -28,6 +28,7 @@ import flax.serialization
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from alexnet_jax import processes, steps
 from alexnet_jax.errors import AlexNetError, warn
@@ -38,6 +39,12 @@ KEEP_NEWEST = 2
 MANIFEST = "manifest.json"
 MEMORY = "memory.json"
 _MAX_JSON_BYTES = 16 * 1024**2
+
+# TensorStore locks the files that it writes, and some file systems have no locks. Here no two processes write the same
+# file, and Orbax has no public setting for it.
+with contextlib.suppress(AttributeError):
+    for _context in (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT):
+        _context["file_io_locking"] = {"mode": "none"}
 
 
 class DamagedError(AlexNetError):

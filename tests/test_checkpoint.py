@@ -6,6 +6,8 @@ import pathlib
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 
 import corruption
@@ -19,6 +21,8 @@ from corruption import files, make_state
 from alexnet_jax import checkpoint
 from alexnet_jax.checkpoint import MANIFEST, Checkpoints, DamagedError, verify
 from alexnet_jax.errors import AlexNetError
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +188,52 @@ def test_a_link_in_the_temporary_folder_may_be_cleared_away(tmp_path, monkeypatc
     checkpoints.save(make_state(1), {"step": 1}, accuracy=None)
     assert restored_step(folder) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["lr[0.1]"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs a C compiler on Linux")
+def test_a_file_system_without_locks(tmp_path):
+    """Lustre without -o flock, NFS with nolock: TensorStore locks files, too."""
+    (tmp_path / "nolock.c").write_text(
+        """
+        #define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <errno.h>
+        #include <fcntl.h>
+        #include <stdarg.h>
+        int flock(int file, int operation) { errno = ENOSYS; return -1; }
+        int fcntl64(int file, int command, ...) {
+            va_list rest;
+            va_start(rest, command);
+            void *argument = va_arg(rest, void *);
+            va_end(rest);
+            if (command == F_SETLK || command == F_SETLKW || command == F_OFD_SETLK || command == F_OFD_SETLKW) {
+                errno = ENOSYS;
+                return -1;
+            }
+            int (*real)(int, int, ...) = dlsym(RTLD_NEXT, "fcntl64");
+            return real(file, command, argument);
+        }
+        int fcntl(int file, int command, ...) {
+            va_list rest;
+            va_start(rest, command);
+            void *argument = va_arg(rest, void *);
+            va_end(rest);
+            return fcntl64(file, command, argument);
+        }
+        """
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", "nolock.so", "nolock.c", "-ldl"], cwd=tmp_path, check=True)
+    code = f"import pathlib, corruption; corruption.save_two(pathlib.Path({str(tmp_path / 'checkpoints')!r}))"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ
+        | {
+            "LD_PRELOAD": str(tmp_path / "nolock.so"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/stress")]),
+        },
+        check=True,
+    )
+    assert restored_step(tmp_path / "checkpoints") == 2
 
 
 def test_a_checkpoint_that_is_a_link_to_nothing_is_not_taken_for_none(folder, tmp_path):
