@@ -228,10 +228,13 @@ class RunFolder:
 
 
 def _with_absolute_data_dir(config: TrainConfig, info: DatasetInfo) -> TrainConfig:
-    """The configuration with the place of the data as it can be found from every folder."""
+    """The configuration with the place of the data as it can be found from every folder.
+
+    Data in the default folder ./data is named, too; the other default places do not depend on the working directory.
+    """
     place = config.data.data_dir
-    if place is None and os.path.isabs(info.source) and os.path.exists(info.source):
-        place = pathlib.Path(info.source)  # ./data, or where a download is kept
+    if place is None and pathlib.Path(info.source).is_relative_to(os.path.abspath("data")):
+        place = pathlib.Path(info.source)
     if place is None:
         return config
     return dataclasses.replace(
@@ -266,9 +269,8 @@ class Run:
     params: dict[str, Any]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-        }  # without compiled programs
+        # Without compiled programs, which can't be pickled.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -258,16 +258,18 @@ def test_the_place_of_the_data_is_remembered_as_an_absolute_path(tiny, tmp_path,
     """So the run can be evaluated from another folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "here").mkdir(parents=True)
-    info = loop.describe(dataclasses.replace(tiny, source=str(tmp_path / "data" / "here")))
     for name, given, expected in [
         ("given", pathlib.Path("data"), tmp_path / "data"),
         ("found", None, tmp_path / "data" / "here"),
         ("drawn", None, None),
+        ("cached", None, None),  # found from everywhere, and downloaded again if it is gone
     ]:
         config = make_config(tmp_path / name)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=given))
         folder = RunFolder(config.workdir)
-        folder.prepare(config, info if name == "found" else loop.describe(tiny), tiny.statistics())
+        source = {"found": tmp_path / "data" / "here", "cached": tmp_path}.get(name, tiny.source)
+        info = loop.describe(dataclasses.replace(tiny, source=str(source)))
+        folder.prepare(config, info, tiny.statistics())
         assert folder.read_config().data.data_dir == expected
 
 
