@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 
-from alexnet_jax import cli
+from alexnet_jax.config import cli
 
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags, opens the runs, evaluates."""
     config = cli.parse_eval(args)
-    from alexnet_jax import evaluation
+    from alexnet_jax.inspection import main
 
-    evaluation.main(config)
+    main.main(config)
 
 
 if __name__ == "__main__":

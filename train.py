@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 
-from alexnet_jax import cli
+from alexnet_jax.config import cli
 
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags, loads the data, trains."""
     config = cli.parse_train(args)
     # After parsing, because importing JAX and Flax takes longer than printing --help should.
-    from alexnet_jax import datasets, loop, processes, steps
+    from alexnet_jax import data
+    from alexnet_jax.distributed import devices, processes
+    from alexnet_jax.training import loop
 
     with processes.joined(config.run):
         # Before the data: JAX's processes wait for two minutes only until each has told of its devices.
-        steps.select_devices(config.run.num_devices, config.run.deterministic)
-        loop.train_and_evaluate(config, datasets.load(config.data))
+        devices.select_devices(config.run.num_devices, config.run.deterministic)
+        loop.train_and_evaluate(config, data.load(config.data))
 
 
 if __name__ == "__main__":

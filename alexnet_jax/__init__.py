@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # Late, because it imports JAX and Flax, and `train.py --help` should not wait for them.
     if name in ("Run", "open_run"):
-        from alexnet_jax import run
+        from alexnet_jax.inspection import run
 
         return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

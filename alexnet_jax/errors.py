@@ -1,8 +1,10 @@
 """The errors that a user can cause: each becomes one line on the terminal and an exit code, never a traceback."""
 
 import pathlib
+import reprlib
 import signal
 import sys
+import unicodedata
 
 
 class AlexNetError(Exception):
@@ -38,6 +40,18 @@ def warn(message: str) -> None:
 
 
 def program_name() -> str:
-    """What begins a line of this program: `train.py`, `python -m alexnet_jax.prepare`."""
+    """What begins a line of this program: `train.py`, `python -m alexnet_jax.data.prepare`."""
     module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m; IPython's has none
     return f"python -m {module.name}" if module else pathlib.PurePath(sys.argv[0]).name
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a text can stand in a line of output: no control characters, no halves of UTF-16 pairs."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
+
+
+def shown(value: object, limit: int = 100) -> str:
+    """A value as part of a message of one line: cut in the middle, with escapes for what can't be printed."""
+    text = str(value) if isinstance(value, str | int | float | pathlib.Path) else reprlib.repr(value)
+    text = text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

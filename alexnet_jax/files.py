@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import portalocker
 
-from alexnet_jax.errors import AlexNetError, warn
+from alexnet_jax.errors import AlexNetError, UsageError, shown, warn
 
 WRITING_PATIENCE = 60.0  # seconds to wait for another process that writes files to the same folder
 
@@ -199,3 +199,17 @@ def read_bytes(path: pathlib.Path, limit: int) -> bytes:
 def to_bytes(value: Any) -> bytes:
     """JSON for people to read."""
     return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path with the home directory in place of a leading `~` or `~user`.
+
+    Raises:
+      UsageError: that is not known.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except (RuntimeError, KeyError, ValueError):
+        user = pathlib.Path(path).parts[0][1:]
+        what = f"there is no user {user!r}" if user else "this user has no home directory"
+        raise UsageError(f"{shown(path)}: {what}: give the full path") from None

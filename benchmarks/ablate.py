@@ -33,12 +33,17 @@ import tyro
 from side_by_side import epoch_curve
 from studies import STUDIES, Study, Variant
 
-from alexnet_jax import cli, datasets, runtime
-from alexnet_jax.config import Path, PositiveInt, shown, to_json, validate
-from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
+from alexnet_jax import runtime
+from alexnet_jax.config import cli
+from alexnet_jax.config.checks import validate
+from alexnet_jax.config.saved import to_json
+from alexnet_jax.config.types import Path, PositiveInt
+from alexnet_jax.data import load
+from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, shown
 from alexnet_jax.files import locked, write_atomically
-from alexnet_jax.metrics import read_jsonl
-from alexnet_jax.run import RunFolder
+from alexnet_jax.runs.folder import RunFolder
+from alexnet_jax.runs.log import read_jsonl
 from alexnet_jax.signals import handled
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -248,8 +253,8 @@ class Ablation:
                 group = seeds[first : first + jobs]
                 config = cli.parse_train(self.arguments(variant, group[0]))
                 data = dataclasses.replace(config.data, data_dir=self.data_dir)
-                dataset = datasets.load(data)
-                assert isinstance(dataset, datasets.Dataset)
+                dataset = load(data)
+                assert isinstance(dataset, Dataset)
                 about = {"source": dataset.name, "fingerprint": dataset.fingerprint()[:16]}
                 outcomes = side_by_side.train(config, dataset, group, self.study.views)
                 for seed, outcome in zip(group, outcomes, strict=True):

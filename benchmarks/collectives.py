@@ -20,10 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from worker import peak_host_memory
 
-from alexnet_jax import augment, cli, hybrid, models, optimizer, steps
-from alexnet_jax.batches import Batches
-from alexnet_jax.config import OptimizerConfig, PositiveInt, validate
-from alexnet_jax.run import versions
+from alexnet_jax.augment import preprocess
+from alexnet_jax.config import cli
+from alexnet_jax.config.checks import validate
+from alexnet_jax.config.settings import OptimizerConfig
+from alexnet_jax.config.types import PositiveInt
+from alexnet_jax.data import statistics
+from alexnet_jax.data.batches import Batches
+from alexnet_jax.distributed.devices import select_devices
+from alexnet_jax.network import alexnet, layer_counts, split_dense
+from alexnet_jax.runs.folder import versions
+from alexnet_jax.training import optimizer
+from alexnet_jax.training.state import Examples, SplitState, TrainState, create_state
+from alexnet_jax.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 Parallelism = Literal["data", "hybrid"]
@@ -117,11 +126,13 @@ def _elements(type_text: str) -> list[str]:
 
 def compiled_text(variant: str, parallelism: Parallelism, devices: int, batch_size: int) -> str:
     """The compiled train step of streamed images, as text; nothing but shapes goes in."""
-    model, side = models.AlexNet(variant), models.architecture(variant).input_size
+    model, side = alexnet.AlexNet(variant), alexnet.architecture(variant).input_size
     settings = OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4)
     update, _ = optimizer.from_config(settings, 1, 1)
-    preprocessing = augment.Preprocessing(augment.pca_basis(np.zeros((1, side, side, 3), np.uint8)), input_range=255)
-    step: Any = steps.make_train_step(
+    preprocessing = preprocess.Preprocessing(
+        statistics.pca_basis(np.zeros((1, side, side, 3), np.uint8)), input_range=255
+    )
+    step: Any = make_train_step(
         model,
         update,
         preprocessing,
@@ -130,10 +141,10 @@ def compiled_text(variant: str, parallelism: Parallelism, devices: int, batch_si
         split_dense=parallelism == "hybrid",
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(lambda key: steps.create_state(model, update, (side, side, 3), key), key)
+    state = jax.eval_shape(lambda key: create_state(model, update, (side, side, 3), key), key)
     placed = split_shapes(state, devices) if parallelism == "hybrid" else state
     share = (devices, batch_size // devices)
-    examples = steps.Examples(
+    examples = Examples(
         jax.ShapeDtypeStruct((*share, side, side, 3), jnp.uint8),  # type: ignore[arg-type]
         jax.ShapeDtypeStruct(share, jnp.int32),  # type: ignore[arg-type]
     )
@@ -142,15 +153,15 @@ def compiled_text(variant: str, parallelism: Parallelism, devices: int, batch_si
     return text
 
 
-def split_shapes(state: steps.TrainState, devices: int) -> steps.SplitState:
+def split_shapes(state: TrainState, devices: int) -> SplitState:
     """The shapes of what `steps.split` makes of a state."""
 
     def part(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct | None:
-        rows, features = leaf.shape if hybrid.is_split(path) else (0, 0)
+        rows, features = leaf.shape if split_dense.is_split(path) else (0, 0)
         return jax.ShapeDtypeStruct((devices, -(-rows // devices), features), leaf.dtype) if rows else None
 
-    copied = jax.tree_util.tree_map_with_path(lambda path, leaf: None if hybrid.is_split(path) else leaf, state)
-    return steps.SplitState(copied, jax.tree_util.tree_map_with_path(part, state))
+    copied = jax.tree_util.tree_map_with_path(lambda path, leaf: None if split_dense.is_split(path) else leaf, state)
+    return SplitState(copied, jax.tree_util.tree_map_with_path(part, state))
 
 
 def on_paper(variant: str, devices: int) -> dict[str, float]:
@@ -160,7 +171,7 @@ def on_paper(variant: str, devices: int) -> dict[str, float]:
     layer F / D inputs and all outputs, forward and backward; both times (D - 1) / D. `split_by_outputs` is the same of
     kernels divided by outputs: all inputs, and of the logits 1 / D.
     """
-    shapes = [models.count_layers(variant)[name].kernel for name in hybrid.LAYERS]
+    shapes = [layer_counts.count_layers(variant)[name].kernel for name in split_dense.LAYERS]
     weights, inputs, outputs = sum(i * o for i, o in shapes), sum(i for i, _ in shapes), sum(o for _, o in shapes)
     by_inputs, by_outputs = inputs / devices + outputs, inputs + shapes[-1][1] / devices
     return {
@@ -245,7 +256,7 @@ def table(rows: list[dict[str, Any]], crossings: dict[str, dict[str, Any]]) -> s
 def main(args: Sequence[str]) -> None:
     """Parses the flags, compiles, writes the counts, prints a Markdown table."""
     options = validate(cli.parse(Options, args, "collectives.py", Options.__doc__ or ""))
-    steps.select_devices(max(options.devices))
+    select_devices(max(options.devices))
     rows = measure(options)
     crossings = {
         str(devices): {"compiled": crossing(rows, devices), "paper": on_paper(options.variant, devices)}

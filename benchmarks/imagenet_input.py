@@ -19,17 +19,17 @@ from collections.abc import Callable
 
 import PIL.Image
 
-from alexnet_jax import pictures, prepare
-from alexnet_jax.datasets.imagenet import open_prepared
-from alexnet_jax.run import versions
+from alexnet_jax.data import decode, prepare
+from alexnet_jax.data.streamed import open_prepared
+from alexnet_jax.runs.folder import versions
 
 BATCH = 100
 
 
 def ours(data: bytes) -> int:
     """What `prepare` does to a picture."""
-    pixels = pictures.central_square(pictures.decode(data), 256)
-    return len(pictures.encode(pixels, 0, "", "jpeg"))
+    pixels = decode.central_square(decode.decode(data), 256)
+    return len(decode.encode(pixels, 0, "", "jpeg"))
 
 
 def torchvisions() -> Callable[[bytes], int]:

@@ -23,9 +23,12 @@ import programs_jax
 from jax import lax
 from programs import BATCHES, Program, Spec
 
-from alexnet_jax import cli, layers, runtime
-from alexnet_jax.config import PositiveInt, validate
-from alexnet_jax.convolution import fast_convolution, winograd
+from alexnet_jax import runtime
+from alexnet_jax.config import cli
+from alexnet_jax.config.checks import validate
+from alexnet_jax.config.types import PositiveInt
+from alexnet_jax.network import layers, lrn
+from alexnet_jax.network.convolution import fast_convolution, winograd
 
 # name -> input [H, W, C], kernel [R, R, C, F], stride
 CONVOLUTIONS = {
@@ -121,7 +124,7 @@ def parts(batch_size: int) -> dict[str, tuple[Callable[[], Any], float]]:
             found[f"{name}, {way}"] = (with_gradients(convolve, x, w, constant=first), work)
     for name, shape in MAPS.items():
         x = draw(batch_size, *shape)
-        found[f"LRN {name}"] = (with_gradients(layers.local_response_norm, x), 0.0)
+        found[f"LRN {name}"] = (with_gradients(lrn.local_response_norm, x), 0.0)
         found[f"max pooling {name}"] = (with_gradients(layers.max_pool, x), 0.0)
     for name, (inputs, outputs) in DENSE.items():
         work = 6e-9 * batch_size * inputs * outputs

@@ -10,10 +10,13 @@ import jax
 import numpy as np
 import tyro
 
-from alexnet_jax import cli, datasets, open_run, runtime
-from alexnet_jax.config import Path, PositiveInt, validate
+from alexnet_jax import open_run, runtime
+from alexnet_jax.config import cli
+from alexnet_jax.config.checks import validate
+from alexnet_jax.config.types import Path, PositiveInt
+from alexnet_jax.data import load
 from alexnet_jax.errors import UsageError
-from alexnet_jax.layers import local_response_norm
+from alexnet_jax.network.lrn import local_response_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ def main(args: Sequence[str]) -> None:
     if run.config.network.network != "small" or run.config.network.lrn == "none":
         raise UsageError(f"{options.run}: --network small with LRN is needed")
     data = dataclasses.replace(run.config.data, data_dir=options.data_dir or run.config.data.data_dir)
-    images = run.preprocessing.evaluation(datasets.load(data).sample(options.images).images)
+    images = run.preprocessing.evaluation(load(data).sample(options.images).images)
     _, found = run.model.apply({"params": run.params}, images, capture_intermediates=True)
     print(f"LRN multiplies by, at k^-0.75 = {2**-0.75:.4f} where the sum of squares is nothing:")
     for name in ("conv1", "conv2"):

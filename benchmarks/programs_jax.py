@@ -23,9 +23,16 @@ from programs import (
     operation_input,
 )
 
-from alexnet_jax import augment, layers, models, optimizer, steps
-from alexnet_jax.batches import Batches, batches
-from alexnet_jax.config import AugmentationConfig, NetworkConfig, OptimizerConfig
+from alexnet_jax.augment import pca, preprocess
+from alexnet_jax.config.settings import AugmentationConfig, NetworkConfig, OptimizerConfig
+from alexnet_jax.data import statistics
+from alexnet_jax.data.batches import Batches, batches
+from alexnet_jax.distributed.devices import default_steps_per_call, replicate, select_devices
+from alexnet_jax.network import layers, lrn
+from alexnet_jax.network.build import from_config
+from alexnet_jax.training import optimizer
+from alexnet_jax.training.state import Examples, create_state
+from alexnet_jax.training.step import make_train_step
 
 
 def device_peak() -> int | None:
@@ -36,22 +43,22 @@ def device_peak() -> int | None:
 
 def train(spec: Spec) -> Program:
     """The step of `python train.py --pca none`: no augmentation, dropout 0.5. Variants: as --convolution."""
-    devices = steps.select_devices(spec.devices)
+    devices = select_devices(spec.devices)
     images, labels = examples(spec)
     turns = len(images) // spec.batch_size
-    preprocessing = augment.from_config(AugmentationConfig(), augment.Statistics.of(images[:1000]), turns)
+    preprocessing = preprocess.from_config(AugmentationConfig(), statistics.Statistics.of(images[:1000]), turns)
     network = NetworkConfig(network=spec.network, dtype=spec.dtype, convolution=spec.variant or "auto")  # type: ignore[arg-type]
     small = spec.network == "small"
-    model = models.from_config(network, 10 if small else IMAGENET_CLASSES)
+    model = from_config(network, 10 if small else IMAGENET_CLASSES)
     rule = OptimizerConfig() if small else OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4)
     update_rule, _ = optimizer.from_config(rule, turns, 1)
-    step = steps.make_train_step(model, update_rule, preprocessing, devices)
-    key = steps.replicate(jax.random.key(0), devices)
-    state = steps.replicate(steps.create_state(model, update_rule, images.shape[1:], jax.random.key(1)), devices)
+    step = make_train_step(model, update_rule, preprocessing, devices)
+    key = replicate(jax.random.key(0), devices)
+    state = replicate(create_state(model, update_rule, images.shape[1:], jax.random.key(1)), devices)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    data = steps.replicate(steps.Examples(images, labels), devices)
+    data = replicate(Examples(images, labels), devices)
     layout = batches(np.arange(len(images)), spec.batch_size, spec.devices)
-    per_call = steps.default_steps_per_call(devices)
+    per_call = default_steps_per_call(devices)
     done = 0
 
     def run(count: int) -> None:
@@ -82,7 +89,7 @@ def _product(a: jax.Array, call: int) -> jax.Array:
 def operations(spec: Spec) -> dict[str, Program]:
     """The operations of `programs.OPERATIONS`."""
     build: dict[str, Callable[[Shape], Program]] = {
-        "lrn": functools.partial(_with_gradient, layers.local_response_norm),
+        "lrn": functools.partial(_with_gradient, lrn.local_response_norm),
         "max_pool": functools.partial(_with_gradient, layers.max_pool),
         "pca_noise": _noise,
     }
@@ -104,7 +111,7 @@ def _noise(shape: Shape) -> Program:
     @jax.jit
     def add_noise(x: jax.Array, call: int) -> jax.Array:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), call), OPERATION_BATCH)
-        return x + augment.dataset_noise(keys, PCA_SCALES, PCA_EIGENVECTORS, PCA_STD)[:, None, None]
+        return x + pca.dataset_noise(keys, PCA_SCALES, PCA_EIGENVECTORS, PCA_STD)[:, None, None]
 
     x = jnp.asarray(operation_input(shape))
     return _repeat(lambda call: add_noise(x, call))

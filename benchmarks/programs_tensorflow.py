@@ -42,7 +42,7 @@ max_pool = functools.partial(tf.nn.max_pool2d, ksize=3, strides=2, padding="SAME
 
 
 def network(params: Params, images: tf.Tensor, training: bool) -> tf.Tensor:
-    """`alexnet_jax.models.AlexNetSmall`: logits [B, 10] of float images [B, 32, 32, 3]."""
+    """`alexnet_jax.AlexNetSmall`: logits [B, 10] of float images [B, 32, 32, 3]."""
 
     def conv(x: tf.Tensor, name: str, stride: int = 1) -> tf.Tensor:
         x = tf.nn.conv2d(x, params[name]["kernel"], stride, "SAME")

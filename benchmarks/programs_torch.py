@@ -44,7 +44,7 @@ max_pool = functools.partial(F.max_pool2d, kernel_size=3, stride=2, ceil_mode=Tr
 
 
 class AlexNetSmall(nn.Module):
-    """`alexnet_jax.models.AlexNetSmall`."""
+    """`alexnet_jax.AlexNetSmall`."""
 
     def __init__(self) -> None:
         super().__init__()

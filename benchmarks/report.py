@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alexnet_jax import models, plots
+from alexnet_jax import plots
+from alexnet_jax.network import layer_counts
 
 Record = Mapping[str, Any]
 OURS = "alexnet_jax"
@@ -110,7 +111,7 @@ def _imagenet(measured: Record) -> list[dict[str, Any]]:
         product["dtype"]: operations * product["steps"] / min(product["seconds"]) for product in measured["products"]
     }
     # A multiplication and an addition each, forward and for both gradients; the first layer's input needs none.
-    layers = models.count_layers("torchvision")
+    layers = layer_counts.count_layers("torchvision")
     per_image = 2 * (
         3 * sum(layer.multiply_accumulates for layer in layers.values()) - layers["conv1"].multiply_accumulates
     )

@@ -24,10 +24,14 @@ import numpy as np
 import report
 from programs import BATCHES, OPERATIONS, PRODUCT_SIDES, Spec
 
-from alexnet_jax import cli, datasets
-from alexnet_jax.config import DataConfig, PositiveInt, validate
+from alexnet_jax.config import cli
+from alexnet_jax.config.checks import validate
+from alexnet_jax.config.settings import DataConfig
+from alexnet_jax.config.types import PositiveInt
+from alexnet_jax.data import load
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.metrics import read_jsonl
+from alexnet_jax.runs.log import read_jsonl
 from alexnet_jax.runtime import available_cores
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -284,8 +288,8 @@ class Benchmark:
             return
         options = self.options
         config = DataConfig("shapes") if options.data_dir is None else DataConfig(data_dir=options.data_dir)
-        dataset = datasets.load(config)
-        assert isinstance(dataset, datasets.Dataset)  # in memory
+        dataset = load(config)
+        assert isinstance(dataset, Dataset)  # in memory
         train = dataset["train"]
         count = BATCHES * max(*BATCH_SIZES, options.batch_size)
         np.savez(self.spec.data, images=train.images[:count], labels=train.labels[:count])

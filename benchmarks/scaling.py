@@ -34,38 +34,46 @@ import numpy as np
 import scipy.optimize
 from matplotlib.figure import Figure
 
-from alexnet_jax import augment, models, optimizer, plots, runtime, steps
-from alexnet_jax.batches import batches
-from alexnet_jax.config import OptimizerConfig
+from alexnet_jax import plots, runtime
+from alexnet_jax.augment import preprocess
+from alexnet_jax.config.settings import OptimizerConfig
+from alexnet_jax.data import statistics
+from alexnet_jax.data.batches import batches
+from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.run import versions
+from alexnet_jax.network import alexnet, layer_counts, small
+from alexnet_jax.network.convolution import fast_convolution
+from alexnet_jax.runs.folder import versions
+from alexnet_jax.training import optimizer
+from alexnet_jax.training.state import Examples, create_state
+from alexnet_jax.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "results" / "scaling-cpu.json"
 DEVICES, BATCHES = (1, 2, 4, 8), (64, 128, 256)
 NETWORKS: dict[str, tuple[Any, int]] = {  # and the side of its images
-    "AlexNetSmall, 32x32": (models.AlexNetSmall(), 32),
+    "AlexNetSmall, 32x32": (small.AlexNetSmall(), 32),
     # Most of its time goes into its parameters: these images leave a map of 1x1.
-    "AlexNet one-column, 67x67": (models.AlexNet("one-column", 10), 67),
+    "AlexNet one-column, 67x67": (alexnet.AlexNet("one-column", 10), 67),
 }
 
 
 def measure(rounds: int, count: int) -> dict[str, Any]:
     """Times `count` steps of each cell (network, devices, batch size), cell by cell in each of the rounds."""
-    devices = steps.select_devices(max(DEVICES))
+    devices = select_devices(max(DEVICES))
     rng = np.random.default_rng(0)
     cells = []
     for name, (network, side) in NETWORKS.items():
         images, labels = rng.integers(0, 256, (512, side, side, 3), np.uint8), rng.integers(0, 10, 512, np.int32)
-        model = network.clone(convolution=models.fast_convolution)
+        model = network.clone(convolution=fast_convolution)
         update_rule, _ = optimizer.from_config(OptimizerConfig(optimizer="sgd", momentum=0.9), 100, 1)
-        preprocessing = augment.Preprocessing(augment.pca_basis(images))
-        state = jax.device_get(steps.create_state(model, update_rule, (side, side, 3), jax.random.key(0)))
+        preprocessing = preprocess.Preprocessing(statistics.pca_basis(images))
+        state = jax.device_get(create_state(model, update_rule, (side, side, 3), jax.random.key(0)))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         for number in DEVICES:
             own = devices[:number]
-            step = steps.make_train_step(model, update_rule, preprocessing, own)
-            examples, key = steps.replicate((steps.Examples(images, labels), jax.random.key(1)), own)
+            step = make_train_step(model, update_rule, preprocessing, own)
+            examples, key = replicate((Examples(images, labels), jax.random.key(1)), own)
             for size in BATCHES:
                 layout = batches(np.arange(512), size, number).part(0)
                 run = functools.partial(_block, step, state, examples, layout, key, own, count)
@@ -82,7 +90,7 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
 
 def _block(step: Any, state: Any, examples: Any, layout: Any, key: Any, devices: Any, count: int) -> float:
     """Seconds of a step, from a block of them."""
-    state = steps.replicate(state, devices)
+    state = replicate(state, devices)
     state, metrics = step(state, examples, layout, key)
     jax.block_until_ready((state, metrics))
     begin = time.perf_counter()
@@ -164,7 +172,7 @@ def bytes_sent(devices: int, batch_size: int, hybrid: bool, variant: str = "pape
     Data parallelism: 2 (D - 1) / D of all gradients. Hybrid: of all but the dense kernels, and as much of the dense
     layers' activations and their gradients.
     """
-    numbers = float(sum(layer.parameters for layer in models.count_layers(variant).values()))
+    numbers = float(sum(layer.parameters for layer in layer_counts.count_layers(variant).values()))
     if hybrid and devices > 1:
         dense = collectives.on_paper(variant, devices)
         numbers += batch_size * dense["numbers_an_image"] - dense["dense_weights"]
@@ -173,7 +181,7 @@ def bytes_sent(devices: int, batch_size: int, hybrid: bool, variant: str = "pape
 
 def on_paper(devices: int, batch_size: int, hybrid: bool, cluster: Cluster, variant: str = "paper") -> Cost:
     """What a step would cost."""
-    operations = 6 * sum(layer.multiply_accumulates for layer in models.count_layers(variant).values())
+    operations = 6 * sum(layer.multiply_accumulates for layer in layer_counts.count_layers(variant).values())
     share = batch_size / devices
     bandwidth = cluster.inside if devices <= cluster.per_server else cluster.outside
     count = 13 if hybrid else 1  # of collectives: 12 of the dense layers, and the sum of all other gradients

@@ -7,12 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import augment, evaluation, loop, models, optimizer, runtime, steps
-from alexnet_jax.batches import Batches, batches, epoch_order, steps_per_epoch
-from alexnet_jax.config import TrainConfig
-from alexnet_jax.datasets import Dataset
+from alexnet_jax import runtime
+from alexnet_jax.augment import preprocess
+from alexnet_jax.config.settings import TrainConfig
+from alexnet_jax.data.batches import Batches, batches, epoch_order, steps_per_epoch
+from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.distributed.devices import replicate
 from alexnet_jax.errors import AlexNetError, UsageError
-from alexnet_jax.metrics import Record
+from alexnet_jax.inspection import scores
+from alexnet_jax.network import build
+from alexnet_jax.runs.log import Record
+from alexnet_jax.training import loop, optimizer, predict
+from alexnet_jax.training.state import Examples, create_state
+from alexnet_jax.training.step import make_train_step
 
 
 def epoch_curve(records: Iterable[Record], examples: int, batch_size: int) -> list[dict[str, Any]]:
@@ -67,24 +74,24 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
     devices, split = runtime.devices()[:1], dataset["train"]
     loop.check_sizes(config, dataset.image_shape)
     per_epoch = steps_per_epoch(len(split), config.schedule.batch_size)
-    preprocessing = augment.from_config(config.augmentation, dataset.statistics(), per_epoch)
-    model = models.from_config(config.network, len(dataset.class_names))
+    preprocessing = preprocess.from_config(config.augmentation, dataset.statistics(), per_epoch)
+    model = build.from_config(config.network, len(dataset.class_names))
     update_rule, _ = optimizer.from_config(config.optimizer, per_epoch, config.schedule.epochs)
-    train_step = steps.make_train_step(
+    train_step = make_train_step(
         model, update_rule, preprocessing, devices, label_smoothing=config.optimizer.label_smoothing, runs=True
     )
-    predict_steps = {count: steps.make_predict_step(model, preprocessing, devices, count) for count in {1, *views}}
+    predict_steps = {count: predict.make_predict_step(model, preprocessing, devices, count) for count in {1, *views}}
 
     keys = [jax.random.split(jax.random.key(seed)) for seed in seeds]
     shape = preprocessing.input_shape(dataset.image_shape)
-    states = [steps.create_state(model, update_rule, shape, initial) for initial, _ in keys]
-    state = steps.replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), devices)
-    key = steps.replicate(jnp.stack([run for _, run in keys]), devices)
-    examples = steps.replicate(steps.Examples(split.images, split.labels), devices)
+    states = [create_state(model, update_rule, shape, initial) for initial, _ in keys]
+    state = replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), devices)
+    key = replicate(jnp.stack([run for _, run in keys]), devices)
+    examples = replicate(Examples(split.images, split.labels), devices)
 
     def logits_of(run: int, split: str, count: int) -> np.ndarray:
         params = jax.tree.map(lambda leaf: leaf[run], optimizer.averaged(state.opt_state, state.params))
-        return steps.predict_logits(
+        return predict.predict_logits(
             predict_steps[count], params, dataset[split].images, config.run.eval_batch_size, num_devices=1
         )
 
@@ -117,7 +124,7 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
     for run, curve in enumerate(curves):
         test = {}
         for count in views:
-            score = evaluation.score(logits_of(run, "test", count), dataset["test"].labels, dataset.class_names)
+            score = scores.score(logits_of(run, "test", count), dataset["test"].labels, dataset.class_names)
             test[str(count)] = {name: score[name] for name in ("accuracy", "loss", "count")}
         outcomes.append({"curve": curve, "test": test})
     return outcomes

@@ -16,11 +16,14 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from PIL import Image, PngImagePlugin
 
 from alexnet_jax import plots
-from alexnet_jax.augment import PcaBasis, Preprocessing, dataset_noise, pca_basis
-from alexnet_jax.batches import batches
-from alexnet_jax.datasets import shapes
+from alexnet_jax.augment.pca import dataset_noise
+from alexnet_jax.augment.preprocess import Preprocessing
+from alexnet_jax.data import shapes
+from alexnet_jax.data.batches import batches
+from alexnet_jax.data.statistics import PcaBasis, pca_basis
 from alexnet_jax.files import write_atomically
-from alexnet_jax.layers import local_response_norm, max_pool
+from alexnet_jax.network.layers import max_pool
+from alexnet_jax.network.lrn import local_response_norm
 
 IMAGES = pathlib.Path(__file__).parent / "images"
 BLUE, VERMILION, INK = plots.TRAIN, plots.VALIDATION, plots.INK

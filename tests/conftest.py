@@ -22,7 +22,7 @@ assert len(jax.devices()) == 8  # from here on no code under test can choose ano
 @pytest.fixture(scope="session")
 def tiny():  # type: ignore[no-untyped-def]
     """Drawn shapes: 100 training, 30 validation, 70 test images."""
-    from alexnet_jax.datasets import shapes
+    from alexnet_jax.data import shapes
 
     return shapes.load(train=100, validation=30, test=70)
 
@@ -30,8 +30,8 @@ def tiny():  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="session")
 def small_run(tiny, tmp_path_factory):  # type: ignore[no-untyped-def]
     """The folder of AlexNetSmall after an epoch of the paper's recipe on `tiny`; eval/ may be written to."""
-    from alexnet_jax import loop
-    from alexnet_jax.config import PRESETS
+    from alexnet_jax.config.recipes import PRESETS
+    from alexnet_jax.training import loop
 
     config, workdir = PRESETS["cifar10-paper"].config, tmp_path_factory.mktemp("runs") / "small"
     loop.train_and_evaluate(

@@ -14,12 +14,16 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import cli, datasets, evaluation, loop, plots
-from alexnet_jax.config import PRESETS, flat_items
-from alexnet_jax.datasets import shapes
+from alexnet_jax import data, plots
+from alexnet_jax.config import cli
+from alexnet_jax.config.flags import flat_items
+from alexnet_jax.config.recipes import PRESETS
+from alexnet_jax.data import shapes
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
-from alexnet_jax.metrics import read_jsonl
-from alexnet_jax.run import open_run
+from alexnet_jax.inspection import evaluate, scores
+from alexnet_jax.inspection.run import open_run
+from alexnet_jax.runs.log import read_jsonl
+from alexnet_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]  # its modules import one another as a script's neighbours
@@ -180,8 +184,8 @@ def study(tiny, monkeypatch):
         (Variant("as it is"), Variant("other lines", ("--log-every", "2"))),
     )
     monkeypatch.setattr(ablate, "STUDIES", {"tips": small})
-    monkeypatch.setattr(datasets, "load", lambda config: tiny)
-    monkeypatch.setattr(evaluation, "load", lambda config: tiny)
+    monkeypatch.setattr(data, "load", lambda config: tiny)
+    monkeypatch.setattr(evaluate, "load", lambda config: tiny)
     return small
 
 
@@ -240,7 +244,7 @@ def test_side_by_side_computes_what_train_does(tmp_path):
             assert epoch["accuracy"] == pytest.approx(other["accuracy"], abs=0.03)
             assert epoch["validation_accuracy"] == pytest.approx(other["validation_accuracy"], abs=0.04)
         run = open_run(tmp_path / str(seed))
-        score = evaluation.score(run.logits(few["test"].images), few["test"].labels, few.class_names)
+        score = scores.score(run.logits(few["test"].images), few["test"].labels, few.class_names)
         assert outcome["test"]["1"]["loss"] == pytest.approx(score["loss"], rel=1e-3)
         assert outcome["test"]["1"]["count"] == 20
     assert abs(outcomes[0]["curve"][0]["loss"] / outcomes[1]["curve"][0]["loss"] - 1) > 1e-3  # seeds do differ

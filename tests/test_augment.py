@@ -6,7 +6,10 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from alexnet_jax import augment
+from alexnet_jax.augment import preprocess
+from alexnet_jax.augment.crops import VIEWS, random_crop, random_flip, random_window
+from alexnet_jax.augment.pca import deviation_scales, eigenvalue_scales, image_covariance, per_image_noise
+from alexnet_jax.data import statistics
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +19,7 @@ def images(tiny):
 
 @pytest.fixture(scope="module")
 def basis(images):
-    return augment.pca_basis(images)
+    return statistics.pca_basis(images)
 
 
 def keys(n, seed=0):
@@ -37,7 +40,7 @@ def seeds_pca(image: np.ndarray) -> PCA:
 
 
 def test_image_covariance_is_the_seeds(images):
-    ours = np.asarray(augment.image_covariance(jnp.asarray(images[:20], jnp.float32)))
+    ours = np.asarray(image_covariance(jnp.asarray(images[:20], jnp.float32)))
     for image, matrix in zip(images[:20], ours, strict=True):
         pca = seeds_pca(image)
         expected = pca.components_.T @ np.diag(pca.explained_variance_) @ pca.components_
@@ -47,11 +50,11 @@ def test_image_covariance_is_the_seeds(images):
 def test_a_constant_channel_keeps_scale_one(images):
     image = images[0].copy()
     image[:, :, 1] = 77
-    matrix = np.asarray(augment.image_covariance(jnp.asarray(image, jnp.float32)[None]))[0]
+    matrix = np.asarray(image_covariance(jnp.asarray(image, jnp.float32)[None]))[0]
     np.testing.assert_allclose(matrix[1], 0, atol=1e-6)
     np.testing.assert_allclose(matrix[0, 0], 1024 / 1023, rtol=1e-5)
     flat = np.full((1, 32, 32, 3), 200.0, np.float32)
-    np.testing.assert_array_equal(augment.image_covariance(jnp.asarray(flat)), 0)
+    np.testing.assert_array_equal(image_covariance(jnp.asarray(flat)), 0)
 
 
 def assert_covariance(draws: np.ndarray, expected: np.ndarray) -> None:
@@ -70,11 +73,11 @@ DRAWS = 100_000
 def test_per_image_noise_has_the_seeds_distribution(images, index):
     """sum_i p_i alpha_i lambda_i with the image's own eigenvectors and eigenvalues, alpha ~ N(0, 0.1^2)."""
     image = jnp.asarray(images[index], jnp.float32)[None]
-    matrix = augment.image_covariance(image)
+    matrix = image_covariance(image)
     pca = seeds_pca(images[index])
     expected = 0.1**2 * pca.components_.T @ np.diag(pca.explained_variance_**2) @ pca.components_
     # The same image each time: 1,000 calls' worth of pixels need not be stacked.
-    noise = jax.jit(jax.vmap(lambda key: augment.per_image_noise(key[None], image, 0.1)[0]))
+    noise = jax.jit(jax.vmap(lambda key: per_image_noise(key[None], image, 0.1)[0]))
     draws = np.asarray(noise(keys(DRAWS)))
     assert matrix.shape == (1, 3, 3)
     assert_covariance(draws, expected)
@@ -83,7 +86,7 @@ def test_per_image_noise_has_the_seeds_distribution(images, index):
 
 @pytest.mark.parametrize(("mode", "exponent", "divisor"), [("dataset-std", 1, 1), ("dataset-eigenvalue", 2, 255**2)])
 def test_dataset_noise_has_the_published_distribution(basis, mode, exponent, divisor):
-    preprocessing = augment.Preprocessing(basis, pca=mode)
+    preprocessing = preprocess.Preprocessing(basis, pca=mode)
     draws = np.asarray(preprocessing.noise(keys(DRAWS), jnp.zeros((1, 1, 1, 3)), 0.1))
     vectors, values = basis.eigenvectors, basis.eigenvalues
     assert_covariance(draws, 0.1**2 * vectors @ np.diag(values**exponent) @ vectors.T / divisor)
@@ -92,36 +95,36 @@ def test_dataset_noise_has_the_published_distribution(basis, mode, exponent, div
 def test_imagenet_noise_in_grey_levels():
     """The published deviations 121.78, 37.09, 19.72 give 12.2, 3.7 and 2.0 levels; the common port 5.5, 0.48, 0.11."""
     values = np.array([121.78, 37.09, 19.72]) ** 2
-    basis = augment.PcaBasis(np.zeros(3), values, np.eye(3))
-    np.testing.assert_allclose(0.1 * augment.deviation_scales(basis), [12.2, 3.7, 2.0], atol=0.05)
-    port = augment.PcaBasis(np.zeros(3), np.array([0.2175, 0.0188, 0.0045]) * 255**2, np.eye(3))
-    np.testing.assert_allclose(0.1 * augment.eigenvalue_scales(port), [5.5, 0.48, 0.11], atol=0.05)
+    basis = statistics.PcaBasis(np.zeros(3), values, np.eye(3))
+    np.testing.assert_allclose(0.1 * deviation_scales(basis), [12.2, 3.7, 2.0], atol=0.05)
+    port = statistics.PcaBasis(np.zeros(3), np.array([0.2175, 0.0188, 0.0045]) * 255**2, np.eye(3))
+    np.testing.assert_allclose(0.1 * eigenvalue_scales(port), [5.5, 0.48, 0.11], atol=0.05)
 
 
 def test_noise_is_one_shift_for_all_pixels_and_std_mode_divides_by_1_1(images, basis):
     step = jnp.int32(0)
-    plain = augment.Preprocessing(basis).training(keys(8), images[:8], step)
-    noisy = augment.Preprocessing(basis, pca="dataset-eigenvalue").training(keys(8), images[:8], step)
+    plain = preprocess.Preprocessing(basis).training(keys(8), images[:8], step)
+    noisy = preprocess.Preprocessing(basis, pca="dataset-eigenvalue").training(keys(8), images[:8], step)
     shift = np.asarray(noisy - plain)
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
     assert np.all(np.abs(shift).max(axis=(1, 2, 3)) > 0)
 
     mean = images.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = augment.Preprocessing(basis, mean).training(keys(8), images[:8], step)
-    divided = augment.Preprocessing(basis, mean, pca="dataset-std").training(keys(8), images[:8], step)
+    centred = preprocess.Preprocessing(basis, mean).training(keys(8), images[:8], step)
+    divided = preprocess.Preprocessing(basis, mean, pca="dataset-std").training(keys(8), images[:8], step)
     shift = np.asarray(divided * 1.1 - centred)
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
 
     # Without a mean image the same division goes about the mean colour.
     centre = basis.mean / 255
-    uncentred = augment.Preprocessing(basis, pca="dataset-std").training(keys(8), images[:8], step)
+    uncentred = preprocess.Preprocessing(basis, pca="dataset-std").training(keys(8), images[:8], step)
     shift = (np.asarray(uncentred) - centre) * 1.1 - (np.asarray(plain) - centre)
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["per-image", "dataset-std", "dataset-eigenvalue"])
 def test_noise_stops_at_its_step(images, basis, mode):
-    preprocessing = augment.Preprocessing(basis, pca=mode, pca_off_step=10)
+    preprocessing = preprocess.Preprocessing(basis, pca=mode, pca_off_step=10)
     plain = preprocessing.evaluation(images[:4])
     before = preprocessing.training(keys(4), images[:4], jnp.int32(9))
     after = preprocessing.training(keys(4), images[:4], jnp.int32(10))
@@ -132,7 +135,7 @@ def test_noise_stops_at_its_step(images, basis, mode):
 @pytest.mark.parametrize(("mode", "numpy_mode"), [("reflect", "reflect"), ("zero", "constant")])
 def test_crops_are_windows_of_the_padded_image(images, mode, numpy_mode):
     image = images[0]
-    crops = np.asarray(augment.random_crop(keys(500), jnp.asarray(np.stack([image] * 500)), 2, mode))
+    crops = np.asarray(random_crop(keys(500), jnp.asarray(np.stack([image] * 500)), 2, mode))
     padded = np.pad(image, [(2, 2), (2, 2), (0, 0)], mode=numpy_mode)
     windows = {padded[r : r + 32, c : c + 32].tobytes(): (r, c) for r in range(5) for c in range(5)}
     offsets = [windows[crop.tobytes()] for crop in crops]
@@ -144,14 +147,14 @@ def test_crops_are_windows_of_the_padded_image(images, mode, numpy_mode):
 
 def test_flips_mirror_left_to_right_half_the_time(images):
     image = images[0]
-    flipped = np.asarray(augment.random_flip(keys(1000), jnp.asarray(np.stack([image] * 1000))))
+    flipped = np.asarray(random_flip(keys(1000), jnp.asarray(np.stack([image] * 1000))))
     mirrored = np.array([np.array_equal(f, image[:, ::-1]) for f in flipped])
     assert np.all(mirrored | np.array([np.array_equal(f, image) for f in flipped]))
     assert 430 < mirrored.sum() < 570
 
 
 def test_an_examples_draws_depend_on_its_key_alone(images, basis):
-    preprocessing = augment.Preprocessing(basis, None, 4, "reflect", True, "per-image")
+    preprocessing = preprocess.Preprocessing(basis, None, 4, "reflect", True, "per-image")
     together = preprocessing.training(keys(8), images[:8], jnp.int32(0))
     half = preprocessing.training(keys(8)[4:], images[4:8], jnp.int32(0))
     np.testing.assert_allclose(together[4:], half, atol=1e-6)
@@ -160,9 +163,11 @@ def test_an_examples_draws_depend_on_its_key_alone(images, basis):
 
 
 def test_evaluation_only_scales(images, basis):
-    np.testing.assert_allclose(augment.Preprocessing(basis, pca="dataset-std").evaluation(images), images / 255.0, 1e-6)
-    mean = augment.Statistics.of(images).mean_image
-    centred = augment.Preprocessing(basis, mean).evaluation(images)
+    np.testing.assert_allclose(
+        preprocess.Preprocessing(basis, pca="dataset-std").evaluation(images), images / 255.0, 1e-6
+    )
+    mean = statistics.Statistics.of(images).mean_image
+    centred = preprocess.Preprocessing(basis, mean).evaluation(images)
     np.testing.assert_allclose(np.asarray(centred).mean(axis=0), 0, atol=1e-5)
 
 
@@ -170,7 +175,7 @@ def test_windows_of_larger_images(images):
     """Every place comes up, and the mean image's own window is subtracted."""
     mean = np.arange(32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
     image = images[0]
-    windows = np.asarray(augment.random_window(keys(400), np.stack([image] * 400), mean, 29))
+    windows = np.asarray(random_window(keys(400), np.stack([image] * 400), mean, 29))
     whole = image.astype(np.float32) - mean
     places = {whole[r : r + 29, c : c + 29].tobytes(): (r, c) for r in range(4) for c in range(4)}
     found = [places[window.tobytes()] for window in windows]
@@ -182,7 +187,7 @@ def test_windows_of_larger_images(images):
 
 def test_training_windows_lie_within_the_views(images, basis):
     """Without noise, training by windows sees what evaluation's centre view shows, shifted."""
-    preprocessing = augment.Preprocessing(basis, crop_size=30, flip=True, input_range=255)
+    preprocessing = preprocess.Preprocessing(basis, crop_size=30, flip=True, input_range=255)
     assert preprocessing.input_shape((32, 32, 3)) == (30, 30, 3)
     trained = np.asarray(preprocessing.training(keys(64), np.stack([images[0]] * 64), jnp.int32(0)))
     mirrored = images[0][:, ::-1]
@@ -194,18 +199,18 @@ def test_training_windows_lie_within_the_views(images, basis):
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
 def test_views_of_a_padded_image(images, basis, mode):
-    preprocessing = augment.Preprocessing(basis, crop_padding=4, crop_mode=mode, input_range=255)
+    preprocessing = preprocess.Preprocessing(basis, crop_padding=4, crop_mode=mode, input_range=255)
     padded = np.pad(images[:2], [(0, 0), (4, 4), (4, 4), (0, 0)], "reflect" if mode == "reflect" else "constant")
-    for view in augment.VIEWS[10]:
+    for view in VIEWS[10]:
         row, column = int(8 * view.row), int(8 * view.column)
         window = padded[:, row : row + 32, column : column + 32]
         expected = window[:, :, ::-1] if view.flip else window
         np.testing.assert_array_equal(preprocessing.evaluation(images[:2], view), expected)
-    assert len(set(augment.VIEWS[10])) == 10
+    assert len(set(VIEWS[10])) == 10
 
 
 def test_enlarging(images, basis):
-    preprocessing = augment.Preprocessing(basis, enlarge_to=64, input_range=255)
+    preprocessing = preprocess.Preprocessing(basis, enlarge_to=64, input_range=255)
     assert preprocessing.input_shape((32, 32, 3)) == (64, 64, 3)
     enlarged = np.asarray(preprocessing.evaluation(images[:1]))[0]
     expected = np.asarray(PIL.Image.fromarray(images[0]).resize((64, 64), PIL.Image.Resampling.BILINEAR), np.float32)

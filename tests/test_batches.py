@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.batches import batches, epoch_order, steps_per_epoch
+from alexnet_jax.data.batches import batches, epoch_order, steps_per_epoch
 
 
 def test_order_is_a_function_of_seed_and_epoch():

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import models
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.network import small
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # its modules import one another as a script's neighbours
@@ -50,7 +50,7 @@ def test_peers_are_the_same_network(framework, variant, tmp_path):
     rng = np.random.default_rng(0)
     # So large that LRN divides by far more than k ^ beta.
     large = rng.uniform(0, 1000, (4, 32, 32, 3)).astype(np.float32)
-    model = models.AlexNetSmall()
+    model = small.AlexNetSmall()
     params = jax.device_get(model.init(jax.random.key(0), large)["params"])
     params = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.01, leaf.shape).astype(np.float32), params)
     named = {f"{layer}/{key}": value for layer, values in params.items() for key, value in values.items()}

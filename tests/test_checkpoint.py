@@ -18,9 +18,9 @@ import orbax.checkpoint as ocp
 import pytest
 from corruption import files, make_state
 
-from alexnet_jax import checkpoint
-from alexnet_jax.checkpoint import MANIFEST, Checkpoints, DamagedError, verify
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.runs import checkpoint
+from alexnet_jax.runs.checkpoint import MANIFEST, Checkpoints, DamagedError, verify
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -32,10 +32,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import datasets
-from alexnet_jax.config import DataConfig
-from alexnet_jax.datasets import cifar10, cifar10_batches, cifar10_download
-from alexnet_jax.datasets.dataset import Dataset
+from alexnet_jax import data
+from alexnet_jax.config.settings import DataConfig
+from alexnet_jax.data import cifar10, cifar10_batches, cifar10_download
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import AlexNetError, UsageError
 
 RECORDS = 20
@@ -546,7 +546,7 @@ def test_hostile_archive(content: bytes, words: str, pack: Callable, tmp_path: p
 
 
 def test_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexnet_jax.datasets.cifar10_archive._MAX_BYTES", 4_000_000)
+    monkeypatch.setattr("alexnet_jax.data.cifar10_archive._MAX_BYTES", 4_000_000)
     path = tmp_path / "archive"
     for zeros in (tar({"x": bytes(5_000_000)} | published(cifar10_batches.BINARY)), BINARY_TAR + bytes(5_000_000)):
         path.write_bytes(gzip.compress(zeros, 1))
@@ -1012,7 +1012,7 @@ def test_mirror_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPat
     server.acts = ["page"]
     assert "secret" not in failure(None, server.url)
     with pytest.raises(AlexNetError, match=r"127\.0\.0\.1:1 can't be reached"):  # --data-url takes precedence
-        datasets.load(DataConfig(data_url=CLOSED))
+        data.load(DataConfig(data_url=CLOSED))
     assert_fabricated(load(None))
     for url in (
         "ftp://host/x",
@@ -1043,7 +1043,7 @@ def prepare(root: pathlib.Path, number_of: Callable[[int], int] = lambda index: 
     """Writes TFDS's `cifar10/3.0.2` without TensorFlow, as former versions of this program did."""
     import tensorflow_datasets as tfds
 
-    from alexnet_jax.datasets import cifar10_tfds
+    from alexnet_jax.data import cifar10_tfds
 
     def examples(split: str, rows: slice) -> Iterator:
         for index, (image, label) in enumerate(zip(IMAGES[rows], LABELS[rows].tolist(), strict=True)):
@@ -1155,15 +1155,15 @@ def test_prepared_copy_without_the_packages(
     package: str, prepared: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, "alexnet_jax.datasets.cifar10_tfds", raising=False)
-    monkeypatch.delattr("alexnet_jax.datasets.cifar10_tfds", raising=False)
+    monkeypatch.delitem(sys.modules, "alexnet_jax.data.cifar10_tfds", raising=False)
+    monkeypatch.delattr("alexnet_jax.data.cifar10_tfds", raising=False)
     failure(prepared, prepared, "takes the packages tensorflow-datasets and array_record", "--data-dir")
 
 
 def test_published_layout_does_not_import_tfds(tmp_path: pathlib.Path) -> None:
     write_binary(tmp_path / "cifar-10-batches-bin")
     code = (
-        "import pathlib, sys; from alexnet_jax.datasets import cifar10; "
+        "import pathlib, sys; from alexnet_jax.data import cifar10; "
         f"cifar10.load(pathlib.Path({str(tmp_path)!r}), records_per_batch={RECORDS}); "
         "sys.exit('tensorflow_datasets' in sys.modules)"
     )

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from alexnet_jax import cli
-from alexnet_jax.config import PRESETS
+from alexnet_jax.config import cli
+from alexnet_jax.config.recipes import PRESETS
 from alexnet_jax.errors import AlexNetError, UsageError, program_name
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -6,7 +6,7 @@ import pathlib
 import commands
 import pytest
 
-from alexnet_jax import cli
+from alexnet_jax.config import cli
 from alexnet_jax.errors import UsageError
 
 FOUND = commands.commands()

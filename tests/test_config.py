@@ -4,11 +4,20 @@ import pathlib
 
 import pytest
 
-from alexnet_jax import cli, config
-from alexnet_jax.config import PRESETS, AugmentationConfig, EvalConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from alexnet_jax import files
+from alexnet_jax.config import checks, cli, saved
+from alexnet_jax.config.recipes import PRESETS
+from alexnet_jax.config.settings import (
+    AugmentationConfig,
+    EvalConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from alexnet_jax.data.prepare import PrepareConfig
 from alexnet_jax.errors import UsageError
-from alexnet_jax.export import ExportConfig
-from alexnet_jax.prepare import PrepareConfig
+from alexnet_jax.exchange.export import ExportConfig
 
 
 def field_names(config_type) -> list[str]:
@@ -21,24 +30,24 @@ def field_names(config_type) -> list[str]:
 def test_names_are_unique_across_the_nested_classes():
     names = field_names(TrainConfig)
     assert len(names) == len(set(names))
-    assert set(names) >= config.RESUMABLE
+    assert set(names) >= saved.RESUMABLE
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_survive_json(name):
     preset = PRESETS[name].config
     assert preset.preset == name
-    assert config.validate(preset) == preset
-    assert config.from_json(json.loads(json.dumps(config.to_json(preset)))) == preset
+    assert checks.validate(preset) == preset
+    assert saved.from_json(json.loads(json.dumps(saved.to_json(preset)))) == preset
 
 
 def test_every_value_survives_json():
     changed = TrainConfig(
         augmentation=AugmentationConfig(pca_off_epoch=3, crop_padding=2),
         optimizer=OptimizerConfig("sgd", 0.02, (3, 5), 0.2, momentum=0.8, weight_decay=1e-4),
-        run=config.RunConfig(workdir=pathlib.Path("a/b"), num_devices=2),
+        run=RunConfig(workdir=pathlib.Path("a/b"), num_devices=2),
     )
-    assert config.from_json(json.loads(json.dumps(config.to_json(changed)))) == changed
+    assert saved.from_json(json.loads(json.dumps(saved.to_json(changed)))) == changed
 
 
 @pytest.mark.parametrize(
@@ -104,40 +113,40 @@ def test_every_value_survives_json():
     ],
 )
 def test_impossible_values_are_named(change, message):
-    settings = config.to_json(PRESETS["cifar10"].config) | change
+    settings = saved.to_json(PRESETS["cifar10"].config) | change
     with pytest.raises(UsageError) as error:
-        config.from_json(settings)
+        saved.from_json(settings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_setting_is_named():
-    settings = config.to_json(PRESETS["cifar10"].config)
+    settings = saved.to_json(PRESETS["cifar10"].config)
     del settings["batch_size"]
     with pytest.raises(UsageError, match="'batch_size' is missing"):
-        config.from_json(settings)
+        saved.from_json(settings)
 
 
 def test_differing_settings():
     old = PRESETS["cifar10"].config
     longer = dataclasses.replace(old, schedule=ScheduleConfig(epochs=99))
-    assert config.differing_settings(old, longer) == []
+    assert saved.differing_settings(old, longer) == []
     other = dataclasses.replace(old, schedule=ScheduleConfig(epochs=99, seed=1))
-    assert config.differing_settings(old, other) == ["seed"]
+    assert saved.differing_settings(old, other) == ["seed"]
 
 
 def test_runs_of_the_first_version_can_be_read():
-    settings = config.to_json(PRESETS["cifar10"].config)
-    for name in config.ADDED:
+    settings = saved.to_json(PRESETS["cifar10"].config)
+    for name in saved.ADDED:
         del settings[name]
-    assert config.from_json(settings) == PRESETS["cifar10"].config
+    assert saved.from_json(settings) == PRESETS["cifar10"].config
 
 
 def test_a_cosine_fixes_the_number_of_epochs():
     cosine = OptimizerConfig("sgd", rate_schedule="cosine")
     old = TrainConfig(optimizer=cosine)
     longer = TrainConfig(optimizer=cosine, schedule=ScheduleConfig(epochs=99))
-    assert config.differing_settings(old, longer) == ["epochs"]
+    assert saved.differing_settings(old, longer) == ["epochs"]
 
 
 PREPARE = ["--source", "a", "--out"]
@@ -157,7 +166,7 @@ PREPARE = ["--source", "a", "--out"]
 )
 def test_the_home_directory_is_put_in(tmp_path, monkeypatch, config_type, args, path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    found = config.validate(cli.parse(config_type, args, "", ""))
+    found = checks.validate(cli.parse(config_type, args, "", ""))
     for part in path.split("."):
         found = found[int(part)] if part.isdecimal() else getattr(found, part)
     assert found == tmp_path / "x"
@@ -179,7 +188,7 @@ def test_the_home_directory_is_put_in(tmp_path, monkeypatch, config_type, args, 
 )
 def test_paths_that_are_none_are_named(config_type, args, message):
     with pytest.raises(UsageError) as error:
-        config.validate(cli.parse(config_type, args, "", ""))
+        checks.validate(cli.parse(config_type, args, "", ""))
     assert str(error.value).lower().startswith(message)
     assert "\n" not in str(error.value)
 
@@ -190,10 +199,10 @@ def test_a_user_without_a_home_is_told(monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "expanduser", unknown)
     with pytest.raises(UsageError, match=r"^~/x: this user has no home directory: give the full path$"):
-        config.expanded("~/x")
+        files.expanded("~/x")
 
 
 def test_paths_in_a_config_file_stay_as_they_are():
-    settings = config.to_json(TrainConfig()) | {"workdir": "~/x", "data_dir": "../data"}
-    found = config.from_json(settings)
+    settings = saved.to_json(TrainConfig()) | {"workdir": "~/x", "data_dir": "../data"}
+    found = saved.from_json(settings)
     assert (found.run.workdir, found.data.data_dir) == (pathlib.Path("~/x"), pathlib.Path("../data"))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from alexnet_jax.convolution import fast_convolution
+from alexnet_jax.network.convolution import fast_convolution
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from process_faults import WORKER
 
-from alexnet_jax import cli
+from alexnet_jax.config import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

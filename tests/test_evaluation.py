@@ -7,33 +7,36 @@ import PIL.Image
 import pytest
 
 import alexnet_jax
-from alexnet_jax import cli, evaluation, pictures
-from alexnet_jax.config import EvalConfig
-from alexnet_jax.datasets.dataset import Split
+from alexnet_jax.config import cli
+from alexnet_jax.config.settings import EvalConfig
+from alexnet_jax.data import decode
+from alexnet_jax.data.dataset import Split
 from alexnet_jax.errors import AlexNetError, UsageError
-from alexnet_jax.metrics import mcnemar
+from alexnet_jax.inspection import classify, compare, evaluate, main
+from alexnet_jax.inspection.scores import mcnemar
+from alexnet_jax.training import predict
 
 
 @pytest.fixture(autouse=True)
 def tiny_shapes(tiny, monkeypatch):
     """`load` gives the tiny data set instead of the whole `shapes`."""
-    monkeypatch.setattr(evaluation, "load", lambda config: tiny)
+    monkeypatch.setattr(evaluate, "load", lambda config: tiny)
 
 
 def test_ten_views_need_crops(small_run, tiny_shapes, tmp_path):
-    results = evaluation.evaluate(EvalConfig(small_run, views=10))
+    results = evaluate.evaluate(EvalConfig(small_run, views=10))
     assert results["views"] == 10
     assert results["top5_accuracy"] >= results["accuracy"]
     plain = shutil.copytree(small_run, tmp_path / "plain")
     settings = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps(settings | {"crop_padding": 0}))
     with pytest.raises(UsageError, match=r"--views 10: .* was trained without crops"):
-        evaluation.evaluate(EvalConfig(plain, views=10))
+        evaluate.evaluate(EvalConfig(plain, views=10))
 
 
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 64), (8, 100), (3, 1)])
 def test_evaluation_is_exact_and_needs_no_other_flag(small_run, tiny, tiny_shapes, capsys, num_devices, batch_size):
-    results = evaluation.evaluate(EvalConfig(small_run, batch_size=batch_size, num_devices=num_devices))
+    results = evaluate.evaluate(EvalConfig(small_run, batch_size=batch_size, num_devices=num_devices))
     split, run = tiny["test"], alexnet_jax.open_run(small_run)
     predicted = run.predict_class(split.images)
     assert results["count"] == 70
@@ -51,32 +54,32 @@ def test_evaluation_is_exact_and_needs_no_other_flag(small_run, tiny, tiny_shape
 
 
 def test_evaluation_of_another_split_does_not_overwrite_the_tests(small_run, tiny_shapes):
-    evaluation.evaluate(EvalConfig(small_run))
+    evaluate.evaluate(EvalConfig(small_run))
     before = (small_run / "eval" / "predictions.npz").read_bytes()
-    results = evaluation.evaluate(EvalConfig(small_run, split="validation", checkpoint="best"))
+    results = evaluate.evaluate(EvalConfig(small_run, split="validation", checkpoint="best"))
     assert results["count"] == 30
     assert (small_run / "eval" / "predictions.npz").read_bytes() == before
 
 
 def test_evaluation_on_other_images_is_refused(small_run, tiny, monkeypatch):
     other = dataclasses.replace(tiny, splits={**tiny.splits, "test": tiny["validation"]})
-    monkeypatch.setattr(evaluation, "load", lambda config: other)
+    monkeypatch.setattr(evaluate, "load", lambda config: other)
     with pytest.raises(AlexNetError, match="trained on other images"):
-        evaluation.evaluate(EvalConfig(small_run))
+        evaluate.evaluate(EvalConfig(small_run))
 
 
 def test_results_that_cannot_be_written_are_printed(small_run, tmp_path, monkeypatch, capsys):
     """A run on a read-only medium, or somebody else's."""
     before = sorted(small_run.rglob("*"))
-    monkeypatch.setattr(evaluation.os, "access", lambda path, mode: small_run not in (path, *path.parents))
-    results = evaluation.evaluate(EvalConfig(small_run))
+    monkeypatch.setattr(evaluate.os, "access", lambda path, mode: small_run not in (path, *path.parents))
+    results = evaluate.evaluate(EvalConfig(small_run))
     out, err = capsys.readouterr()
     assert f"test accuracy: {results['accuracy']:.4f}" in out
     assert "can't be written, so the results are only printed: to keep them, give another folder with --out" in err
     assert sorted(small_run.rglob("*")) == before
     with pytest.raises(AlexNetError, match="can't be written: give another folder with --out"):
-        evaluation.evaluate(EvalConfig(small_run, report=True))
-    evaluation.evaluate(EvalConfig(small_run, out=tmp_path / "out"))
+        evaluate.evaluate(EvalConfig(small_run, report=True))
+    evaluate.evaluate(EvalConfig(small_run, out=tmp_path / "out"))
     assert {"test.json", "predictions.npz", "confusion.png", "kernels.png"} <= {
         p.name for p in (tmp_path / "out").iterdir()
     }
@@ -86,7 +89,7 @@ def test_results_that_cannot_be_written_are_printed(small_run, tmp_path, monkeyp
 def test_a_disk_that_fills_up_does_not_hide_the_results(small_run, tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(AlexNetError, match="can't write"):
-        evaluation.evaluate(EvalConfig(small_run, out=tmp_path / "file" / "out"))
+        evaluate.evaluate(EvalConfig(small_run, out=tmp_path / "file" / "out"))
     assert "test accuracy: " in capsys.readouterr().out
 
 
@@ -98,12 +101,12 @@ def test_data_that_has_moved_is_asked_for(small_run, tmp_path, monkeypatch, data
     gone = str(tmp_path / "gone")
     (run / "config.json").write_text(json.dumps(settings | {"dataset": dataset, "data_dir": gone}))
     with pytest.raises(AlexNetError, match=f"the run's data was in {gone} .*: where is it now"):
-        evaluation.evaluate(EvalConfig(run))
+        evaluate.evaluate(EvalConfig(run))
 
 
 def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeypatch, capsys):
     other = shutil.copytree(small_run, tmp_path / "other")
-    opened = evaluation.open_run
+    opened = evaluate.open_run
 
     def with_another_bias(path, checkpoint):
         run = opened(path, checkpoint)
@@ -111,8 +114,8 @@ def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeyp
             run.params["logits"]["bias"] = run.params["logits"]["bias"] + np.eye(10, dtype=np.float32)[3]
         return run
 
-    monkeypatch.setattr(evaluation, "open_run", with_another_bias)
-    rows = evaluation.compare(EvalConfig(small_run, others=(other, small_run)))
+    monkeypatch.setattr(evaluate, "open_run", with_another_bias)
+    rows = compare.compare(EvalConfig(small_run, others=(other, small_run)))
     assert [row["name"] for row in rows] == ["small (1)", "other", "small (2)"]
     first, second = alexnet_jax.open_run(small_run), with_another_bias(other, "last")
     split = tiny["test"]
@@ -138,9 +141,9 @@ def test_runs_on_other_images_are_not_compared(small_run, tiny, monkeypatch, tmp
     description = json.loads((other / "dataset.json").read_text())
     (other / "dataset.json").write_text(json.dumps(description | {"fingerprint": turned.fingerprint()}))
     datasets = iter([tiny, turned])
-    monkeypatch.setattr(evaluation, "load", lambda config: next(datasets))
+    monkeypatch.setattr(evaluate, "load", lambda config: next(datasets))
     with pytest.raises(AlexNetError, match=r"small and .*other can't be compared"):
-        evaluation.compare(EvalConfig(small_run, others=(other,)))
+        compare.compare(EvalConfig(small_run, others=(other,)))
 
 
 def _turned(split):
@@ -149,14 +152,14 @@ def _turned(split):
 
 def test_names_are_as_short_as_they_can_be(tmp_path):
     paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "run"]
-    assert evaluation._shortest_names(paths) == ["a/run", "b/run (1)", "b/run (2)"]
-    assert evaluation._shortest_names(paths[:1]) == ["run"]
+    assert compare._shortest_names(paths) == ["a/run", "b/run (1)", "b/run (2)"]
+    assert compare._shortest_names(paths[:1]) == ["run"]
 
 
 def test_holm_against_its_definition():
-    assert evaluation._holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert evaluation._holm([0.9, 0.5]) == [1.0, 1.0]
-    assert evaluation._holm([0.2]) == [0.2]
+    assert compare._holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert compare._holm([0.9, 0.5]) == [1.0, 1.0]
+    assert compare._holm([0.2]) == [0.2]
 
 
 @pytest.fixture
@@ -185,14 +188,14 @@ def folder(tiny, tmp_path):
 
 def test_pictures_are_classified_as_a_person_sees_them(small_run, tiny, folder, monkeypatch, capsys):
     read = {}
-    found = evaluation._read_pictures
+    found = classify._read_pictures
     monkeypatch.setattr(
-        evaluation,
+        classify,
         "_read_pictures",
         lambda *args: (read.setdefault(path.name, (path, pixels)) for path, pixels in found(*args)),
     )
     with pytest.raises(AlexNetError, match=r"^2 of 8 could not be read as a picture; the first is .*nothing.png$"):
-        evaluation.predict_pictures(EvalConfig(small_run, images=(folder / "nothing.png", folder)))
+        classify.predict_pictures(EvalConfig(small_run, images=(folder / "nothing.png", folder)))
     original = tiny["test"].images[0]
     for name in ("a.png", "wide.png", "camera.png"):
         np.testing.assert_array_equal(read[name][1], original)
@@ -216,8 +219,8 @@ def test_pictures_are_classified_as_a_person_sees_them(small_run, tiny, folder, 
 
 def test_pictures_come_in_batches(small_run, folder):
     (folder / "broken.jpg").unlink()
-    alone = evaluation.predict_pictures(EvalConfig(small_run, images=(folder,), batch_size=1))
-    together = evaluation.predict_pictures(EvalConfig(small_run, images=(folder,), batch_size=4, num_devices=2))
+    alone = classify.predict_pictures(EvalConfig(small_run, images=(folder,), batch_size=1))
+    together = classify.predict_pictures(EvalConfig(small_run, images=(folder,), batch_size=4, num_devices=2))
     assert [row["file"] for row in alone] == [row["file"] for row in together]
     for one, other in zip(alone, together, strict=True):
         assert [e["probability"] for e in one["top"]] == pytest.approx(
@@ -244,8 +247,8 @@ def album(tiny, tmp_path):
 
 
 def test_what_is_in_a_folder_is_tried_by_content(album, tiny, capsys):
-    found, broken = evaluation._find_pictures((album,))
-    read = dict(evaluation._read_pictures(found, 32, broken))
+    found, broken = classify._find_pictures((album,))
+    read = dict(classify._read_pictures(found, 32, broken))
     assert {path.relative_to(album).as_posix() for path in read} == {"猫.png", "c.ppm", "no_suffix", "sub/wrong.txt"}
     for path, pixels in read.items():
         if path.suffix != ".txt":  # a GIF has a palette
@@ -264,11 +267,11 @@ def test_what_a_folder_has_no_picture_of_is_named_once(album, capsys):
     empty.mkdir()
     (empty / "loop.png").symlink_to("loop.png")
     named = (album / "notes.txt", album / "nothing", empty, album / "sub" / "@eaDir")
-    found, broken = evaluation._find_pictures(named)
-    assert list(evaluation._read_pictures(found, 32, broken)) == []
+    found, broken = classify._find_pictures(named)
+    assert list(classify._read_pictures(found, 32, broken)) == []
     assert [path.name for path in broken] == ["nothing", "notes.txt", "loop.png", "a.png", "loop.png"]
     (empty / "loop.png").unlink()
-    assert evaluation._find_pictures((empty,)) == ([], [empty])
+    assert classify._find_pictures((empty,)) == ([], [empty])
     assert "empty: there is no picture in this folder" in capsys.readouterr().err
 
 
@@ -276,7 +279,7 @@ def test_without_a_readable_picture_nothing_is_written(small_run, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(AlexNetError, match="1 of 1 could not be read"):
-        evaluation.predict_pictures(EvalConfig(run, images=(tmp_path / "empty",)))
+        classify.predict_pictures(EvalConfig(run, images=(tmp_path / "empty",)))
     assert not (run / "eval").exists()
 
 
@@ -287,7 +290,7 @@ def test_every_mode_becomes_what_is_seen(mode, tmp_path):
     image = PIL.Image.fromarray(levels.astype(np.uint16) * 256) if mode == "I;16" else image.convert(mode)
     path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
     image.save(path)
-    seen = np.asarray(pictures.decode(path.read_bytes(), as_seen=True))
+    seen = np.asarray(decode.decode(path.read_bytes(), as_seen=True))
     assert seen.shape == (32, 32, 3)
     expected = levels if mode != "1" else np.asarray(PIL.Image.fromarray(levels).convert("1").convert("L"))
     np.testing.assert_allclose(seen, np.repeat(expected[..., None], 3, axis=2), atol=1)
@@ -300,7 +303,7 @@ def test_cmyk_without_adobes_marker_is_not_inverted(as_seen, tmp_path):
     start = data.index(b"\xff\xee")  # Pillow writes the marker, and values that are inverted with it
     length = int.from_bytes(data[start + 2 : start + 4], "big")
     stripped = data[:start] + data[start + 2 + length :]
-    with_marker, without = (np.asarray(pictures.decode(d, as_seen))[0, 0] for d in (data, stripped))
+    with_marker, without = (np.asarray(decode.decode(d, as_seen))[0, 0] for d in (data, stripped))
     np.testing.assert_allclose(with_marker, [255, 0, 0], atol=3)
     np.testing.assert_allclose(without, [0, 0, 0], atol=3)  # the values as they stand: with full black
 
@@ -308,7 +311,7 @@ def test_cmyk_without_adobes_marker_is_not_inverted(as_seen, tmp_path):
 def test_names_that_no_file_can_have_are_passed_over(small_run, folder, capsys):
     (folder / "broken.jpg").unlink()
     with pytest.raises(AlexNetError, match="1 of 7 could not be read"):
-        evaluation.predict_pictures(EvalConfig(small_run, images=(folder.parent / ("x" * 300), folder)))
+        classify.predict_pictures(EvalConfig(small_run, images=(folder.parent / ("x" * 300), folder)))
     assert "File name too long" in capsys.readouterr().err
 
 
@@ -316,13 +319,13 @@ def test_bad_input_is_found_before_anything_is_predicted_or_written(small_run, t
     run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "metrics.jsonl").write_text("nonsense\n\n")
-    monkeypatch.setattr(evaluation, "predict_split", lambda *args: pytest.fail("predicted"))
+    monkeypatch.setattr(predict, "predict_split", lambda *args: pytest.fail("predicted"))
     with pytest.raises(AlexNetError, match="there is no such folder"):
-        evaluation.compare(EvalConfig(run, others=(tmp_path / "nothing",)))
+        compare.compare(EvalConfig(run, others=(tmp_path / "nothing",)))
     with pytest.raises(AlexNetError, match="line 1 is no record"):
-        evaluation.compare(EvalConfig(run, others=(damaged,)))
+        compare.compare(EvalConfig(run, others=(damaged,)))
     with pytest.raises(AlexNetError, match="line 1 is no record"):
-        evaluation.evaluate(EvalConfig(damaged, report=True))
+        evaluate.evaluate(EvalConfig(damaged, report=True))
     assert not (run / "eval").exists()
     assert not (damaged / "eval").exists()
 
@@ -338,13 +341,13 @@ def test_bad_input_is_found_before_anything_is_predicted_or_written(small_run, t
 )
 def test_flags_that_contradict_each_other(flags, reason):
     with pytest.raises(UsageError, match=reason):
-        evaluation.main(cli.parse_eval(flags))
+        main.main(cli.parse_eval(flags))
 
 
 def test_flags_choose_what_is_done(monkeypatch):
     done = []
     for name in ("evaluate", "compare", "predict_pictures"):
-        monkeypatch.setattr(evaluation, name, lambda config, name=name: done.append(name))
+        monkeypatch.setattr(evaluate, name, lambda config, name=name: done.append(name))
     for flags in (["run"], ["run", "other", "third"], ["run", "--images", "a.png", "folder"], ["run", "--report"]):
-        evaluation.main(cli.parse_eval(flags))
+        main.main(cli.parse_eval(flags))
     assert done == ["evaluate", "compare", "predict_pictures", "evaluate"]

@@ -14,8 +14,9 @@ import safetensors.numpy
 from test_loop import make_config
 
 import alexnet_jax
-from alexnet_jax import export, loop
 from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.exchange import export
+from alexnet_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -149,7 +150,7 @@ def test_an_expired_file_says_so(tmp_path, monkeypatch):
     damaged = bytearray(data)
     at = damaged.index(b"StableHLO_v")
     damaged[at + 30 : at + 90] = bytes(60)
-    assert "not what alexnet_jax.export writes, or expired" in complaint("0.9.0", bytes(damaged), data)
+    assert "not what alexnet_jax.exchange.export writes, or expired" in complaint("0.9.0", bytes(damaged), data)
     assert "its SHA-256 differs" in complaint(jax.__version__, data, b"another")
 
     def older(_):
@@ -215,7 +216,7 @@ def with_nan_in_the_basis(arrays, metadata):
 )
 def test_safetensors_that_do_not_fit_are_refused(workdir, tmp_path, change, expected):
     path = export.save(export.ExportConfig(workdir, out=tmp_path / "x"))
-    with pytest.raises(AlexNetError, match=f"x: not what alexnet_jax.export writes .*{expected}") as error:
+    with pytest.raises(AlexNetError, match=f"x: not what alexnet_jax.exchange.export writes .*{expected}") as error:
         export.load(rewritten(path, change))
     assert "\n" not in str(error.value)
 
@@ -254,7 +255,7 @@ def test_nothing_is_overwritten_and_nonsense_is_refused(workdir, tmp_path):
 
 def test_the_command(workdir, capsys):
     def run(*args):
-        command = [sys.executable, "-m", "alexnet_jax.export", *args]
+        command = [sys.executable, "-m", "alexnet_jax.exchange.export", *args]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
     done = run(str(workdir), "--format", "safetensors")

@@ -2,8 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax import health
-from alexnet_jax.models import AlexNetSmall, ConvNet
+from alexnet_jax.network.convnet import ConvNet
+from alexnet_jax.network.small import AlexNetSmall
+from alexnet_jax.training import health
 
 
 def test_dead_shares(tiny):

@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from alexnet_jax import weights
-from alexnet_jax.datasets import cifar10
+from alexnet_jax.data import cifar10
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.exchange import weights
 
 
 def _load_fuzz() -> types.ModuleType:

@@ -12,11 +12,19 @@ import pytest
 from test_loop import comparable, make_config
 from test_steps import everything_on, relative_difference
 
-from alexnet_jax import augment, hybrid, loop, optimizer, steps
-from alexnet_jax.batches import Batches, batches
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import OptimizerConfig
-from alexnet_jax.models import AlexNet, AlexNetSmall
+from alexnet_jax.augment import preprocess
+from alexnet_jax.config.settings import OptimizerConfig
+from alexnet_jax.data import statistics
+from alexnet_jax.data.batches import Batches, batches
+from alexnet_jax.distributed.devices import replicate
+from alexnet_jax.network import split_dense
+from alexnet_jax.network.alexnet import AlexNet
+from alexnet_jax.network.small import AlexNetSmall
+from alexnet_jax.runs.checkpoint import Checkpoints
+from alexnet_jax.training import loop, optimizer
+from alexnet_jax.training import state as state_module
+from alexnet_jax.training.state import Examples, SplitState, StepMetrics, TrainState, create_state, whole
+from alexnet_jax.training.step import make_train_step
 
 SGD = OptimizerConfig("sgd", 1e-3, momentum=0.9, weight_decay=5e-4, average_decay=0.9)
 UPDATE, _ = optimizer.from_config(SGD, 5, 1)
@@ -30,7 +38,9 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, images, dropout_keys=None):
         dense = (
-            nn.Dense if self.dense_axis is None else lambda *args, **kw: hybrid.SplitDense(*args, axis="batch", **kw)
+            nn.Dense
+            if self.dense_axis is None
+            else lambda *args, **kw: split_dense.SplitDense(*args, axis="batch", **kw)
         )
         x = nn.relu(nn.Conv(7, (8, 8), strides=8, name="conv1")(images)).reshape(len(images), -1)
         return dense(10, name="logits")(nn.tanh(dense(20, name="fc1")(x)))
@@ -46,25 +56,25 @@ class Outcome:
       placed: the state as it lay on the devices.
     """
 
-    state: steps.TrainState
-    metrics: list[steps.StepMetrics]
-    placed: steps.TrainState | steps.SplitState
+    state: TrainState
+    metrics: list[StepMetrics]
+    placed: TrainState | SplitState
 
 
 def train(split, model, devices, parts, update=UPDATE, spoil=lambda state: state, **options):
     """The second half of an epoch of 100 images in batches of 24: batches 2 and 3, and one of 4 images."""
     devices = jax.devices()[:devices]
-    step = steps.make_train_step(model, update, everything_on(split.images), devices, split_dense=parts, **options)
-    state = spoil(jax.device_get(steps.create_state(model, update, (32, 32, 3), jax.random.key(0))))
+    step = make_train_step(model, update, everything_on(split.images), devices, split_dense=parts, **options)
+    state = spoil(jax.device_get(create_state(model, update, (32, 32, 3), jax.random.key(0))))
     shapes = jax.eval_shape(lambda: state)
-    state = steps.split(state, devices) if parts else steps.replicate(state, devices)
-    examples, key = steps.replicate((steps.Examples(split.images, split.labels), jax.random.key(1)), devices)
+    state = state_module.split(state, devices) if parts else replicate(state, devices)
+    examples, key = replicate((Examples(split.images, split.labels), jax.random.key(1)), devices)
     metrics = []
     for number in (2, 3, 4):
         layout = batches(np.arange(100), 24, len(devices)).part(number)
         state, sums = step(state, examples, layout, key)
         metrics.append(jax.device_get(sums))
-    return Outcome(jax.device_get(steps.whole(state, shapes)), metrics, state)
+    return Outcome(jax.device_get(whole(state, shapes)), metrics, state)
 
 
 def assert_alike(a: Outcome, b: Outcome, tolerance: float = 1e-5) -> None:
@@ -79,7 +89,7 @@ def test_hybrid_steps_compute_what_data_parallel_ones_do(tiny):
     """With crops, noise, dropout, momentum, weight decay and averaging."""
     data, outcome = (train(tiny["train"], AlexNetSmall(initial_bias=0.0), 8, parts) for parts in (False, True))
     assert_alike(data, outcome)
-    shapes = {name: outcome.placed.divided.params[name]["kernel"].shape for name in hybrid.LAYERS}
+    shapes = {name: outcome.placed.divided.params[name]["kernel"].shape for name in split_dense.LAYERS}
     assert shapes == {"fc1": (8, 384, 512), "fc2": (8, 64, 512), "logits": (8, 64, 10)}
     for kernel in jax.tree.leaves(outcome.placed.divided):
         assert {shard.data.shape for shard in kernel.addressable_shards} == {(1, *kernel.shape[1:])}
@@ -107,21 +117,21 @@ def test_adam_smoothed_labels_and_parts_of_a_share_in_one_program(tiny):
 
 def test_several_steps_in_a_call_and_streams(tiny, tiny_reference):
     split, devices = tiny["train"], jax.devices()[:3]
-    first = jax.device_get(steps.create_state(Tiny(), UPDATE, (32, 32, 3), jax.random.key(0)))
+    first = jax.device_get(create_state(Tiny(), UPDATE, (32, 32, 3), jax.random.key(0)))
     layout = batches(np.arange(100), 24, 3)
     layout = Batches(layout.indices[:, 2:], layout.mask[:, 2:])
-    shares = steps.Examples(*(x[layout.indices].reshape(3, 24, *x.shape[1:]) for x in (split.images, split.labels)))
+    shares = Examples(*(x[layout.indices].reshape(3, 24, *x.shape[1:]) for x in (split.images, split.labels)))
     places = np.broadcast_to(np.arange(24, dtype=np.int32).reshape(3, 8), layout.mask.shape)
     for examples, indices, streams in (
-        (steps.Examples(split.images, split.labels), layout.indices, False),
+        (Examples(split.images, split.labels), layout.indices, False),
         (shares, places, True),
     ):
-        step = steps.make_train_step(
-            Tiny(), UPDATE, everything_on(split.images), devices, streams=streams, split_dense=True
+        step = make_train_step(Tiny(), UPDATE, everything_on(split.images), devices, streams=streams, split_dense=True)
+        state, metrics = step(
+            state_module.split(first, devices), examples, Batches(indices, layout.mask), jax.random.key(1)
         )
-        state, metrics = step(steps.split(first, devices), examples, Batches(indices, layout.mask), jax.random.key(1))
         one_each = [jax.tree.map(lambda x, i=i: np.asarray(x)[i : i + 1], metrics) for i in range(3)]
-        assert_alike(tiny_reference, Outcome(jax.device_get(steps.whole(state, first)), one_each, state))
+        assert_alike(tiny_reference, Outcome(jax.device_get(whole(state, first)), one_each, state))
 
 
 def test_what_one_device_finds_infinite_no_device_takes(tiny):
@@ -138,7 +148,7 @@ def test_what_one_device_finds_infinite_no_device_takes(tiny):
     outcome = train(tiny["train"], Tiny(), 3, parts=True, update=update, spoil=spoil)
     assert [bool(m.finite[0]) for m in outcome.metrics] == [False] * 3
     assert int(outcome.state.step) == 0
-    first = spoil(jax.device_get(steps.create_state(Tiny(), update, (32, 32, 3), jax.random.key(0))))
+    first = spoil(jax.device_get(create_state(Tiny(), update, (32, 32, 3), jax.random.key(0))))
     jax.tree.map(np.testing.assert_array_equal, first.params, outcome.state.params)
 
 
@@ -152,13 +162,13 @@ def full_network_after_a_step(parts):
     """AlexNet on 8 devices with 16 random images of 67x67, the smallest it takes."""
     images = np.random.default_rng(0).integers(0, 256, (16, 67, 67, 3), np.uint8)
     devices, model = jax.devices(), AlexNet("paper")
-    preprocessing = augment.Preprocessing(augment.pca_basis(images), input_range=255)
-    step = steps.make_train_step(model, UPDATE, preprocessing, devices, split_dense=parts)
-    state = jax.device_get(steps.create_state(model, UPDATE, (67, 67, 3), jax.random.key(0)))
-    examples = steps.Examples(images, np.arange(16, dtype=np.int32))
-    placed = steps.split(state, devices) if parts else steps.replicate(state, devices)
+    preprocessing = preprocess.Preprocessing(statistics.pca_basis(images), input_range=255)
+    step = make_train_step(model, UPDATE, preprocessing, devices, split_dense=parts)
+    state = jax.device_get(create_state(model, UPDATE, (67, 67, 3), jax.random.key(0)))
+    examples = Examples(images, np.arange(16, dtype=np.int32))
+    placed = state_module.split(state, devices) if parts else replicate(state, devices)
     new, metrics = step(placed, examples, batches(np.arange(16), 16, 8).part(0), jax.random.key(1))
-    return jax.device_get((steps.whole(new, state).params, metrics.loss, state.params))
+    return jax.device_get((whole(new, state).params, metrics.loss, state.params))
 
 
 @pytest.mark.stress
@@ -230,12 +240,12 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 def test_layers_with_unequal_parts():
     kernel = np.arange(14.0).reshape(7, 2)
-    parts = hybrid.stacked(kernel, 3)
+    parts = split_dense.stacked(kernel, 3)
     assert parts.shape == (3, 3, 2)
-    np.testing.assert_array_equal(hybrid.unstacked(parts, 7), kernel)
+    np.testing.assert_array_equal(split_dense.unstacked(parts, 7), kernel)
     x = np.random.default_rng(0).random((6, 7)).astype(np.float32)
     bias = np.array([1.0, 2.0], np.float32)
-    layer = hybrid.SplitDense(2, "devices")
+    layer = split_dense.SplitDense(2, "devices")
     y = jax.pmap(
         lambda kernel, x: layer.apply({"params": {"kernel": kernel, "bias": jnp.asarray(bias)}}, x),
         axis_name="devices",

@@ -17,11 +17,15 @@ from test_loop import assert_same_run, stop_after
 from test_prepare import configure, make_folder
 
 import alexnet_jax
-from alexnet_jax import datasets, evaluation, loop, prepare, runtime
-from alexnet_jax.batches import batches, epoch_order
-from alexnet_jax.config import PRESETS, DataConfig, EvalConfig
-from alexnet_jax.datasets.imagenet import open_prepared
+from alexnet_jax import data, runtime
+from alexnet_jax.config.recipes import PRESETS
+from alexnet_jax.config.settings import DataConfig, EvalConfig
+from alexnet_jax.data import prepare
+from alexnet_jax.data.batches import batches, epoch_order
+from alexnet_jax.data.streamed import open_prepared
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
+from alexnet_jax.inspection import evaluate
+from alexnet_jax.training import loop
 
 SIDE = 36
 
@@ -149,7 +153,7 @@ def make_config(prepared, workdir, epochs=2, **run):
 
 def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
     """Trained, stopped in the middle of an epoch and gone on with, evaluated with 10 views."""
-    dataset = datasets.load(DataConfig("imagenet", prepared))
+    dataset = data.load(DataConfig("imagenet", prepared))
     loop.train_and_evaluate(make_config(prepared, tmp_path / "whole"), dataset)
     stop_after(monkeypatch, 5, signal.SIGTERM)
     with pytest.raises(StoppedError):
@@ -158,11 +162,11 @@ def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
     loop.train_and_evaluate(make_config(prepared, tmp_path / "broken"), dataset)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
-    results = evaluation.evaluate(EvalConfig(tmp_path / "whole", views=10, num_devices=4, batch_size=3))
+    results = evaluate.evaluate(EvalConfig(tmp_path / "whole", views=10, num_devices=4, batch_size=3))
     assert (results["split"], results["count"], results["views"]) == ("validation", 6, 10)
     assert json.loads((tmp_path / "whole" / "eval" / "validation.json").read_text()) == results
     assert results["top5_accuracy"] == 1.0  # of three classes
-    one = evaluation.evaluate(EvalConfig(tmp_path / "whole"))
+    one = evaluate.evaluate(EvalConfig(tmp_path / "whole"))
     run = alexnet_jax.open_run(tmp_path / "whole")
     stream = dataset.stream("validation", 0, None, 6, 1)
     images, labels, _ = (array[0] for array in next(stream))
@@ -173,7 +177,7 @@ def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
         "curves.png",
     }
     with pytest.raises(AlexNetError, match="has no split 'test'"):
-        evaluation.evaluate(EvalConfig(tmp_path / "whole", split="test"))
+        evaluate.evaluate(EvalConfig(tmp_path / "whole", split="test"))
 
 
 @pytest.mark.stress
@@ -203,7 +207,7 @@ def test_sizes_that_do_not_fit_are_refused(prepared, tmp_path):
     with pytest.raises(UsageError, match="--network 2012 takes images of 224x224, not 32x32: set --enlarge-to 224"):
         loop.train_and_evaluate(full, dataset)
     with pytest.raises(UsageError, match="--dataset imagenet needs --data-dir"):
-        datasets.load(DataConfig("imagenet"))
+        data.load(DataConfig("imagenet"))
 
 
 def test_too_little_shared_memory_is_told_before_a_process_starts(prepared, monkeypatch):

@@ -4,8 +4,9 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 import alexnet_jax
-from alexnet_jax import inspection, layers, models
-from alexnet_jax.config import NetworkConfig
+from alexnet_jax.config.settings import NetworkConfig
+from alexnet_jax.inspection import activations
+from alexnet_jax.network import build, layers, lrn
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def images(tiny):
 
 
 def test_activations_are_what_the_layers_compute(run, images):
-    found = inspection.activations(run, images)
+    found = activations.activations(run, images)
     assert list(found)[:8] == [
         *("conv1", "conv1 activation", "conv1 LRN", "conv1 pool"),
         *("conv2", "conv2 activation", "conv2 LRN", "conv2 pool"),
@@ -27,7 +28,7 @@ def test_activations_are_what_the_layers_compute(run, images):
     assert list(found)[-5:] == ["fc1", "fc1 activation", "fc2", "fc2 activation", "logits"]
     np.testing.assert_array_equal(found["conv1 activation"], np.maximum(found["conv1"], 0))
     np.testing.assert_allclose(
-        found["conv1 LRN"], layers.local_response_norm(found["conv1 activation"]), rtol=1e-5, atol=1e-6
+        found["conv1 LRN"], lrn.local_response_norm(found["conv1 activation"]), rtol=1e-5, atol=1e-6
     )
     np.testing.assert_array_equal(found["conv1 pool"], layers.max_pool(found["conv1 LRN"]))
     fc2 = run.params["fc2"]
@@ -38,14 +39,14 @@ def test_activations_are_what_the_layers_compute(run, images):
 
 
 def test_only_what_is_asked_for_comes(run, images):
-    assert {name: x.shape for name, x in inspection.activations(run, images, ["conv2", "conv1 pool"]).items()} == {
+    assert {name: x.shape for name, x in activations.activations(run, images, ["conv2", "conv1 pool"]).items()} == {
         "conv2": (3, 8, 8, 128),
         "conv1 pool": (3, 8, 8, 48),
     }
     with pytest.raises(KeyError, match="conv9"):
-        inspection.activations(run, images, ["conv9"])
+        activations.activations(run, images, ["conv9"])
     with pytest.raises(ValueError, match="images must be"):
-        inspection.activations(run, images[:, :16])
+        activations.activations(run, images[:, :16])
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_only_what_is_asked_for_comes(run, images):
     ],
 )
 def test_every_network_names_its_operations_in_order(network, side, expected):
-    model = models.from_config(NetworkConfig(network=network), 10)
+    model = build.from_config(NetworkConfig(network=network), 10)
     images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
 
     def names(images):
@@ -73,7 +74,7 @@ def test_every_network_names_its_operations_in_order(network, side, expected):
 
 
 def test_without_normalization_none_is_named():
-    model = models.from_config(NetworkConfig(network="convnet-11pct", lrn="none"), 10)
+    model = build.from_config(NetworkConfig(network="convnet-11pct", lrn="none"), 10)
     images = jax.ShapeDtypeStruct((1, 24, 24, 3), np.float32)
 
     def names(images):
@@ -88,7 +89,7 @@ def test_without_normalization_none_is_named():
 
 def test_hidden_features_feed_the_logits(run, tiny):
     images = tiny["test"].images[:7]
-    features = inspection.hidden_features(run, images, batch_size=3)
+    features = activations.hidden_features(run, images, batch_size=3)
     logits = run.params["logits"]
     np.testing.assert_allclose(features @ logits["kernel"] + logits["bias"], run.logits(images), rtol=1e-4, atol=1e-4)
 
@@ -97,7 +98,7 @@ def test_nearest_equals_sklearn():
     rng = np.random.default_rng(0)
     candidates, queries = rng.normal(size=(200, 16)), rng.normal(size=(9, 16))
     expected = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(candidates).kneighbors(queries)[1]
-    np.testing.assert_array_equal(inspection.nearest(queries, candidates, 5), expected)
+    np.testing.assert_array_equal(activations.nearest(queries, candidates, 5), expected)
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 45, 90, 120, 170])
@@ -106,7 +107,7 @@ def test_a_grating_is_selective_for_its_orientation(degrees):
     # Along the stripes the value stays: the phase goes across them. Rows run downwards.
     across = np.sin(np.radians(degrees)) * columns + np.cos(np.radians(degrees)) * rows
     grating = np.cos(across * 1.2)[..., None, None] * np.ones((1, 1, 3, 1))
-    found = inspection.selectivity(grating)
+    found = activations.selectivity(grating)
     assert found.orientation[0] > 0.9
     assert abs((found.angle[0] - degrees + 90) % 180 - 90) < 5
     assert found.colour[0] == pytest.approx(0, abs=1e-12)
@@ -116,15 +117,15 @@ def test_a_grating_is_selective_for_its_orientation(degrees):
 def test_a_coloured_blob_is_selective_for_colour_alone():
     rows, columns = np.mgrid[:11, :11] - 5
     blob = np.exp(-(rows**2 + columns**2) / 8.0)[..., None] * np.array([1.0, -0.5, -0.5])
-    found = inspection.selectivity(blob[..., None])
+    found = activations.selectivity(blob[..., None])
     assert found.colour[0] == pytest.approx(1)
     assert found.orientation[0] < 0.01
 
 
 def test_noise_has_two_thirds_of_its_energy_in_colour():
-    noise = inspection.selectivity(np.random.default_rng(1).normal(size=(7, 7, 3, 2000)))
+    noise = activations.selectivity(np.random.default_rng(1).normal(size=(7, 7, 3, 2000)))
     assert noise.colour.mean() == pytest.approx(2 / 3, abs=0.01)
-    colour, orientation = inspection.selectivity_of_noise(7)
+    colour, orientation = activations.selectivity_of_noise(7)
     assert np.mean(noise.colour > colour) == pytest.approx(0.01, abs=0.01)
     assert np.mean(noise.orientation > orientation) == pytest.approx(0.01, abs=0.01)
     assert noise.angle.min() >= 0
@@ -132,15 +133,15 @@ def test_noise_has_two_thirds_of_its_energy_in_colour():
 
 
 def test_a_dead_kernel_is_selective_for_nothing():
-    found = inspection.selectivity(np.zeros((5, 5, 3, 2)))
+    found = activations.selectivity(np.zeros((5, 5, 3, 2)))
     assert found.colour.tolist() == found.orientation.tolist() == found.strength.tolist() == [0, 0]
     with pytest.raises(ValueError, match="kernel must be"):
-        inspection.selectivity(np.zeros((5, 5, 4, 2)))
+        activations.selectivity(np.zeros((5, 5, 4, 2)))
 
 
 def test_the_occlusion_map_covers_a_square_at_each_place(run, images):
     image = images[0]
-    found = inspection.occlusion_map(run, image, label=2, window=9, stride=5)
+    found = activations.occlusion_map(run, image, label=2, window=9, stride=5)
     assert found.shape == (7, 7)
     covered = image.copy()
     covered[15 - 4 : 15 + 5, 30 - 4 :] = np.round(run.statistics.basis.mean)
@@ -148,12 +149,12 @@ def test_the_occlusion_map_covers_a_square_at_each_place(run, images):
     covered = image.copy()
     covered[:5, :5] = np.round(run.statistics.basis.mean)
     assert found[0, 0] == pytest.approx(run.predict(covered[None])[0, 2], rel=1e-4)
-    as_floats = inspection.occlusion_map(run, image / 255, label=2, window=9, stride=5)
+    as_floats = activations.occlusion_map(run, image / 255, label=2, window=9, stride=5)
     np.testing.assert_allclose(as_floats, found, rtol=1e-4)
 
 
 def test_the_input_gradient_is_the_slope(run, images):
-    gradient = inspection.input_gradient(run, images[1], label=4)
+    gradient = activations.input_gradient(run, images[1], label=4)
     assert gradient.shape == (32, 32, 3)
     direction = gradient / np.linalg.norm(gradient)
     grey = images[1].astype(np.float32)
@@ -164,5 +165,5 @@ def test_the_input_gradient_is_the_slope(run, images):
 
 def test_confident_mistakes_come_surest_first():
     confidence, right = np.array([0.9, 0.6, 0.7, 0.8]), np.array([True, False, False, False])
-    assert inspection.confident_mistakes(confidence, right, 2).tolist() == [3, 2]
-    assert inspection.confident_mistakes(confidence, right, 9).tolist() == [3, 2, 1]
+    assert activations.confident_mistakes(confidence, right, 2).tolist() == [3, 2]
+    assert activations.confident_mistakes(confidence, right, 9).tolist() == [3, 2, 1]

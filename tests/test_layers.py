@@ -5,14 +5,8 @@ import numpy as np
 import pytest
 from scipy.signal import convolve2d
 
-from alexnet_jax.layers import (
-    average_pool,
-    dropout,
-    local_response_norm,
-    local_response_norm_within_channel,
-    locally_connected,
-    max_pool,
-)
+from alexnet_jax.network.layers import average_pool, dropout, locally_connected, max_pool
+from alexnet_jax.network.lrn import local_response_norm, local_response_norm_within_channel
 
 # size, alpha, beta, k, divide_by_size: the paper, the 2012 program, odd and even windows, windows wider than the map
 CONVENTIONS = [

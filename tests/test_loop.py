@@ -15,14 +15,16 @@ import optax
 import pytest
 
 import alexnet_jax
-from alexnet_jax import datasets, loop
-from alexnet_jax import run as run_module
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import PRESETS, TrainConfig
-from alexnet_jax.datasets.dataset import Dataset, Split
+from alexnet_jax import data
+from alexnet_jax.config.recipes import PRESETS
+from alexnet_jax.config.settings import TrainConfig
+from alexnet_jax.data.dataset import Dataset, Split
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
-from alexnet_jax.metrics import JsonlWriter, read_jsonl
-from alexnet_jax.run import RunFolder
+from alexnet_jax.runs import folder as run_module
+from alexnet_jax.runs.checkpoint import Checkpoints
+from alexnet_jax.runs.folder import RunFolder
+from alexnet_jax.runs.log import JsonlWriter, read_jsonl
+from alexnet_jax.training import loop
 
 
 def make_config(workdir: pathlib.Path, epochs: int = 3, **run) -> TrainConfig:
@@ -297,7 +299,7 @@ def test_a_first_start_that_was_killed_blocks_nothing(tiny, tmp_path):
 @pytest.mark.parametrize("steps_per_call", [1, pytest.param(3, marks=pytest.mark.stress)])
 def test_an_update_that_is_not_finite_is_not_taken(tiny, tmp_path, monkeypatch, steps_per_call):
     """One image of the second epoch's third batch is Inf: nine updates are taken, not one more."""
-    from alexnet_jax.augment import Preprocessing
+    from alexnet_jax.augment.preprocess import Preprocessing
 
     config = make_config(tmp_path, 3, steps_per_call=steps_per_call)
     training = Preprocessing.training
@@ -546,9 +548,10 @@ def test_open_run_names_what_is_wrong(finished, tmp_path):
 
 
 def test_a_checkpoint_of_another_network_is_refused(finished, tiny, tmp_path, monkeypatch):
-    from alexnet_jax import models
+    from alexnet_jax.network import build
+    from alexnet_jax.network.small import AlexNetSmall
 
-    monkeypatch.setattr(models, "from_config", lambda config, classes: models.AlexNetSmall(num_classes=classes + 1))
+    monkeypatch.setattr(build, "from_config", lambda config, classes: AlexNetSmall(num_classes=classes + 1))
     with pytest.raises(AlexNetError, match=r"logits.*\[10\], the network needs .*\[11\]"):
         loop.train_and_evaluate(make_config(finished), tiny)
 
@@ -563,6 +566,6 @@ def test_merging_keeps_every_image(tiny: Dataset):
 
 def test_load_is_the_one_face():
     config = dataclasses.replace(PRESETS["quickstart"].config.data, train_on="all")
-    dataset = datasets.load(config)
+    dataset = data.load(config)
     assert dataset.name == "shapes"
     assert "validation" not in dataset.splits

@@ -6,18 +6,9 @@ import pytest
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from alexnet_jax.metrics import (
-    JsonlWriter,
-    TensorBoardWriter,
-    accuracy_interval,
-    calibration,
-    confusion_matrix,
-    cross_entropies,
-    mcnemar,
-    read_jsonl,
-    softmax,
-    top_k_correct,
-)
+from alexnet_jax.inspection.scores import accuracy_interval, calibration, confusion_matrix, mcnemar, top_k_correct
+from alexnet_jax.runs.log import JsonlWriter, TensorBoardWriter, read_jsonl
+from alexnet_jax.training.predict import cross_entropies, softmax
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 5, (200, 10)).astype(np.float32)

@@ -9,10 +9,13 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import convolve2d
 
-from alexnet_jax.config import NetworkConfig
+from alexnet_jax.config.settings import NetworkConfig
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.layers import local_response_norm, local_response_norm_within_channel
-from alexnet_jax.models import LAYERS, VARIANTS, AlexNet, AlexNetSmall, count_layers, from_config, tables
+from alexnet_jax.network.alexnet import LAYERS, VARIANTS, AlexNet
+from alexnet_jax.network.build import from_config
+from alexnet_jax.network.layer_counts import count_layers, tables
+from alexnet_jax.network.lrn import local_response_norm, local_response_norm_within_channel
+from alexnet_jax.network.small import AlexNetSmall
 
 
 @jax.jit
@@ -306,7 +309,7 @@ def test_flaxs_table_has_the_same_counts(variant):
 def test_the_document_shows_the_networks_as_they_are():
     document = pathlib.Path(__file__).parent.parent / "docs" / "networks.md"
     assert document.read_text(encoding="utf-8").endswith(tables()), (
-        "put the output of python -m alexnet_jax.models at its end"
+        "put the output of python -m alexnet_jax.network.layer_counts at its end"
     )
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import optimizer
-from alexnet_jax.config import PRESETS, OptimizerConfig
+from alexnet_jax.config.recipes import PRESETS
+from alexnet_jax.config.settings import OptimizerConfig
+from alexnet_jax.training import optimizer
 
 
 def test_paper_sgd_is_the_papers_update():

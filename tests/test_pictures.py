@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from alexnet_jax import pictures
+from alexnet_jax.data import decode
 
 ROWS, COLUMNS = np.mgrid[0:16, 0:32]
 GREY = (ROWS * 8 + COLUMNS * 4).clip(0, 255).astype(np.uint8)
@@ -149,7 +149,7 @@ def test_unusual_kinds_are_right(name):
     expected = np.repeat(expected[..., None], 3, axis=2) if expected.ndim == 2 else expected
     tolerance = 3 if name in ("tiff8 YCbCr", "pgm to 100") else 1  # colours converted twice, 100 levels
     for as_seen in (False, True):
-        got = np.asarray(pictures.decode(data, as_seen))
+        got = np.asarray(decode.decode(data, as_seen))
         np.testing.assert_allclose(got.astype(int), expected, atol=tolerance)
 
 
@@ -205,14 +205,14 @@ REFUSED = {
 @pytest.mark.parametrize("as_seen", [False, True])
 def test_what_cannot_be_told_is_refused(name, as_seen):
     data, reason = REFUSED[name]
-    with pytest.raises(pictures.PictureError, match=reason) as caught:
-        pictures.decode(data, as_seen)
+    with pytest.raises(decode.PictureError, match=reason) as caught:
+        decode.decode(data, as_seen)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif("AVIF" not in pictures.FORMATS, reason="this Pillow has no AVIF codec")
+@pytest.mark.skipif("AVIF" not in decode.FORMATS, reason="this Pillow has no AVIF codec")
 def test_avif():
-    got = np.asarray(pictures.decode(saved(COLOURS, "AVIF", quality=95)))
+    got = np.asarray(decode.decode(saved(COLOURS, "AVIF", quality=95)))
     assert np.abs(got.astype(int) - COLOURS).mean() < 4
 
 
@@ -229,7 +229,7 @@ def test_avif():
 )
 def test_a_transparent_level_is_white_at_any_depth(data, clear):
     clear = np.equal(COLOURS, COLOURS[8, 8]).all(axis=2) if clear is None else clear
-    seen, plain = (np.asarray(pictures.decode(data, as_seen)) for as_seen in (True, False))
+    seen, plain = (np.asarray(decode.decode(data, as_seen)) for as_seen in (True, False))
     np.testing.assert_array_equal((seen == 255).all(axis=2), clear | (plain == 255).all(axis=2))
     np.testing.assert_array_equal(seen[~clear], plain[~clear])
 
@@ -245,9 +245,9 @@ def test_litter_and_loops_are_not_among_the_files(tmp_path):
     (tmp_path / "sub" / "linked").symlink_to(outside)
     (tmp_path / "again").symlink_to(outside)
     errors: list[OSError] = []
-    found = [path.relative_to(tmp_path).as_posix() for path in pictures.files_in(tmp_path, errors.append)]
+    found = [path.relative_to(tmp_path).as_posix() for path in decode.files_in(tmp_path, errors.append)]
     assert found == ["a.png", "again/c.png", "sub/b"]
-    assert pictures.files_in(tmp_path / "nothing", errors.append) == []
+    assert decode.files_in(tmp_path / "nothing", errors.append) == []
     assert [error.filename for error in errors] == [str(tmp_path / "nothing")]
 
 
@@ -260,13 +260,13 @@ def test_what_looks_like_a_picture(tmp_path):
     }.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "e").symlink_to("nothing")
-    assert [pictures.looks_like_picture(tmp_path / name) for name in "a b.txt c.heic d e".split()] == [  # noqa: SIM905
+    assert [decode.looks_like_picture(tmp_path / name) for name in "a b.txt c.heic d e".split()] == [  # noqa: SIM905
         *(True, False, True, True, False)
     ]
 
 
 def test_a_name_that_is_no_text_is_escaped():
-    record = pictures.encode(COLOURS[:, :16], 3, "caf\udce9.JPEG", "raw")
-    pixels, label = pictures.read(record, 16)
+    record = decode.encode(COLOURS[:, :16], 3, "caf\udce9.JPEG", "raw")
+    pixels, label = decode.read(record, 16)
     np.testing.assert_array_equal(pixels, COLOURS[:, :16])
     assert (label, msgpack.unpackb(record)["name"]) == (3, "caf\\udce9.JPEG")

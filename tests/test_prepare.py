@@ -22,8 +22,9 @@ import PIL.ImageChops
 import pytest
 import scipy.io
 
-from alexnet_jax import files, pictures, prepare
-from alexnet_jax.datasets.imagenet import ImageNet, open_prepared
+from alexnet_jax import files
+from alexnet_jax.data import decode, prepare
+from alexnet_jax.data.streamed import ImageNet, open_prepared
 from alexnet_jax.errors import AlexNetError, UsageError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -100,7 +101,7 @@ def test_every_picture_is_there_with_its_label(folder, prepared):
     assert {name: len(shards) for name, shards in dataset.splits.items()} == {"train": 12, "validation": 6}
     assert [len(s.paths) for s in dataset.splits.values()] == [3, 2]
     expected = [
-        (pictures.central_square(pictures.decode(path.read_bytes()), SIZE).tobytes(), label)
+        (decode.central_square(decode.decode(path.read_bytes()), SIZE).tobytes(), label)
         for label, wnid in enumerate(WNIDS)
         for path in sorted((folder / "train" / wnid).iterdir())
     ]
@@ -156,7 +157,7 @@ def test_the_command_goes_on_after_a_signal(number, tmp_path):
     for index in range(2500):
         (source / f"{index:04d}.JPEG").write_bytes(data)
     flags = ["--source", str(tmp_path / "source"), "--size", "64", "--workers", "2", "--out"]
-    args = [sys.executable, "-m", "alexnet_jax.prepare", "imagenet", *flags]
+    args = [sys.executable, "-m", "alexnet_jax.data.prepare", "imagenet", *flags]
     with subprocess.Popen([*args, str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not list(out.glob(".work/*.npz")):
             time.sleep(0.002)
@@ -164,7 +165,7 @@ def test_the_command_goes_on_after_a_signal(number, tmp_path):
         _, complaint = process.communicate(timeout=30)  # also waits for the workers, which hold stderr
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     if number == signal.SIGINT:
-        assert complaint == "python -m alexnet_jax.prepare: SIGINT: stopped; the same command resumes\n"
+        assert complaint == "python -m alexnet_jax.data.prepare: SIGINT: stopped; the same command resumes\n"
     assert not (out / "dataset.json").exists()
     # A shard is finished when its statistics are written too; one without them is written again.
     finished = [out / path.stem for path in out.glob(".work/*.npz")]
@@ -273,17 +274,17 @@ def test_hard_pictures_are_taken_and_broken_ones_listed(tmp_path, capsys):
     assert np.ptp(pixels["grey"], axis=2).max() == 0
     np.testing.assert_array_equal(pixels["sixteen_bits"], 0x80)
     reference = PIL.Image.open(io.BytesIO(hard["exif"])).convert("RGB")  # Pillow does not turn it either
-    np.testing.assert_array_equal(pixels["exif"], pictures.central_square(reference, SIZE))
+    np.testing.assert_array_equal(pixels["exif"], decode.central_square(reference, SIZE))
     ink = PIL.Image.open(io.BytesIO(hard["cmyk"]))  # Pillow takes each for one of Adobe's, whose numbers are inverted
     for name, image in {"cmyk": ink, "cmyk_not_adobes": PIL.ImageChops.invert(ink)}.items():
-        np.testing.assert_array_equal(pixels[name], pictures.central_square(image.convert("RGB"), SIZE))
+        np.testing.assert_array_equal(pixels[name], decode.central_square(image.convert("RGB"), SIZE))
 
 
 def test_the_square_is_the_scaled_pictures_middle():
     """Shorter side to `size`, then the middle, as two steps do it but for rounding."""
     image = PIL.Image.open(io.BytesIO(picture(1, 500, 375)))
     scaled = np.asarray(image.resize((341, 256), PIL.Image.Resampling.BICUBIC))[:, 42:298].astype(int)
-    ours = pictures.central_square(image, 256).astype(int)
+    ours = decode.central_square(image, 256).astype(int)
     assert np.abs(scaled - ours).mean() < 1
 
 
@@ -656,7 +657,7 @@ def test_an_example_of_tfds_without_a_label(monkeypatch):
     examples = [{"image": b"x", "label": 1}, {"image": b"x", "label": -1}]
     monkeypatch.setitem(prepare._tfds_sources, "folder/train", (examples, ["n2", "n1"], ["n1", "n2"]))
     assert prepare._bytes_of(prepare.Picture("a", -1, "folder/train", 0, -1)) == (b"x", 0)
-    with pytest.raises(pictures.PictureError, match="it has no label: -1"):
+    with pytest.raises(decode.PictureError, match="it has no label: -1"):
         prepare._bytes_of(prepare.Picture("a", -1, "folder/train", 1, -1))
 
 
@@ -745,7 +746,7 @@ def test_no_picture_is_whole(tmp_path):
     ],
 )
 def test_the_command_fails_in_one_line(tmp_path, args, code, message):
-    command = [sys.executable, "-m", "alexnet_jax.prepare", *(arg.format(tmp=tmp_path) for arg in args)]
+    command = [sys.executable, "-m", "alexnet_jax.data.prepare", *(arg.format(tmp=tmp_path) for arg in args)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code
     assert message in done.stderr

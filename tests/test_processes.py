@@ -15,8 +15,9 @@ import pytest
 from process_faults import FLAGS, LONGER, WORKER
 
 import alexnet_jax
-from alexnet_jax import cli, processes
-from alexnet_jax.config import RunConfig
+from alexnet_jax.config import cli
+from alexnet_jax.config.settings import RunConfig
+from alexnet_jax.distributed import processes
 from alexnet_jax.errors import UsageError
 
 

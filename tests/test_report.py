@@ -13,9 +13,10 @@ import pytest
 from playwright.sync_api import Error, sync_playwright
 
 import alexnet_jax
-from alexnet_jax import evaluation, report, steps
-from alexnet_jax.config import EvalConfig
-from alexnet_jax.metrics import read_jsonl
+from alexnet_jax.config.settings import EvalConfig
+from alexnet_jax.distributed import devices
+from alexnet_jax.inspection import evaluate, report, scores
+from alexnet_jax.runs.log import read_jsonl
 
 WIDTHS = {"wide": 1280, "phone": 390}
 
@@ -36,12 +37,12 @@ def browser():
 def tiny_evaluation(small_run, tiny):
     """A real evaluation, with a hostile class name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "load", lambda config: tiny)
+        patch.setattr(evaluate, "load", lambda config: tiny)
         config = EvalConfig(small_run)
-        found = evaluation._answered(evaluation._opened(small_run, config), config, steps.select_devices(None))
+        found = evaluate._answered(evaluate._opened(small_run, config), config, devices.select_devices(None))
     names = ("</script><script>alert(1)</script>", *tiny.class_names[1:])
     dataset = dataclasses.replace(found.run.dataset, class_names=names)
-    results = evaluation.score(found.logits, found.labels, names) | {
+    results = scores.score(found.logits, found.labels, names) | {
         key: found.results[key] for key in ("split", "views", "step", "checkpoint", "dataset", "versions")
     }
     return dataclasses.replace(found, run=dataclasses.replace(found.run, dataset=dataset), results=results)
@@ -165,7 +166,7 @@ def with_classes(evaluated, names, logits):
     logits_layer = {name: np.concatenate([x] * 4, axis=-1) for name, x in run.params["logits"].items()}
     dataset = dataclasses.replace(run.dataset, class_names=names)
     run = dataclasses.replace(run, dataset=dataset, params=run.params | {"logits": logits_layer})
-    results = evaluated.results | evaluation.score(logits, evaluated.labels, names)
+    results = evaluated.results | scores.score(logits, evaluated.labels, names)
     return dataclasses.replace(evaluated, run=run, logits=logits, results=results)
 
 
@@ -222,8 +223,8 @@ def test_a_run_without_validation_has_a_page(small_run, tiny, tmp_path, monkeypa
     kept[0]["loss"] = float("nan")
     del kept[1]["epoch"]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    monkeypatch.setattr(evaluation, "load", lambda config: tiny)
-    evaluation.evaluate(EvalConfig(run, report=True))
+    monkeypatch.setattr(evaluate, "load", lambda config: tiny)
+    evaluate.evaluate(EvalConfig(run, report=True))
     page = (run / "eval" / "report.html").read_text()
     assert alexnet_jax.__version__ in page
     assert '"name": "validation"' not in page

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import prepare, runtime, steps
-from alexnet_jax.datasets import cifar10_tfds, imagenet
+from alexnet_jax import runtime
+from alexnet_jax.data import cifar10_tfds, prepare, streamed
+from alexnet_jax.distributed import devices
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.runtime import compilation_cache_folder
 
@@ -128,7 +129,7 @@ def test_programs_ask_for_devices_where_the_error_is_caught(monkeypatch, error):
 
     monkeypatch.setattr(jax, "devices", fail)
     with pytest.raises(AlexNetError, match="JAX") as caught:
-        steps.select_devices(None)
+        devices.select_devices(None)
     assert "\n" not in str(caught.value)
 
 
@@ -146,7 +147,7 @@ def test_cores(monkeypatch):
     "act",
     [
         lambda folder: prepare.prepare(prepare.PrepareConfig(folder, folder / "out")),
-        imagenet.open_prepared,
+        streamed.open_prepared,
         cifar10_tfds.read,
     ],
 )

@@ -4,8 +4,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from alexnet_jax.datasets import shapes
-from alexnet_jax.datasets.dataset import Dataset
+from alexnet_jax.data import shapes
+from alexnet_jax.data.dataset import Dataset
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from alexnet_jax import cli, signals
+from alexnet_jax import signals
+from alexnet_jax.config import cli
 from alexnet_jax.errors import StoppedError
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -5,33 +5,39 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import augment, optimizer, steps
-from alexnet_jax.batches import Batches, batches, epoch_order
+from alexnet_jax.augment import preprocess
+from alexnet_jax.data.batches import Batches, batches, epoch_order
+from alexnet_jax.data.statistics import Statistics, pca_basis
+from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.errors import UsageError
-from alexnet_jax.layers import dropout, local_response_norm, max_pool
-from alexnet_jax.models import AlexNetSmall
+from alexnet_jax.network.layers import dropout, max_pool
+from alexnet_jax.network.lrn import local_response_norm
+from alexnet_jax.network.small import AlexNetSmall
+from alexnet_jax.training import optimizer, predict
+from alexnet_jax.training.state import Examples, create_state
+from alexnet_jax.training.step import make_train_step
 
 # At higher rates rounding can grow a thousandfold in a step: which of two equal elements is a window's maximum hangs on
 # the last bit, and shapes have plenty of equal pixels. At twice this rate it did, on one processor and JAX 0.10 alone.
 UPDATE = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.00005, [15], 0.1)), 0.9, 5e-4)
 
 
-def everything_on(images: np.ndarray) -> augment.Preprocessing:
-    statistics = augment.Statistics.of(images)
-    return augment.Preprocessing(statistics.basis, statistics.mean_image, 4, "reflect", True, "per-image", 0.1, 15)
+def everything_on(images: np.ndarray) -> preprocess.Preprocessing:
+    statistics = Statistics.of(images)
+    return preprocess.Preprocessing(statistics.basis, statistics.mean_image, 4, "reflect", True, "per-image", 0.1, 15)
 
 
 def train(split, num_devices: int, num_steps: int, seed: int = 1, steps_per_call: int = 1):
     """Trains with everything on; 100 images in batches of 16 leave a padded last batch of 4 in each pass."""
     devices = jax.devices()[:num_devices]
     model = AlexNetSmall()
-    step = steps.make_train_step(model, UPDATE, everything_on(split.images), devices)
-    state = steps.create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
+    step = make_train_step(model, UPDATE, everything_on(split.images), devices)
+    state = create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
     initial = jax.device_get(state.params)
-    state = steps.replicate(state, devices)
-    key = steps.replicate(jax.random.key(seed), devices)
+    state = replicate(state, devices)
+    key = replicate(jax.random.key(seed), devices)
     metrics, epoch = [], 0
-    examples = steps.replicate(steps.Examples(split.images, split.labels), devices)
+    examples = replicate(Examples(split.images, split.labels), devices)
     while len(metrics) < num_steps:
         layout = batches(epoch_order(0, epoch, len(split)), 16, num_devices)
         for first in range(0, 7, steps_per_call):
@@ -94,12 +100,12 @@ def test_every_parameter_gets_a_gradient_and_moves(one_device):
 def test_gradient_without_weight_decay_reaches_every_tensor(tiny):
     split, model = tiny["train"], AlexNetSmall()
     update = optax.sgd(1.0)
-    step = steps.make_train_step(model, update, everything_on(split.images), jax.devices()[:1])
-    state = steps.create_state(model, update, (32, 32, 3), jax.random.key(0))
+    step = make_train_step(model, update, everything_on(split.images), jax.devices()[:1])
+    state = create_state(model, update, (32, 32, 3), jax.random.key(0))
     before = jax.device_get(state.params)
     batch = batches(np.arange(100), 16, 1).part(0)
-    examples = steps.Examples(split.images, split.labels)
-    after, _ = step(steps.replicate(state, jax.devices()[:1]), examples, batch, jax.random.key(1))
+    examples = Examples(split.images, split.labels)
+    after, _ = step(replicate(state, jax.devices()[:1]), examples, batch, jax.random.key(1))
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(jax.device_get(after.params)), strict=True
     ):
@@ -118,11 +124,11 @@ def test_the_step_compiles_once(tiny):
 
     split, devices = tiny["train"], jax.devices()[:2]
     model = Counting()
-    step = steps.make_train_step(model, UPDATE, everything_on(split.images), devices)
-    state = steps.replicate(steps.create_state(model, UPDATE, (32, 32, 3), jax.random.key(0)), devices)
-    key = steps.replicate(jax.random.key(1), devices)
+    step = make_train_step(model, UPDATE, everything_on(split.images), devices)
+    state = replicate(create_state(model, UPDATE, (32, 32, 3), jax.random.key(0)), devices)
+    key = replicate(jax.random.key(1), devices)
     traces = 0
-    examples = steps.replicate(steps.Examples(split.images, split.labels), devices)
+    examples = replicate(Examples(split.images, split.labels), devices)
     for epoch in range(3):
         layout = batches(epoch_order(0, epoch, 100), 16, 2)
         for first in range(7):
@@ -135,12 +141,12 @@ def test_padding_changes_nothing(tiny):
     """A batch of 4 in room for 16 gives the update of a batch of 4."""
     split, devices = tiny["train"], jax.devices()[:1]
     model, update = AlexNetSmall(dropout_rate=0.0), optax.sgd(0.01)
-    preprocessing = augment.Preprocessing(augment.pca_basis(split.images))
+    preprocessing = preprocess.Preprocessing(pca_basis(split.images))
     results = []
     for size in (4, 16):
-        step = steps.make_train_step(model, update, preprocessing, devices)
-        state = steps.replicate(steps.create_state(model, update, (32, 32, 3), jax.random.key(0)), devices)
-        examples, batch = steps.Examples(split.images, split.labels), batches(np.arange(4), size, 1)
+        step = make_train_step(model, update, preprocessing, devices)
+        state = replicate(create_state(model, update, (32, 32, 3), jax.random.key(0)), devices)
+        examples, batch = Examples(split.images, split.labels), batches(np.arange(4), size, 1)
         results.append(jax.device_get(step(state, examples, batch, jax.random.key(1))))
     (short, short_metrics), (padded, padded_metrics) = results
     assert relative_difference(short.params, padded.params) < 1e-6
@@ -151,13 +157,13 @@ def test_padding_changes_nothing(tiny):
 def test_metrics_are_sums_of_the_true_loss(tiny):
     split, devices = tiny["train"], jax.devices()[:2]
     model = AlexNetSmall(dropout_rate=0.0)
-    step = steps.make_train_step(model, UPDATE, augment.Preprocessing(augment.pca_basis(split.images)), devices)
-    state = steps.create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
+    step = make_train_step(model, UPDATE, preprocess.Preprocessing(pca_basis(split.images)), devices)
+    state = create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
     logits = np.asarray(
         jax.jit(model.apply)({"params": state.params}, jnp.asarray(split.images[:16] / 255.0, jnp.float32))
     )
-    examples, batch = steps.Examples(split.images, split.labels), batches(np.arange(100), 16, 2).part(0)
-    _, metrics = step(steps.replicate(state, devices), examples, batch, jax.random.key(1))
+    examples, batch = Examples(split.images, split.labels), batches(np.arange(100), 16, 2).part(0)
+    _, metrics = step(replicate(state, devices), examples, batch, jax.random.key(1))
     e = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities = e / e.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(metrics.loss[0], -np.log(probabilities[range(16), split.labels[:16]]).sum(), rtol=1e-5)
@@ -173,8 +179,8 @@ def test_every_image_is_predicted_once_and_in_order(tiny, num_devices, count, ba
             return images.mean(axis=(1, 2))
 
     images, devices = tiny["test"].images[:count], jax.devices()[:num_devices]
-    step = steps.make_predict_step(MeanLevel(), augment.Preprocessing(augment.pca_basis(images)), devices)
-    logits = steps.predict_logits(step, {}, images, batch_size, num_devices)
+    step = predict.make_predict_step(MeanLevel(), preprocess.Preprocessing(pca_basis(images)), devices)
+    logits = predict.predict_logits(step, {}, images, batch_size, num_devices)
     np.testing.assert_allclose(logits, images.mean(axis=(1, 2)) / 255, rtol=1e-5)
 
 
@@ -194,15 +200,15 @@ def tiny_update(split, num_devices: int, streams: bool = False, **options):
     """The state after a padded batch of 12 images, and the step's metrics."""
     devices = jax.devices()[:num_devices]
     model, update = Tiny(), optax.sgd(1.0)
-    step = steps.make_train_step(model, update, everything_on(split.images), devices, streams=streams, **options)
-    state = steps.replicate(steps.create_state(model, update, (32, 32, 3), jax.random.key(0)), devices)
+    step = make_train_step(model, update, everything_on(split.images), devices, streams=streams, **options)
+    state = replicate(create_state(model, update, (32, 32, 3), jax.random.key(0)), devices)
     layout = batches(np.arange(20, 32), 16, num_devices)
-    examples = steps.Examples(split.images, split.labels)
+    examples = Examples(split.images, split.labels)
     if streams:  # each device's share, and places in it
-        examples = steps.Examples(*(x[layout.indices[:, 0]] for x in examples))
+        examples = Examples(*(x[layout.indices[:, 0]] for x in examples))
         places = np.broadcast_to(np.arange(16 // num_devices, dtype=np.int32), layout.mask[:, 0].shape)
         layout = Batches(places[:, None], layout.mask)
-    return jax.device_get(step(state, examples, layout, steps.replicate(jax.random.key(1), devices)))
+    return jax.device_get(step(state, examples, layout, replicate(jax.random.key(1), devices)))
 
 
 @pytest.mark.parametrize(
@@ -219,12 +225,12 @@ def test_parts_and_streams_give_the_same_update(tiny, num_devices, options):
 
 def test_views_are_averaged_as_probabilities(tiny):
     images, devices = tiny["test"].images[:6], jax.devices()[:2]
-    preprocessing = augment.Preprocessing(augment.pca_basis(images), crop_size=24)
+    preprocessing = preprocess.Preprocessing(pca_basis(images), crop_size=24)
     model = Tiny()
     params = model.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))["params"]
     params = jax.tree.map(lambda x: 20 * x, params)  # far from the linear part of the softmax
-    step = steps.make_predict_step(model, preprocessing, devices, views=10)
-    logits = steps.predict_logits(step, params, images, 6, 2)
+    step = predict.make_predict_step(model, preprocessing, devices, views=10)
+    logits = predict.predict_logits(step, params, images, 6, 2)
     expected = np.zeros((6, 10))
     for row, column in ((4, 4), (0, 0), (0, 8), (8, 0), (8, 8)):
         for mirrored in (images, images[:, :, ::-1]):
@@ -240,17 +246,17 @@ def deterministic_state(split, devices_at, deterministic=True):
     """The state after 20 steps on `devices_at(step)` devices, the last batch of each pass padded."""
     programs, model = {}, Tiny()
     update = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.01, [15], 0.1)), 0.9, 5e-4)
-    state = jax.device_get(steps.create_state(model, update, (32, 32, 3), jax.random.key(0)))
+    state = jax.device_get(create_state(model, update, (32, 32, 3), jax.random.key(0)))
     for number in range(20):
         count = devices_at(number)
         devices = jax.devices()[:count]
         if count not in programs:
-            programs[count] = steps.make_train_step(
+            programs[count] = make_train_step(
                 model, update, everything_on(split.images), devices, deterministic=deterministic
             )
         batch = batches(epoch_order(0, number // 7, len(split)), 16, count).part(number % 7)
-        arguments = steps.Examples(split.images, split.labels), batch, jax.random.key(1)
-        state = jax.device_get(programs[count](steps.replicate(state, devices), *arguments)[0])
+        arguments = Examples(split.images, split.labels), batch, jax.random.key(1)
+        state = jax.device_get(programs[count](replicate(state, devices), *arguments)[0])
     return state
 
 
@@ -266,23 +272,23 @@ def test_deterministic_steps_compute_the_same_bits(tiny):
 
 
 def test_select_devices():
-    assert len(steps.select_devices(3)) == 3
-    assert len(steps.select_devices(None)) == 8
+    assert len(select_devices(3)) == 3
+    assert len(select_devices(None)) == 8
     with pytest.raises(UsageError, match="--num-devices 99: JAX sees 8"):
-        steps.select_devices(99)
+        select_devices(99)
 
 
 def test_label_smoothing_spreads_a_share_of_the_label(tiny):
     """The gradient is that of the cross entropy with smoothed targets, the metric that of the plain ones."""
     split, model, devices = tiny["train"], AlexNetSmall(dropout_rate=0.0, initial_bias=0.0), jax.devices()[:1]
-    preprocessing = augment.Preprocessing(augment.Statistics.of(split.images).basis)
+    preprocessing = preprocess.Preprocessing(Statistics.of(split.images).basis)
     update = optax.sgd(1.0)
-    step = steps.make_train_step(model, update, preprocessing, devices, label_smoothing=0.3)
-    before = steps.create_state(model, update, (32, 32, 3), jax.random.key(0))
+    step = make_train_step(model, update, preprocessing, devices, label_smoothing=0.3)
+    before = create_state(model, update, (32, 32, 3), jax.random.key(0))
     params = jax.device_get(before.params)
     layout = batches(np.arange(100), 16, 1).part(6)  # 4 images and 12 of padding
-    examples = steps.Examples(split.images, split.labels)
-    after, metrics = step(steps.replicate(before, devices), examples, layout, jax.random.key(1))
+    examples = Examples(split.images, split.labels)
+    after, metrics = step(replicate(before, devices), examples, layout, jax.random.key(1))
 
     def losses(params):
         log_probabilities = jax.nn.log_softmax(model.apply({"params": params}, split.images[96:] / np.float32(255)))

@@ -16,10 +16,11 @@ import pytest
 import safetensors.numpy
 from numpy.lib.stride_tricks import sliding_window_view
 
-from alexnet_jax import caffe as caffe_module
-from alexnet_jax import models, weights
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.weights import CAFFE, TORCHVISION, load_weights
+from alexnet_jax.exchange import caffe as caffe_module
+from alexnet_jax.exchange import weights
+from alexnet_jax.exchange.weights import CAFFE, TORCHVISION, load_weights
+from alexnet_jax.network import layer_counts
 
 CLASSES = 7
 
@@ -28,7 +29,7 @@ def draw(variant: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Random weights in the others' layout, so large that normalization is strong: layer -> (weight, bias)."""
     rng = np.random.default_rng(0)
     found = {}
-    for layer, count in models.count_layers(variant, CLASSES).items():
+    for layer, count in layer_counts.count_layers(variant, CLASSES).items():
         kernel = count.kernel
         shape = (kernel[3], kernel[2], *kernel[:2]) if len(kernel) == 4 else kernel[::-1]
         scale = np.float32(0.05 if layer == "conv1" else 2 / np.sqrt(np.prod(shape[1:])))

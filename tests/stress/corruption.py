@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 import jax.numpy as jnp
 import results_file
 
-from alexnet_jax.checkpoint import MANIFEST, Checkpoints, DamagedError, verify
-from alexnet_jax.steps import TrainState
+from alexnet_jax.runs.checkpoint import MANIFEST, Checkpoints, DamagedError, verify
+from alexnet_jax.training.state import TrainState
 
 
 def make_state(step: int) -> TrainState:

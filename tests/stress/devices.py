@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,10 @@ DEVICES = (1, 2, 4, 8)
 
 def worker(workdir: str, num_devices: int, epochs: int, deterministic: bool) -> None:
     """Trains on 100 drawn images in batches of 16, with noise, crops and dropout; prints a hash of the whole state."""
-    from alexnet_jax import checkpoint, loop
-    from alexnet_jax.config import PRESETS
-    from alexnet_jax.datasets import shapes
+    from alexnet_jax.config.recipes import PRESETS
+    from alexnet_jax.data import shapes
+    from alexnet_jax.runs import checkpoint
+    from alexnet_jax.training import loop
 
     base = PRESETS["cifar10-paper"].config
     config = dataclasses.replace(
@@ -69,25 +69,28 @@ def cost(num_devices: int, rounds: int = 5, steps_a_round: int = 10) -> dict[str
     import jax
     import numpy as np
 
-    from alexnet_jax import augment, models, optimizer, steps
-    from alexnet_jax.batches import batches
-    from alexnet_jax.config import PRESETS
-    from alexnet_jax.datasets import shapes
+    from alexnet_jax.augment import preprocess
+    from alexnet_jax.config.recipes import PRESETS
+    from alexnet_jax.data import shapes, statistics
+    from alexnet_jax.data.batches import batches
+    from alexnet_jax.distributed.devices import replicate, select_devices
+    from alexnet_jax.network import build
+    from alexnet_jax.training import optimizer
+    from alexnet_jax.training.state import Examples, create_state
+    from alexnet_jax.training.step import make_train_step
 
     config, split = PRESETS["cifar10"].config, shapes.load(train=1280, validation=1, test=1)["train"]
-    devices = steps.select_devices(num_devices)
-    model = models.from_config(config.network, 10)
+    devices = select_devices(num_devices)
+    model = build.from_config(config.network, 10)
     rule, _ = optimizer.from_config(config.optimizer, 10, 1)
-    preprocessing = augment.from_config(config.augmentation, augment.Statistics.of(split.images), 10)
-    examples = steps.replicate(steps.Examples(split.images, split.labels), devices)
-    layout, key = batches(np.arange(1280), 128, num_devices), steps.replicate(jax.random.key(0), devices)
+    preprocessing = preprocess.from_config(config.augmentation, statistics.Statistics.of(split.images), 10)
+    examples = replicate(Examples(split.images, split.labels), devices)
+    layout, key = batches(np.arange(1280), 128, num_devices), replicate(jax.random.key(0), devices)
     programs, states = {}, {}
     for deterministic in (False, True):
-        programs[deterministic] = steps.make_train_step(model, rule, preprocessing, devices, deterministic)
-        state = steps.create_state(model, rule, (32, 32, 3), jax.random.key(0))
-        states[deterministic], _ = programs[deterministic](
-            steps.replicate(state, devices), examples, layout.part(0), key
-        )
+        programs[deterministic] = make_train_step(model, rule, preprocessing, devices, deterministic)
+        state = create_state(model, rule, (32, 32, 3), jax.random.key(0))
+        states[deterministic], _ = programs[deterministic](replicate(state, devices), examples, layout.part(0), key)
     rates = collections.defaultdict(list)
     for _ in range(rounds):
         for deterministic, step in programs.items():

@@ -9,31 +9,35 @@ import numpy as np
 import results_file
 import tqdm
 
-from alexnet_jax import augment, evaluation, models, steps
-from alexnet_jax.config import PRESETS
-from alexnet_jax.datasets import shapes
+from alexnet_jax.augment import preprocess
+from alexnet_jax.config.recipes import PRESETS
+from alexnet_jax.data import shapes, statistics
+from alexnet_jax.distributed.devices import replicate, select_devices
+from alexnet_jax.inspection import scores
+from alexnet_jax.network import build
+from alexnet_jax.training import predict
 
 SIZES, DEVICES, BATCHES = (1, 7, 63, 64, 65, 127, 10_000), (1, 2, 4, 8), (1, 64, 100)
 
 
 def main() -> None:
     """Evaluates AlexNetSmall with its initial weights in every way, and compares counts as integers."""
-    steps.select_devices(max(DEVICES))
+    select_devices(max(DEVICES))
     dataset = shapes.load(train=1, validation=1, test=max(SIZES))
     split = dataset["test"]
-    model = models.from_config(PRESETS["cifar10"].config.network, 10)
+    model = build.from_config(PRESETS["cifar10"].config.network, 10)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    preprocessing = augment.Preprocessing(augment.pca_basis(split.images[:100]))
+    preprocessing = preprocess.Preprocessing(statistics.pca_basis(split.images[:100]))
     found: dict[int, set[tuple[int, int]]] = {size: set() for size in SIZES}
     largest = 0.0
     first: dict[int, np.ndarray] = {}
     for num_devices, batch_size in tqdm.tqdm(list(itertools.product(DEVICES, BATCHES))):
         devices = jax.devices()[:num_devices]
-        step = steps.make_predict_step(model, preprocessing, devices)
-        replicated = steps.replicate(params, devices)
+        step = predict.make_predict_step(model, preprocessing, devices)
+        replicated = replicate(params, devices)
         for size in SIZES:
-            logits = steps.predict_logits(step, replicated, split.images[:size], batch_size, num_devices)
-            results = evaluation.score(logits, split.labels[:size], dataset.class_names)
+            logits = predict.predict_logits(step, replicated, split.images[:size], batch_size, num_devices)
+            results = scores.score(logits, split.labels[:size], dataset.class_names)
             found[size].add((results["count"], results["correct"]))
             largest = max(largest, float(np.abs(logits - first.setdefault(size, logits)).max()))
     wrong = [size for size, counts in found.items() if len(counts) != 1 or next(iter(counts))[0] != size]

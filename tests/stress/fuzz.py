@@ -45,10 +45,15 @@ import PIL.Image
 import tqdm
 
 import alexnet_jax
-from alexnet_jax import cli, config, loop, metrics
-from alexnet_jax.datasets import cifar10, shapes
-from alexnet_jax.datasets.dataset import Dataset
+from alexnet_jax import errors
+from alexnet_jax.config import checks, cli, recipes
+from alexnet_jax.config.flags import flags_of, flat_items
+from alexnet_jax.config.settings import EvalConfig, TrainConfig
+from alexnet_jax.data import cifar10, shapes
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.runs import log
+from alexnet_jax.training import loop
 
 SECONDS = 10
 HEADROOM = 2 * 1024**3  # bytes of address space beyond what the process has before its first case
@@ -555,8 +560,8 @@ class Prepared:
     """A copy prepared by TFDS: its images, ids and labels, its shards, its JSON files."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        from alexnet_jax.datasets import cifar10_tfds
-        from alexnet_jax.datasets.dataset import Split
+        from alexnet_jax.data import cifar10_tfds
+        from alexnet_jax.data.dataset import Split
 
         self.root, self.folder = folder, folder / "cifar10" / "3.0.2"
         splits = []
@@ -644,7 +649,7 @@ class Prepared:
 def trained_run() -> pathlib.Path:
     """The folder of a run of two steps; the cases damage it and mend it."""
     workdir = pathlib.Path(tempfile.mkdtemp(prefix="alexnet_jax_fuzz_")) / "run"
-    preset = config.PRESETS["cifar10-paper"].config
+    preset = recipes.PRESETS["cifar10-paper"].config
     with _captured():
         loop.train_and_evaluate(
             dataclasses.replace(
@@ -686,7 +691,7 @@ class RunFile:
         check_settings(run.config)
         info = run.dataset
         texts = (info.name, info.source, info.fingerprint, *info.class_names)
-        require(all(isinstance(text, str) and config.is_one_line(text) for text in texts), f"texts {texts}")
+        require(all(isinstance(text, str) and errors.is_one_line(text) for text in texts), f"texts {texts}")
         require(len(info.class_names) == 10, f"{len(info.class_names)} class names")
         require(type(info.class_names) is tuple and len(set(info.class_names)) == 10, f"classes {info.class_names}")
         require(info.image_shape == (32, 32, 3) and type(info.image_shape) is tuple, f"shape {info.image_shape}")
@@ -824,14 +829,14 @@ class Metrics(RunFile):
 
     def load(self) -> Any:
         try:
-            records = metrics.read_jsonl(self.path)
-            metrics.JsonlWriter(self.path, 1_000).close()
+            records = log.read_jsonl(self.path)
+            log.JsonlWriter(self.path, 1_000).close()
             return records
         finally:
             remove(self.path)
             self.path.write_bytes(self.good)
 
-    def check(self, records: list[metrics.Record]) -> None:
+    def check(self, records: list[log.Record]) -> None:
         for record in records:
             require(isinstance(record, dict), f"record {record!r:.100}")
             for name, value in record.items():
@@ -850,17 +855,17 @@ class Metrics(RunFile):
 # Command lines
 
 
-def check_settings(settings: config.TrainConfig | config.EvalConfig) -> None:
+def check_settings(settings: TrainConfig | EvalConfig) -> None:
     """Numbers are finite and no more than 32 bits, texts are one line."""
-    for name, value in config.flat_items(settings).items():
+    for name, value in flat_items(settings).items():
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, int | float):
                 require(math.isfinite(part), f"{name} {part}")
             if type(part) is int:
                 require(0 <= part < 2**32, f"{name} {part}")
             if isinstance(part, str | pathlib.Path):
-                require(config.is_one_line(str(part)), f"{name} {part!r:.100}")
-    require(config.validate(settings) == settings, "another value after a second validation")
+                require(errors.is_one_line(str(part)), f"{name} {part!r:.100}")
+    require(checks.validate(settings) == settings, "another value after a second validation")
 
 
 WORDS = (
@@ -878,15 +883,15 @@ class CommandLine:
 
     def __init__(self, program: str, folder: pathlib.Path) -> None:
         self.train = program == "train"
-        self.flags = config.flags_of(config.TrainConfig if self.train else config.EvalConfig)
+        self.flags = flags_of(TrainConfig if self.train else EvalConfig)
 
     def case(self, rng: random.Random) -> Case:
-        args = [rng.choice([*config.PRESETS, *WORDS])] if rng.random() < 0.4 else []
+        args = [rng.choice([*recipes.PRESETS, *WORDS])] if rng.random() < 0.4 else []
         if not self.train and rng.random() < 0.8:
             args = ["runs/x"]
         for _ in range(rng.choice([0, 1, 1, 1, 2, 3, 10])):
             args += self.some_flag(rng)
-        names = [config.shown(part) for arg in args for part in (arg, arg.split("=")[0])]
+        names = [errors.shown(part) for arg in args for part in (arg, arg.split("=")[0])]
         names += ["preset"] if self.train and args and not args[0].startswith("-") else []
         names += [name.replace("_", "-") for name in names if name.startswith("--")]
         if not self.train:

@@ -239,7 +239,7 @@ def digest(tree: Any) -> str:
 
 def saved_digest(workdir: pathlib.Path, step: int) -> dict[str, str]:
     """What a checkpoint restores to: digest of the state, and the memory."""
-    from alexnet_jax.checkpoint import Checkpoints
+    from alexnet_jax.runs.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     tree, memory = checkpoints.restore_tree(step)
@@ -262,8 +262,8 @@ def steps_there(workdir: pathlib.Path) -> list[int]:
 
 def problems(workdir: pathlib.Path, steps: Sequence[int], digests: dict[int, dict[str, str]]) -> list[str]:
     """What is wrong with the checkpoints of these steps; `digests` says what they must restore to."""
-    from alexnet_jax.checkpoint import verify
     from alexnet_jax.errors import AlexNetError
+    from alexnet_jax.runs.checkpoint import verify
 
     found = []
     for step in steps:
@@ -362,16 +362,19 @@ def _before(owner: Any, name: str, action: Callable[..., None]) -> None:
 
 def _child(trial: dict[str, Any], pipe: int, shim: ctypes.CDLL) -> None:
     """Does what the trial says; ends by the end of the interpreter, as `train.py` does."""
-    import eval as evaluation
     import train
-    from alexnet_jax import checkpoint, cli, loop, plots, steps
+    from alexnet_jax import plots
+    from alexnet_jax.config import cli
+    from alexnet_jax.runs import checkpoint
+    from alexnet_jax.training import loop, predict
+    from alexnet_jax.training.state import TrainState
 
     workdir, job, faults = pathlib.Path(trial["workdir"]), trial["job"], trial["faults"]
     first = "evaluation" if job == "evaluate" else "restart" if (workdir / "config.json").exists() else "first start"
     phases = _Phases(pipe, first)
     if job != "evaluate":
         phases.wrap(loop.Trainer, "__init__", first, back="training")
-        phases.wrap(steps, "predict_logits", "validation")
+        phases.wrap(predict, "predict_logits", "validation")
         phases.wrap(plots, "training_curves", "finishing", back="finishing")
         phases.wrap(checkpoint.Checkpoints, "save", "saving")
 
@@ -406,7 +409,7 @@ def _child(trial: dict[str, Any], pipe: int, shim: ctypes.CDLL) -> None:
         tree, memory, accuracy = pickle.loads(pathlib.Path(trial["state"]).read_bytes())
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
         try:
-            checkpoints.save(steps.TrainState(**tree), memory, accuracy)
+            checkpoints.save(TrainState(**tree), memory, accuracy)
         finally:
             checkpoints.close()
 
@@ -414,6 +417,8 @@ def _child(trial: dict[str, Any], pipe: int, shim: ctypes.CDLL) -> None:
         sys.argv = ["train.py", *RECIPE.split(), "--workdir", str(workdir), *trial["flags"]]
         cli.run(train.main)
     elif job == "evaluate":
+        from alexnet_jax.inspection import main as evaluation
+
         sys.argv = ["eval.py", str(workdir), *trial["flags"]]
         cli.run(evaluation.main)
     else:
@@ -461,11 +466,12 @@ def _serve() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for name in ("train", "eval", "matplotlib.pyplot", "orbax.checkpoint"):
         importlib.import_module(name)
-    from alexnet_jax import datasets, evaluation, plots
-    from alexnet_jax.datasets import shapes
+    from alexnet_jax import data, plots
+    from alexnet_jax.data import shapes
+    from alexnet_jax.inspection import evaluate
 
     tiny = shapes.load(train=100, validation=30, test=70)
-    datasets.load = evaluation.load = lambda config: tiny
+    data.load = evaluate.load = lambda config: tiny
     with tempfile.TemporaryDirectory() as folder:  # fonts are read once
         plots.save(plots.portraits(tiny["train"].images[:4], ["a"] * 4), pathlib.Path(folder) / "portraits.png")
     shim = ctypes.CDLL(os.environ["FAULTS"])

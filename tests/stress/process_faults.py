@@ -34,7 +34,7 @@ WORKER = """
 import sys
 import train
 from alexnet_jax import cli, datasets, evaluation
-from alexnet_jax.datasets import shapes
+from alexnet_jax.data import shapes
 tiny = shapes.load(train=100, validation=30, test=70)
 datasets.load = evaluation.load = lambda config: tiny
 cli.run(train.main)

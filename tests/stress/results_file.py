@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from alexnet_jax.run import versions
+from alexnet_jax.runs.folder import versions
 
 FOLDER = pathlib.Path(__file__).parents[2] / "results"
 

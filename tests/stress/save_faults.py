@@ -62,7 +62,7 @@ class Tester:
             raise RuntimeError(f"{harness.steps_there(self.workdir)} instead of {self.after}: {result.stderr}")
 
     def _write_state(self, step: int) -> None:
-        from alexnet_jax.checkpoint import Checkpoints
+        from alexnet_jax.runs.checkpoint import Checkpoints
 
         checkpoints = Checkpoints(self.template / "checkpoints", read_only=True)
         tree, memory = checkpoints.restore_tree(step)

@@ -1,0 +1,157 @@
+"""The command line: flags from dataclasses by tyro, errors as one line and an exit code."""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from alexnet_jax import signals, terminal
+from alexnet_jax.config.checks import validate
+from alexnet_jax.config.flags import flags_of
+from alexnet_jax.config.recipes import DEFAULT_PRESET, PRESETS
+from alexnet_jax.config.settings import EvalConfig, TrainConfig
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, is_one_line, program_name, shown
+from alexnet_jax.runtime import ignore_settings_of_others, keep_freed_memory, memory_shortage
+
+T = TypeVar("T")
+
+
+def parse(config_type: type[T], args: Sequence[str], prog: str, description: str, default: T | None = None) -> T:
+    """Parses flags into a dataclass; `--help` prints and exits with 0.
+
+    Raises:
+      UsageError: one line; a misspelled flag is answered with the nearest right one.
+    """
+    for index, arg in enumerate(args):
+        if not is_one_line(arg):
+            before = f"{shown(args[index - 1])} " if index and args[index - 1].startswith("-") else ""
+            raise UsageError(f"{before}{shown(arg)}: there is a control character in it")
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config, unknown = tyro.cli(
+                config_type,
+                args=args,
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=True,
+                default=tyro.MISSING_NONPROP if default is None else default,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_one_line(complaint.getvalue())) from None
+    except (AssertionError, OSError) as error:  # of --tyro-write-completion, tyro's own flag
+        raise UsageError(f"{shown(args[0])}: {shown(str(error), 300)}") from None
+    if unknown:
+        raise UsageError(_unknown(unknown[0], args, config_type))
+    return config
+
+
+def parse_train(args: Sequence[str]) -> TrainConfig:
+    """Parses `[PRESET] [flags]`.
+
+    Raises:
+      UsageError: for an unknown preset or flag, or an impossible value.
+    """
+    name, flags = (args[0], args[1:]) if args and not args[0].startswith("-") else (DEFAULT_PRESET, args)
+    if name not in PRESETS:
+        raise UsageError(
+            f"unknown preset '{shown(name)}'{_nearest(name, PRESETS)}; the presets are {', '.join(PRESETS)}"
+        )
+    listing = "\n\n".join(f"{name}: {preset.summary}. Measured: {preset.measured}." for name, preset in PRESETS.items())
+    description = (
+        "Train an AlexNet. A preset comes first, flags change it; the same command again resumes.\n\n"
+        f"{listing}\n\nDefaults below are those of the preset {name}."
+    )
+    return validate(parse(TrainConfig, flags, "train.py [PRESET]", description, PRESETS[name].config))
+
+
+def parse_eval(args: Sequence[str]) -> EvalConfig:
+    """Parses `RUN [flags]`."""
+    config = validate(parse(EvalConfig, args, "eval.py", EvalConfig.__doc__ or ""))
+    check_checkpoint(config.checkpoint)
+    return config
+
+
+def check_checkpoint(name: str) -> None:
+    """Raises UsageError unless this can name a checkpoint."""
+    if not re.fullmatch("last|best|[0-9]{1,18}", name):
+        raise UsageError(f"--checkpoint {shown(name)}: last, best or a step is needed")
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a script's main function; a user's error becomes one line on stderr and the process's exit code."""
+    prog = program_name()
+    terminal.never_fail()
+    keep_freed_memory()
+    if is_interactive():
+        code = _exit_code(main, prog)
+    else:
+        ignore_settings_of_others()
+        with signals.handling(signals.leave_at_once(prog)):
+            code = _exit_code(main, prog)
+    if code:
+        sys.exit(code)
+
+
+def _exit_code(main: Callable[[Sequence[str]], None], prog: str) -> int:
+    try:
+        main(sys.argv[1:])
+    except StoppedError as stop:
+        if is_interactive():
+            print(f"{prog}: {stop}", file=sys.stderr)
+            return stop.exit_code
+        for number in signals.handled():
+            signal.signal(number, signal.SIG_IGN)  # a second one would change the code
+        print(f"{prog}: {stop}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(stop.exit_code)
+    except Exception as error:
+        # A shortage may come as an error about what was read when memory ran out.
+        error = memory_shortage(error) or error
+        if not isinstance(error, AlexNetError | OSError):  # OSError: a disk that fills up or goes away
+            raise
+        print(f"{prog}: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, AlexNetError) else AlexNetError.exit_code
+    return 0
+
+
+def is_interactive() -> bool:
+    """Whether the interpreter goes on after the program: in IPython, a notebook, or `python -i`."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
+
+
+def _one_line(complaint: str) -> str:
+    """The message in a complaint of tyro, without its title and the help that follows.
+
+    Tyro draws rules around the parts, in colours on a terminal, and a box where the output is UTF-8.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    _, *lines = [line.strip("│╭╮╰╯ ") for line in plain.strip().splitlines()] or [""]
+    text = "\n".join(lines).lstrip("-\n")
+    message = re.split(r"\n[─-]+\n(?=Argument helptext|For full helptext)", text)[0]
+    # What follows would be types in Python's notation.
+    return shown(" ".join(message.split()).split(" Got errors:")[0], 500)
+
+
+def _unknown(word: str, args: Sequence[str], config_type: type) -> str:
+    if word not in args and (flags := [arg.split("=")[0] for arg in args if arg.endswith(f"={word}")]):
+        return f"{shown(flags[0])} takes no value, not '{shown(word)}'"
+    if not word.startswith("-"):
+        return f"unexpected argument '{shown(word)}'"
+    name = shown(word.split("=")[0])
+    return f"unknown flag {name}{_nearest(name, flags_of(config_type))} (--help lists all)"
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word[:100], list(words), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

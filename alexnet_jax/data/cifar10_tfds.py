@@ -1,0 +1,118 @@
+"""CIFAR-10 as TensorFlow Datasets (TFDS) has prepared it, read without TensorFlow.
+
+That is possible where the copy is in array_record files, as former versions of this program and
+`tfds build --file_format array_record` write it.
+"""
+
+import io
+import os
+import pathlib
+import warnings
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module  # noqa: F401  # TFDS imports it late, and then names it as a fault
+
+from alexnet_jax.data.cifar10_batches import CLASS_NAMES, IMAGE_SHAPE, RECORDS_PER_BATCH, TRAIN_BATCHES
+from alexnet_jax.data.dataset import Split
+from alexnet_jax.errors import AlexNetError, shown
+from alexnet_jax.runtime import require_array_record
+
+_MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes some 3 kB
+
+
+class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # a keyword of TFDS's
+    """TFDS's `cifar10` 3.0.2, to read only.
+
+    Not `tfds.builder_from_directory`: that takes the features from a file beside the data, which can name any class to
+    import. Not the official builder: importing it imports a hundred others, and what each of them needs.
+    """
+
+    VERSION = tfds.core.Version("3.0.2")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=IMAGE_SHAPE),
+            "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+        )
+
+    def _split_generators(self, dl_manager: object) -> None:
+        raise NotImplementedError
+
+    def _generate_examples(self) -> None:
+        raise NotImplementedError
+
+
+def read(root: pathlib.Path, records_per_batch: int = RECORDS_PER_BATCH) -> tuple[Split, Split]:
+    """Reads `root/cifar10/3.0.2`, which the official builder or a former version of this program wrote.
+
+    Returns:
+      The published training images (5 batches) and test images (1 batch), in the published order.
+
+    Raises:
+      AlexNetError: it is damaged, incomplete or in a format that only TensorFlow reads.
+    """
+    require_array_record()
+    directory = _directory(root)
+    try:
+        if not os.path.exists(directory / "dataset_info.json"):
+            raise FileNotFoundError("it has no dataset_info.json")
+        for path in directory.iterdir():
+            if path.is_fifo():  # reading it would wait for a writer
+                raise OSError(f"{path.name} is a pipe")
+            if path.suffix == ".json" and path.stat().st_size > _MAX_JSON_BYTES:
+                raise OSError(f"{path.name} is too long")
+        builder = Cifar10(data_dir=root)
+        formats = builder.info.available_file_formats()
+        if tfds.core.FileFormat.ARRAY_RECORD in formats:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)  # Pillow: a huge image; NumPy: NaN as a whole number
+                warnings.simplefilter("ignore", UserWarning)  # Pillow: an animation that is none
+                train = _read_split(builder, "train", len(TRAIN_BATCHES) * records_per_batch)
+                return train, _read_split(builder, "test", records_per_batch)
+    except Exception as error:
+        reason = shown(" ".join(str(error).split()) or type(error).__name__, 300)
+        raise AlexNetError(
+            f"{directory}: damaged or incomplete ({reason}); delete this folder, or give another --data-dir"
+        ) from error
+    names = ", ".join(sorted(file_format.value for file_format in formats)) or "no known format"
+    raise AlexNetError(
+        f"{directory}: prepared as {names} instead of array_record, the format that needs no TensorFlow; "
+        "give another --data-dir"
+    )
+
+
+def _read_split(builder: Cifar10, split: str, size: int) -> Split:
+    examples = builder.as_data_source(
+        split, decoders={"image": tfds.decode.SkipDecoding()}, file_format=tfds.core.FileFormat.ARRAY_RECORD
+    )
+    if len(examples) != size:
+        raise ValueError(f"{split} has {len(examples):,} images instead of {size:,}")
+    images = np.empty((size, *IMAGE_SHAPE), np.uint8)
+    labels = np.empty(size, np.int32)
+    rows = {_example_id(split, index).encode(): index for index in range(size)}
+    for example in examples:
+        row = rows.pop(example["id"], None)  # so that no id counts twice, and none is missing in the end
+        if row is None:
+            raise ValueError(f"the id {example['id']!r} in {split} is repeated or unknown")
+        with PIL.Image.open(io.BytesIO(example["image"]), formats=["PNG"]) as image:
+            if image.mode != "RGB" or image.size != (32, 32):
+                raise ValueError(f"{example['id']!r} is {image.mode} of {image.size} pixels instead of RGB of 32 x 32")
+            images[row] = np.asarray(image)
+        if not 0 <= example["label"] < len(CLASS_NAMES):
+            raise ValueError(f"{example['id']!r} has label {example['label']}")
+        labels[row] = example["label"]
+    return Split(images=images, labels=labels)
+
+
+def _directory(root: pathlib.Path) -> pathlib.Path:
+    return root / Cifar10.name / str(Cifar10.VERSION)
+
+
+def _example_id(split: str, index: int) -> str:
+    return f"{split}_{index:05d}"

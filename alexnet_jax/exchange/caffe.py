@@ -1,0 +1,400 @@
+"""Caffe's .caffemodel files: which of `models.AlexNet`'s variants a file holds, and its arrays.
+
+A .caffemodel is a NetParameter of protobuf's. It lists the layers in the order of the computation, with their types,
+their parameters (stride, groups, alpha ...), what each takes and gives, and their arrays. Field numbers: Caffe's
+src/caffe/proto/caffe.proto. Whatever decides what the network computes is compared with the variant's, and any
+difference is refused: `bvlc_alexnet` and `bvlc_reference_caffenet` have arrays of the same names and shapes.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alexnet_jax.errors import shown
+from alexnet_jax.network import alexnet
+
+VARIANTS = ("caffe", "caffenet")
+
+# By what they do to the path from the image to the logits.
+_SOURCES = ("Data", "Input", "ImageData", "HDF5Data", "MemoryData", "WindowData")
+_OUTPUTS = ("Accuracy", "Softmax", "SoftmaxWithLoss")
+
+# Values of V1LayerParameter.LayerType.
+_OLD_TYPES = {
+    1: "Accuracy", 2: "BNLL", 3: "Concat", 4: "Convolution", 5: "Data", 6: "Dropout", 7: "EuclideanLoss", 8: "Flatten",
+    9: "HDF5Data", 10: "HDF5Output", 11: "Im2col", 12: "ImageData", 13: "InfogainLoss", 14: "InnerProduct", 15: "LRN",
+    16: "MultinomialLogisticLoss", 17: "Pooling", 18: "ReLU", 19: "Sigmoid", 20: "Softmax", 21: "SoftmaxWithLoss",
+    22: "Split", 23: "TanH", 24: "WindowData", 25: "Eltwise", 26: "Power", 27: "SigmoidCrossEntropyLoss",
+    28: "HingeLoss", 29: "MemoryData", 30: "ArgMax", 31: "Threshold", 32: "DummyData", 33: "Slice", 34: "MVN",
+    35: "AbsVal", 36: "Silence", 37: "ContrastiveLoss", 38: "Exp", 39: "Deconvolution",
+}  # fmt: skip
+
+# Message: fields as (name, number, type, default). A type is protobuf's in short, another message's name, or one of
+# these in a list: repeated. Unlisted fields of the parameters are refused, except for `_HARMLESS`.
+_MESSAGES: Mapping[str, Sequence[tuple[Any, ...]]] = {
+    "Shape": [("dim", 1, ["packed"])],
+    "Blob": [
+        *((name, number, "int") for number, name in enumerate(("num", "channels", "height", "width"), 1)),
+        # Packed numbers, taken as bytes: as a list they would take seconds.
+        ("data", 5, ["bytes"]),
+        ("shape", 7, "Shape"),
+        ("double_data", 8, ["bytes"]),
+    ],
+    "Convolution": [
+        *(("num_output", 1, "int"), ("bias_term", 2, "bool", "true"), ("group", 5, "int", "1")),
+        *(("pad", 3, ["int"]), ("kernel_size", 4, ["int"]), ("stride", 6, ["int"]), ("dilation", 18, ["int"])),
+        *(("pad_h", 9, "int"), ("pad_w", 10, "int"), ("kernel_h", 11, "int"), ("kernel_w", 12, "int")),
+        *(("stride_h", 13, "int"), ("stride_w", 14, "int"), ("axis", 16, "int", "1")),
+    ],
+    "Pooling": [
+        *(("pool", 1, "int"), ("kernel_size", 2, ["int"]), ("stride", 3, ["int"]), ("pad", 4, ["int"])),
+        *(("kernel_h", 5, "int"), ("kernel_w", 6, "int"), ("stride_h", 7, "int"), ("stride_w", 8, "int")),
+        *(("pad_h", 9, "int"), ("pad_w", 10, "int"), ("global_pooling", 12, "bool")),
+    ],
+    "LRN": [
+        *(("local_size", 1, "int", "5"), ("alpha", 2, "float", "1"), ("beta", 3, "float", "0.75")),
+        *(("norm_region", 4, "int"), ("k", 5, "float", "1")),
+    ],
+    "InnerProduct": [
+        *(("num_output", 1, "int"), ("bias_term", 2, "bool", "true"), ("axis", 5, "int", "1")),
+        ("transpose", 6, "bool"),
+    ],
+    "ReLU": [("negative_slope", 1, "float")],
+    "Dropout": [("scale_train", 2, "bool", "true")],
+    "Transform": [
+        *(("scale", 1, "float", "1"), ("crop_size", 3, "int"), ("mean_file", 4, "bytes")),
+        *(("mean_value", 5, ["float"]), ("force_gray", 7, "bool")),
+    ],
+    "Source": [("scale", 2, "float", "1"), ("mean_file", 3, "bytes"), ("crop_size", 5, "int")],
+    "Memory": [("height", 3, "int"), ("width", 4, "int")],
+    "Input": [("shape", 1, ["Shape"])],
+    "Layer": [
+        *(("name", 1, "string"), ("type", 2, "string"), ("bottom", 3, ["string"]), ("top", 4, ["string"])),
+        *(("blobs", 7, ["Blob"]), ("include", 8, ["bytes"]), ("exclude", 9, ["bytes"])),
+        *(("transform_param", 100, "Transform"), ("convolution_param", 106, "Convolution")),
+        *(("data_param", 107, "Source"), ("dropout_param", 108, "Dropout"), ("image_data_param", 115, "Source")),
+        *(("inner_product_param", 117, "InnerProduct"), ("lrn_param", 118, "LRN"), ("input_param", 143, "Input")),
+        *(("memory_data_param", 119, "Memory"), ("pooling_param", 121, "Pooling"), ("relu_param", 123, "ReLU")),
+        ("window_data_param", 129, "Source"),
+    ],
+    "OldLayer": [
+        *(("oldest", 1, "bytes"), ("bottom", 2, ["string"]), ("top", 3, ["string"]), ("name", 4, "string")),
+        *(("type", 5, "int"), ("blobs", 6, ["Blob"]), ("include", 32, ["bytes"]), ("exclude", 33, ["bytes"])),
+        *(("convolution_param", 10, "Convolution"), ("data_param", 11, "Source"), ("dropout_param", 12, "Dropout")),
+        *(("image_data_param", 15, "Source"), ("inner_product_param", 17, "InnerProduct"), ("lrn_param", 18, "LRN")),
+        *(("pooling_param", 19, "Pooling"), ("window_data_param", 20, "Source"), ("memory_data_param", 22, "Memory")),
+        *(("relu_param", 30, "ReLU"), ("transform_param", 36, "Transform")),
+    ],
+    "Net": [
+        *(("old_layers", 2, ["OldLayer"]), ("input", 3, ["string"]), ("input_dim", 4, ["int"])),
+        *(("input_shape", 8, ["Shape"]), ("layers", 100, ["Layer"])),
+    ],
+}
+# Fields of the parameters that decide nothing here: first values, the implementation, the rate of dropout.
+_HARMLESS = {"Convolution": (7, 8, 15, 17), "Pooling": (11,), "LRN": (6,), "InnerProduct": (3, 4), "ReLU": (2,)}
+_HARMLESS["Dropout"] = (1,)
+
+_PARAMETERS = {
+    "Convolution": "convolution_param", "Pooling": "pooling_param", "LRN": "lrn_param", "ReLU": "relu_param",
+    "InnerProduct": "inner_product_param", "Dropout": "dropout_param",
+}  # fmt: skip
+_SOURCE_PARAMETERS = ("transform_param", "data_param", "image_data_param", "window_data_param")
+_NAMES = {"pool": ("MAX", "AVE", "STOCHASTIC"), "norm_region": ("ACROSS_CHANNELS", "WITHIN_CHANNEL")}
+_WHEN_UNSET = {"pad": 0, "stride": 1, "dilation": 1}
+
+
+class Net(NamedTuple):
+    """What a .caffemodel holds.
+
+    Attributes:
+      variant: of `models.AlexNet`.
+      arrays: kernel and bias of each of `models.LAYERS`, in Caffe's layout: channels first, blue before red.
+      mean: [3], blue, green, red: what the data layer subtracts; None where the file doesn't say.
+      mean_files: names of the files from which the data layers take it instead.
+    """
+
+    variant: str
+    arrays: dict[str, dict[str, np.ndarray]]
+    mean: np.ndarray | None
+    mean_files: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """A layer of a variant: its type in Caffe, and its parameters where they differ from zero or matter."""
+
+    kind: str
+    parameters: Mapping[str, Any]
+
+
+def read(data: bytes) -> Net:
+    """Reads a .caffemodel of today's form (LayerParameter) or of 2014's (V1LayerParameter).
+
+    Raises:
+      ValueError: naming the layer that neither of the two networks has, or the parameter that differs.
+      google.protobuf.message.DecodeError: it is no message of protobuf's.
+    """
+    net = _net_class().FromString(data)
+    if net.layers and net.old_layers:
+        raise ValueError("it holds its layers twice, in today's form and in that of 2014")
+    layers = [*net.layers, *net.old_layers]
+    if not layers:
+        raise ValueError("it holds no layers")
+    if sum(1 + len(layer.bottom) + len(layer.top) for layer in layers) > 10_000:
+        raise ValueError(f"it holds {len(layers):,} layers")
+    if any(layer.oldest for layer in net.old_layers):
+        raise ValueError("Caffe's format of before 2014: convert it with Caffe's upgrade_net_proto_binary")
+    path = _path(layers, set(net.input))
+    variant = _variant(path)
+    size = alexnet.architecture(variant).input_size
+    for shape in (net.input_dim[:4], *(shape.dim for shape in net.input_shape)):
+        _check_shape("its input", shape, size)
+    sources = [layer for layer in layers if _kind(layer) in _SOURCES]
+    means = [mean for layer in sources for mean in _check_source(layer, size)]
+    if any(mean != means[0] for mean in means):
+        raise ValueError("its data layers subtract different means")
+    _check_parameters(path, list(_wanted(variant)), [layer for layer in layers if _kind(layer) == "Dropout"])
+    arrays = {}
+    for layer in layers:
+        if layer.blobs and not any(layer is one and _kind(one) in ("Convolution", "InnerProduct") for one in path):
+            raise ValueError(f"{_name(layer)} ({_kind(layer)}) holds an array, which would not be used")
+    weighted = (layer for layer in path if _kind(layer) in ("Convolution", "InnerProduct"))
+    for name, layer in zip(alexnet.LAYERS, weighted, strict=True):
+        if len(layer.blobs) != 2:
+            raise ValueError(f"{_name(layer)} holds {len(layer.blobs)} arrays; a kernel and a bias are needed")
+        kernel, bias = (_array(_name(layer), blob) for blob in layer.blobs)
+        # Dense kernels of before 2014 have four axes.
+        kernel = kernel.reshape(kernel.shape[-2:]) if _kind(layer) == "InnerProduct" else kernel
+        arrays[name] = {"kernel": kernel, "bias": bias.reshape(-1)}
+    files = dict.fromkeys(getattr(layer, field).mean_file for layer in sources for field in _SOURCE_PARAMETERS)
+    mean_files = tuple(file.decode(errors="replace") for file in files if file)
+    return Net(variant, arrays, np.array(means[0]) if means else None, mean_files)
+
+
+def _name(layer: Any) -> str:
+    return shown(layer.name) or "a layer without a name"
+
+
+def _kind(layer: Any) -> str:
+    if isinstance(layer.type, str):
+        return layer.type
+    return _OLD_TYPES.get(layer.type, f"type {layer.type}") if layer.type else ""
+
+
+def _path(layers: Sequence[Any], inputs: set[str]) -> list[Any]:
+    """The layers between image and logits, in order: without data, dropout, copies and what follows the logits.
+
+    Raises:
+      ValueError: the order can't be told, or the layers form no chain.
+    """
+    path: list[Any] = []
+    copies: dict[str, str] = {}  # a Split gives its input under new names
+    current: str | None = None  # the name under which the last layer's output goes
+    last = ""
+    wired = any(layer.bottom or layer.top for layer in layers)
+    for layer in layers:
+        kind, name = _kind(layer), _name(layer)
+        if not kind:
+            raise ValueError(f"{name} has no type: without types it can't be told which network this is")
+        if kind in _SOURCES:
+            inputs = inputs | set(layer.top)
+            current = None if current in layer.top else current
+        elif kind == "Split":
+            copies |= {top: copies.get(layer.bottom[0], layer.bottom[0]) for top in layer.top if layer.bottom}
+        elif kind in _OUTPUTS:
+            last = name
+        elif kind != "Silence":
+            if last:
+                raise ValueError(f"{name} ({kind}) comes after {last}: what follows the logits must be the last")
+            if wired:
+                if len(layer.bottom) != 1 or len(layer.top) != 1:
+                    raise ValueError(f"{name} ({kind}) has {len(layer.bottom)} inputs and {len(layer.top)} outputs")
+                taken = copies.get(layer.bottom[0], layer.bottom[0])
+                if taken != current and (path or (inputs and taken not in inputs)):
+                    before = _name(path[-1]) if path else "the data layer"
+                    raise ValueError(f"{name} ({kind}) takes {shown(layer.bottom[0])}, not what {before} gives")
+                current = layer.top[0]
+                copies = {copy: of for copy, of in copies.items() if current not in (copy, of)}
+            if kind != "Dropout":
+                if layer.include or layer.exclude:
+                    raise ValueError(f"{name} ({kind}) is used in some phases only")
+                path.append(layer)
+    return path
+
+
+def _wanted(variant: str) -> Iterator[_Wanted]:
+    """The layers of a variant."""
+    network = alexnet.architecture(variant)
+    lrn = {"local_size": 5, "alpha": 1e-4, "beta": 0.75, "norm_region": 0, "k": network.lrn_k}
+    pooling = {"pool": 0, "global_pooling": False, "stride": 2, "pad": 0, "kernel_size": 3}
+    after = {
+        "ReLU": _Wanted("ReLU", {"negative_slope": 0.0}),
+        "LRN": _Wanted("LRN", lrn),
+        "pool": _Wanted("Pooling", pooling),
+    }
+    for i, side in enumerate(alexnet.KERNEL_SIDES):
+        padding = network.conv1_padding[0] if i == 0 else side // 2
+        geometry = {"stride": 4 if i == 0 else 1, "pad": padding, "dilation": 1, "kernel_size": side, "axis": 1}
+        channels = {"group": network.groups[i], "num_output": network.features[i], "bias_term": True}
+        yield _Wanted("Convolution", geometry | channels)
+        for operation in network.operations[i]:
+            yield after[operation]
+    for features in (4096, 4096, None):
+        dense = {"bias_term": True, "axis": 1, "transpose": False}
+        yield _Wanted("InnerProduct", dense | ({"num_output": features} if features else {}))
+        if features:
+            yield after["ReLU"]
+
+
+def _variant(path: Sequence[Any]) -> str:
+    """The variant whose layers have these types in this order.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = [_kind(layer) for layer in path]
+    kinds = {variant: [wanted.kind for wanted in _wanted(variant)] for variant in VARIANTS}
+    for variant in VARIANTS:
+        if kinds[variant] == found:
+            return variant
+    reached = {
+        variant: sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(wanted, found, strict=False)))
+        for variant, wanted in kinds.items()
+    }
+    at = max(reached.values())
+    needed = " or ".join(dict.fromkeys((*kinds[v], "the output")[at] for v in VARIANTS if reached[v] == at))
+    before = f"after {_name(path[at - 1])}" if at else "first"
+    what = f"{_name(path[at])} ({shown(found[at])})" if at < len(found) else "the end"
+    raise ValueError(f"{before} comes {what}; {needed} is needed there")
+
+
+def _check_parameters(path: Sequence[Any], wanted: Sequence[_Wanted], dropouts: Sequence[Any]) -> None:
+    """Raises ValueError for a parameter that differs.
+
+    Where a file states a layer's parameters, the defaults of Caffe stand for those that are left out. Some programs
+    leave out those of all layers: then the variant's are taken.
+    """
+    pairs = [
+        *zip(path, wanted, strict=True),
+        *((layer, _Wanted("Dropout", {"scale_train": True})) for layer in dropouts),
+    ]
+    stated = [(layer, one) for layer, one in pairs if layer.HasField(_PARAMETERS[one.kind])]
+    for layer, one in stated:
+        _check_layer(layer, one)
+    for layer, one in pairs if stated else ():
+        if one.kind not in ("ReLU", "Dropout") and not layer.HasField(_PARAMETERS[one.kind]):
+            raise ValueError(f"{_name(layer)} ({one.kind}) has no {_PARAMETERS[one.kind]}, unlike other layers")
+
+
+def _check_layer(layer: Any, wanted: _Wanted) -> None:
+    from google.protobuf import unknown_fields
+
+    message = getattr(layer, _PARAMETERS[wanted.kind])
+    differences = []
+    for name, value in wanted.parameters.items():
+        found = _values(message, name)
+        if found is not None and any(not math.isclose(v, value, rel_tol=1e-6) for v in found):
+            given = " and ".join(_described(name, v) for v in sorted(found))
+            differences.append(f"{name} is {given}, {_described(name, value)} is needed")
+    for field in unknown_fields.UnknownFieldSet(message):
+        if field.field_number not in _HARMLESS[wanted.kind]:
+            differences.append(f"field {field.field_number} of its {_PARAMETERS[wanted.kind]} is not known here")
+    if differences:
+        raise ValueError(f"{_name(layer)} ({wanted.kind}): {'; '.join(differences)}")
+
+
+def _values(message: Any, name: str) -> set[Any] | None:
+    """What a field amounts to, for each axis; None where it is left out and the arrays' shapes tell."""
+    if name == "num_output" and not message.HasField(name):
+        return None
+    if name not in ("pad", "kernel_size", "stride", "dilation"):
+        return {getattr(message, name)}
+    sides = [f"{name.removesuffix('_size')}_{side}" for side in "hw"]
+    known = message.DESCRIPTOR.fields_by_name
+    apart = [getattr(message, s) for s in sides] if any(s in known and message.HasField(s) for s in sides) else []
+    if found := {*getattr(message, name), *apart}:
+        return found
+    if name in _WHEN_UNSET:
+        return {_WHEN_UNSET[name]}
+    return None if message.DESCRIPTOR.name == "Convolution" else {0}
+
+
+def _described(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _NAMES[name][value] if name in _NAMES and 0 <= value < len(_NAMES[name]) else f"{value:g}"
+
+
+def _check_source(layer: Any, size: int) -> Iterator[tuple[float, ...]]:
+    """Yields the mean that a data layer subtracts, if it says which; ValueError if it does anything else to images."""
+    name = _name(layer)
+    for field in _SOURCE_PARAMETERS:
+        source = getattr(layer, field)
+        if source.scale != 1:
+            raise ValueError(f"{name}: scale is {source.scale:g}, 1 is needed (grey levels 0..255)")
+        if source.crop_size not in (0, size):
+            raise ValueError(f"{name}: crop_size is {source.crop_size}, {size} is needed")
+    if layer.transform_param.force_gray:
+        raise ValueError(f"{name}: force_gray is set, images in colour are needed")
+    if layer.HasField("memory_data_param"):
+        _check_size(name, layer.memory_data_param.height, layer.memory_data_param.width, size)
+    if isinstance(layer.type, str):
+        for shape in layer.input_param.shape:
+            _check_shape(name, shape.dim, size)
+    if means := tuple(layer.transform_param.mean_value):
+        if len(means) not in (1, 3):
+            raise ValueError(f"{name}: mean_value has {len(means)} numbers, 3 are needed")
+        yield means * 3 if len(means) == 1 else means
+
+
+def _check_shape(name: str, shape: Sequence[int], size: int) -> None:
+    """Of an input; only that of the images has three channels."""
+    if len(shape) == 4 and shape[1] == 3:
+        _check_size(name, shape[2], shape[3], size)
+
+
+def _check_size(name: str, height: int, width: int, size: int) -> None:
+    if (height, width) != (size, size):
+        raise ValueError(f"{name}: images are {height}x{width}, {size}x{size} is needed")
+
+
+def _array(name: str, blob: Any) -> np.ndarray:
+    shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
+    values = np.frombuffer(b"".join(blob.data), "<f4")
+    if blob.double_data:
+        values = np.frombuffer(b"".join(blob.double_data), "<f8")
+    if math.prod(shape) != len(values):
+        raise ValueError(f"{name}: an array of shape {list(shape)} holds {len(values):,} numbers")
+    return values.reshape(shape)
+
+
+@functools.cache
+def _net_class() -> Any:
+    """Caffe's NetParameter, as far as `_MESSAGES` says, as a class of protobuf's."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    types = {"int": kinds.TYPE_INT64, "packed": kinds.TYPE_INT64, "float": kinds.TYPE_FLOAT, "bool": kinds.TYPE_BOOL}
+    types |= {"string": kinds.TYPE_STRING, "bytes": kinds.TYPE_BYTES}
+    package = "alexnet_jax.exchange.caffe"
+    file = descriptor_pb2.FileDescriptorProto(name="alexnet_jax/caffe.proto", package=package, syntax="proto2")
+    for message, fields in _MESSAGES.items():
+        entry = file.message_type.add(name=message)
+        for name, number, kind, *default in fields:
+            repeated = isinstance(kind, list)
+            kind = kind[0] if repeated else kind
+            field = entry.field.add(name=name, number=number, default_value=default[0] if default else None)
+            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            if kind in types:
+                field.type = types[kind]
+                field.options.packed = kind == "packed"
+            else:
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".{package}.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.Net"))

@@ -1,0 +1,310 @@
+"""`eval.py --report`: an evaluation as one HTML page that needs no network.
+
+Jinja2 fills the template, as it escapes every name and setting; plotly draws the curves, as its zoom works with a mouse
+and with fingers. Both go into the page, so it opens from disk. Plotly's script has 4.8 MB: the page holds 2 MB of
+compressed text, which the browser decompresses. (Plotly's basic bundle, 1.2 MB, comes with no Python package.)
+"""
+
+import base64
+import gzip
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jinja2
+import matplotlib
+import numpy as np
+import PIL.Image
+import plotly.graph_objects as go
+import plotly.offline
+
+from alexnet_jax import plots
+from alexnet_jax.config.flags import flag, flat_items
+from alexnet_jax.data import batches
+from alexnet_jax.inspection import activations
+from alexnet_jax.inspection.evaluation import Evaluation
+from alexnet_jax.inspection.scores import accuracy_interval, calibration
+from alexnet_jax.training.predict import softmax
+
+LARGEST_TABLE = 30  # classes; beyond, the commonest confusions are listed instead of a matrix
+MOST_LISTED = 100  # confusions, if there are more classes
+MOST_IN_CELL = 24  # images of a cell that go into the page
+MOST_TILES = 2_400  # images in all
+MISTAKES = 24
+INSIDE = 10  # images whose feature maps can be looked at; of large networks fewer
+MOST_MAP_PIXELS = 4_000_000  # of all feature maps
+LARGEST_TILE = 64  # pixels; larger images are scaled down
+BLUE, ORANGE, GREY = plots.TRAIN, plots.VALIDATION, "#888888"
+
+
+def page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> str:
+    """The report of an evaluation, HTML.
+
+    Args:
+      evaluation: of a run.
+      records: the lines of the run's metrics.jsonl.
+    """
+    run, results = evaluation.run, evaluation.results
+    probabilities = softmax(evaluation.logits)
+    steps_per_epoch = batches.steps_per_epoch(run.dataset.counts["train"], run.config.schedule.batch_size)
+    layers, inside = _feature_maps(evaluation)
+    confusions = _confusions(evaluation, probabilities)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("alexnet_jax", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f}%"
+    return environment.get_template("report.html.jinja").render(
+        plotly=base64.b64encode(gzip.compress(plotly.offline.get_plotlyjs().encode(), mtime=0)).decode(),
+        name=run.folder.path.absolute().name,
+        results=results,
+        interval=accuracy_interval(results["correct"], results["count"]),
+        epochs=run.step / steps_per_epoch,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        network=type(run.model).__name__,
+        figures={"curves": _curves(records), "calibration": _calibration(evaluation, probabilities)},
+        classes=_classes(results),
+        confusions=confusions,
+        shown={key: value for key, value in confusions.items() if key not in ("matrix", "totals", "pairs", "in_cell")},
+        all_classes=len(results["per_class"]),
+        kernels=_kernels(run.params["conv1"]["kernel"]),
+        layers=layers,
+        inside=inside,
+        maps=[{"label": image["label"], "maps": image["maps"]} for image in inside],
+        settings=[(flag(key), value) for key, value in flat_items(run.config).items()],
+        dataset=run.dataset,
+    )
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Loss and accuracy of training and validation, learning rate and speed, one above the other on one axis."""
+    lines = plots.by_split(records)
+    figure = go.Figure()
+    rows = ("loss", "accuracy", "learning_rate", "images_per_second")
+    for split, color, label in (("train", BLUE, "training, dropout on"), ("validation", ORANGE, "validation")):
+        ordered = lines[split]
+        for row, key in enumerate(rows, start=1):
+            values = [record.get(key) for record in ordered]
+            if not any(isinstance(value, int | float) for value in values):
+                continue
+            epochs = [f"epoch {record['epoch'] + 1}" if "epoch" in record else "" for record in ordered]
+            figure.add_scatter(
+                x=[record["step"] for record in ordered],
+                y=[value if value is not None and math.isfinite(value) else None for value in values],
+                text=epochs,
+                hovertemplate="step %{x:,} %{text}: %{y:.4g}",
+                name=label,
+                legendgroup=split,
+                showlegend=row == 1,
+                mode="lines+markers" if len(values) <= 100 else "lines",
+                line={"color": color if row <= 2 else GREY, "width": 1.5},
+                marker={"size": 4},
+                yaxis=f"y{row}" if row > 1 else "y",
+            )
+    titles = ("cross entropy (nats)", "accuracy", "learning rate", "images/s")
+    domains = ((0.68, 1.0), (0.34, 0.64), (0.18, 0.30), (0.0, 0.13))
+    for row, (title, domain) in enumerate(zip(titles, domains, strict=True), start=1):
+        axis: dict[str, Any] = {"title": {"text": title}, "domain": domain, "rangemode": "tozero", "automargin": True}
+        if row == 2:
+            axis |= {"tickformat": ".0%"}
+        elif row > 2:
+            axis |= {"nticks": 4}
+        figure.update_layout({f"yaxis{row}" if row > 1 else "yaxis": axis})
+    figure.update_layout(
+        xaxis={"title": {"text": "step"}, "anchor": "y4", "rangemode": "tozero"},
+        height=760,
+        hovermode="x",
+        legend={"orientation": "h", "y": 1.06, "x": 0},
+        margin={"l": 60, "r": 16, "t": 40, "b": 48},
+    )
+    return _as_json(figure)
+
+
+def _calibration(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, Any]:
+    """The reliability diagram: share that is right against the probability told, and how many images tell it."""
+    found = calibration(probabilities.max(axis=1), evaluation.logits.argmax(axis=1) == evaluation.labels)
+    bins = len(found.count)
+    centres = (np.arange(bins) + 0.5) / bins
+    some = found.count > 0
+    figure = go.Figure()
+    figure.add_bar(
+        x=centres[some].tolist(),
+        y=found.accuracy[some].tolist(),
+        width=1 / bins,
+        name="right",
+        marker={"color": BLUE, "line": {"width": 1, "color": "rgba(128,128,128,0.5)"}},
+        customdata=found.count[some].tolist(),
+        hovertemplate="%{customdata:,} images, %{y:.1%} of them right",
+    )
+    figure.add_scatter(
+        x=found.confidence[some].tolist(),
+        y=found.accuracy[some].tolist(),
+        mode="markers",
+        name="mean probability told",
+        marker={"color": ORANGE, "size": 8},
+        hovertemplate="told %{x:.1%}, %{y:.1%} right",
+    )
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", name="as told", line={"dash": "dash", "color": GREY}, hoverinfo="skip"
+    )
+    figure.add_bar(
+        x=centres[some].tolist(),
+        y=(found.count[some] / found.count.sum()).tolist(),
+        width=1 / bins,
+        name="images",
+        marker={"color": GREY},
+        yaxis="y2",
+        showlegend=False,
+        hovertemplate="%{y:.1%} of the images",
+    )
+    figure.update_layout(
+        xaxis={"title": {"text": "largest probability"}, "range": [0, 1], "tickformat": ".0%", "anchor": "y2"},
+        yaxis={"title": {"text": "share that is right"}, "range": [0, 1], "tickformat": ".0%", "domain": [0.32, 1]},
+        yaxis2={"title": {"text": "images"}, "tickformat": ".0%", "domain": [0, 0.22], "nticks": 3},
+        height=460,
+        barmode="overlay",
+        legend={"orientation": "h", "y": 1.1, "x": 0},
+        margin={"l": 60, "r": 16, "t": 40, "b": 48},
+    )
+    return _as_json(figure)
+
+
+def _as_json(figure: go.Figure) -> dict[str, Any]:
+    """Data and layout without plotly's own theme: the page has one, for light and dark."""
+    figure.update_layout(
+        template={}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"size": 12}, dragmode="zoom"
+    )
+    figure.update_xaxes(title_font_size=13)
+    figure.update_yaxes(title_font_size=13)
+    content: dict[str, Any] = json.loads(figure.to_json())
+    return content
+
+
+def _classes(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Rows of the per-class accuracy, best first; of very many classes the best and the worst."""
+    rows = sorted((row for row in results["per_class"] if row["count"]), key=lambda row: -row["accuracy"])
+    return rows if len(rows) <= LARGEST_TABLE else rows[: LARGEST_TABLE // 2] + rows[-LARGEST_TABLE // 2 :]
+
+
+def _confusions(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, Any]:
+    """Counts, and the images behind them.
+
+    Returns:
+      `names`: of the classes; `matrix`: the counts, or None if there are too many classes; `pairs`: [true, predicted,
+      count] of every confusion that has images here, the commonest first; `in_cell`: how many of them at most;
+      `mistakes`: places of the most confident ones in `tiles`; `tiles`: [index, true, predicted, probability] of
+      each image shown; by "true,predicted" `cells`, places in `tiles`, and `counts`, how many images there are;
+      `sheet`, `side`, `columns`: the images as one JPEG, whose tiles are in that order.
+    """
+    labels, predicted = evaluation.labels, evaluation.logits.argmax(axis=1)
+    confidence = probabilities.max(axis=1)
+    matrix = np.array(evaluation.results["confusion"])
+    classes = len(matrix)
+    listed = classes > LARGEST_TABLE
+    ranked = matrix - np.diag(matrix.diagonal()) if listed else matrix
+    order = np.argsort(-ranked, axis=None, kind="stable")[: MOST_LISTED if listed else None]
+    pairs = [(int(i // classes), int(i % classes)) for i in order if ranked.flat[i]]
+    in_cell = max(1, min(MOST_IN_CELL, MOST_TILES // max(len(pairs), 1)))
+    places: dict[int, int] = {}  # of an image in the sheet, by its index in the split
+    cells: dict[str, list[int]] = {}
+    for true, taken_for in pairs:
+        members = np.flatnonzero((labels == true) & (predicted == taken_for))
+        surest = members[np.argsort(-confidence[members], kind="stable")][:in_cell]
+        cells[f"{true},{taken_for}"] = [places.setdefault(int(index), len(places)) for index in surest]
+    surest = activations.confident_mistakes(confidence, predicted == labels, MISTAKES)
+    mistakes = [places.setdefault(int(index), len(places)) for index in surest]
+    sheet, side, columns = _sheet(evaluation, list(places))
+    return {
+        "names": list(evaluation.run.class_names),
+        "matrix": None if listed else matrix.tolist(),
+        "totals": matrix.sum(axis=1).tolist(),
+        "pairs": [(true, taken_for, int(matrix[true, taken_for])) for true, taken_for in pairs],
+        "mistakes": mistakes,
+        "in_cell": in_cell,
+        "tiles": [(i, int(labels[i]), int(predicted[i]), round(float(confidence[i]), 4)) for i in places],
+        "cells": cells,
+        "counts": {f"{true},{taken_for}": int(matrix[true, taken_for]) for true, taken_for in pairs},
+        "sheet": sheet,
+        "side": side,
+        "columns": columns,
+    }
+
+
+def _sheet(evaluation: Evaluation, indices: Sequence[int]) -> tuple[str, int, int]:
+    """Images of the split as the tiles of one JPEG: its data URI, their side in pixels, how many stand in a row."""
+    side = min(evaluation.run.dataset.image_shape[0], LARGEST_TILE)
+    columns = max(1, math.ceil(math.sqrt(len(indices))))
+    sheet = PIL.Image.new("RGB", (columns * side, max(1, -(-len(indices) // columns)) * side))
+    for first in range(0, len(indices), 100):  # large ones are not all in memory at once
+        part = np.array(indices[first : first + 100])
+        for place, pixels in enumerate(evaluation.dataset.examples(evaluation.split, part).images, start=first):
+            tile = PIL.Image.fromarray(pixels)
+            row, column = divmod(place, columns)
+            sheet.paste(tile if tile.width == side else tile.resize((side, side)), (column * side, row * side))
+    return _uri(sheet, "JPEG", quality=90, subsampling=0), side, columns
+
+
+def _kernels(kernel: np.ndarray) -> dict[str, Any]:
+    """The first layer's kernels as a picture, and how many are selective."""
+    measured = activations.selectivity(kernel)
+    colour, orientation = activations.selectivity_of_noise(kernel.shape[0])
+    tiles, _ = plots.kernel_tiles(kernel)
+    picture = plots.mosaic(np.concatenate([tiles, np.ones_like(tiles[..., :1])], axis=-1))  # clear between the tiles
+    return {
+        "picture": _uri(PIL.Image.fromarray(np.round(255 * np.nan_to_num(picture)).astype(np.uint8))),
+        "count": len(measured.colour),
+        "size": "x".join(map(str, kernel.shape[:2])),
+        "colour": int((measured.colour > colour).sum()),
+        "oriented": int((measured.orientation > orientation).sum()),
+    }
+
+
+def _feature_maps(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any]]]:
+    """The maps that the first image of each of up to ten classes gives in every layer, as pictures.
+
+    Returns:
+      The layers' names; for each image its `picture`, `label`, `predicted` and `maps`, one picture a layer.
+    """
+    run = evaluation.run
+    _, first = np.unique(evaluation.labels, return_index=True)
+    chosen = np.sort(first[:INSIDE])
+    one = activations.activations(run, evaluation.dataset.examples(evaluation.split, chosen[:1]).images)
+    layers = [name for name, values in one.items() if values.ndim == 4]
+    chosen = chosen[: max(1, MOST_MAP_PIXELS // sum(one[name].size for name in layers))]
+    split = evaluation.dataset.examples(evaluation.split, chosen)
+    found = activations.activations(run, split.images, layers)
+    logits = evaluation.logits[chosen]
+    return layers, [
+        {
+            "picture": _uri(PIL.Image.fromarray(split.images[i])),
+            "label": run.class_names[split.labels[i]],
+            "predicted": run.class_names[logits[i].argmax()],
+            "maps": [_map_picture(found[name][i]) for name in layers],
+        }
+        for i in range(len(chosen))
+    ]
+
+
+def _map_picture(maps: np.ndarray) -> dict[str, Any]:
+    """Maps [H, W, C] of one image as a PNG with a palette, dark to yellow from the least to the 99.5th percentile."""
+    low, most, largest = float(maps.min()), float(np.percentile(maps, 99.5)), float(maps.max())
+    high = most if most > low else largest  # hardly a unit answers
+    scaled = np.clip((maps - low) / max(high - low, 1e-12), 0, 1)
+    grid = plots.mosaic(np.moveaxis(scaled, -1, 0)[..., None])[..., 0]
+    picture = PIL.Image.fromarray(np.round(np.nan_to_num(254 * grid, nan=255)).astype(np.uint8))
+    colours = (255 * matplotlib.colormaps["viridis"](np.linspace(0, 1, 255))[:, :3]).astype(np.uint8)
+    picture.putpalette([*colours.ravel().tolist(), 0, 0, 0])  # the last one is clear
+    return {
+        "picture": _uri(picture, transparency=255),
+        "size": f"{maps.shape[2]} of {maps.shape[0]}x{maps.shape[1]}",
+        "range": f"{low:.3g} to {largest:.3g}",
+    }
+
+
+def _uri(image: PIL.Image.Image, kind: str = "PNG", **options: Any) -> str:
+    data = io.BytesIO()
+    # Pillow optimizes a JPEG in a buffer of a byte a pixel, which images of noise overflow.
+    image.save(data, kind, optimize=kind == "PNG", **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"
