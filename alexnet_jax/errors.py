@@ -1,4 +1,4 @@
-"""The errors that a user can cause: each becomes one line on the terminal and an exit code, never a traceback."""
+"""Errors that a user can cause: each becomes one line on the terminal and an exit code, never a traceback."""
 
 import pathlib
 import reprlib
@@ -10,7 +10,7 @@ import unicodedata
 class AlexNetError(Exception):
     """Something outside the program is wrong: a file, a data set, a checkpoint, a disk. Exit code 1.
 
-    The message is one line that says what is wrong and what to do.
+    The message is one line that says what is wrong, then what to do.
     """
 
     exit_code = 1
@@ -25,7 +25,7 @@ class UsageError(AlexNetError):
 class StoppedError(BaseException):
     """A signal ended the program. Exit code 128 + its number, as in a shell: SIGHUP 129, SIGINT 130, SIGTERM 143.
 
-    No `Exception`, like KeyboardInterrupt: it comes anywhere, and no library may take it for a failure of its own.
+    Like KeyboardInterrupt, not an `Exception`: it can occur anywhere, and no library may handle it as its own failure.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -34,24 +34,30 @@ class StoppedError(BaseException):
 
 
 def warn(message: str) -> None:
-    """Prints one line on stderr about what went wrong and was dealt with."""
+    """Prints a warning of one line on stderr."""
     if sys.stderr is not None:  # `2>&-`
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def program_name() -> str:
-    """What begins a line of this program: `train.py`, `python -m alexnet_jax.data.prepare`."""
+    """The name that starts this program's messages: `train.py`, `python -m alexnet_jax.data.prepare`."""
     module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m; IPython's has none
     return f"python -m {module.name}" if module else pathlib.PurePath(sys.argv[0]).name
 
 
 def is_one_line(text: str) -> bool:
-    """Whether a text can stand in a line of output: no control characters, no halves of UTF-16 pairs."""
+    """Whether a text can be printed in one line: it has no control characters and no lone UTF-16 surrogates."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 def shown(value: object, limit: int = 100) -> str:
-    """A value as part of a message of one line: cut in the middle, with escapes for what can't be printed."""
+    """A value for a message of one line: longer text is cut in the middle, unprintable characters are escaped."""
     text = str(value) if isinstance(value, str | int | float | pathlib.Path) else reprlib.repr(value)
     text = text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """What an exception says, in one line: the system's `strerror`, else its message, else the name of its type."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return shown(" ".join(text.split()) or type(error).__name__, limit)

@@ -1,7 +1,8 @@
-"""Files written atomically, even across a power cut; locks; reading with a limit."""
+"""Atomic writes that survive a power cut; locks; reading with a size limit."""
 
 import contextlib
 import errno
+import io
 import json
 import os
 import pathlib
@@ -11,20 +12,25 @@ import stat
 import sys
 import tempfile
 import time
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import portalocker
 
-from alexnet_jax.errors import AlexNetError, UsageError, shown, warn
+from alexnet_jax.errors import AlexNetError, UsageError, reason, shown, warn
 
-WRITING_PATIENCE = 60.0  # seconds to wait for another process that writes files to the same folder
+if TYPE_CHECKING:
+    import numpy as np
+
+WRITING_PATIENCE = 60.0  # seconds to wait for another process that is writing to the same folder
 
 
 def sync(path: pathlib.Path) -> None:
-    """Has the disk store a file's contents, or a folder's entries, before it returns."""
+    """Flushes a file's contents, or a folder's entries, to the disk (`fsync`)."""
     is_folder = path.is_dir()
-    if os.name == "nt" and is_folder:  # Windows opens no folders
+    if os.name == "nt" and is_folder:  # Windows can't open folders
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
@@ -37,19 +43,16 @@ def sync(path: pathlib.Path) -> None:
 
 
 def locked(path: pathlib.Path, otherwise: str, patience: float = 0.0, waiting: str = "") -> TextIO:
-    """Locks a file and writes this process's number into it; closing what is returned unlocks it.
+    """Locks a file, made if missing, and writes this process's ID into it; closing the returned file unlocks it.
 
-    The lock ends with the process however that ends, so nothing stale can stay behind. Some file systems have no locks
-    (Lustre without `-o flock`, NFS with `nolock`, some FUSE): there one line warns, and the file is not locked.
+    The lock ends with the process, however that ends, so no stale lock can remain. Some file systems have no locks
+    (Lustre without `-o flock`, NFS with `nolock`, some FUSE): there a warning is printed and the file is not locked.
 
-    Args:
-      path: the file; made if it is not there.
-      otherwise: end of the message if another process holds the lock.
-      patience: seconds to wait for that process.
-      waiting: printed on stderr before the wait, if not empty.
+    If another process holds the lock, prints `waiting` on stderr and waits for up to `patience` seconds. `otherwise` ends
+    the message of the error: "is training there; wait for it".
 
     Raises:
-      AlexNetError: another process holds it, or it can't be written.
+      AlexNetError: another process holds the lock, or the file can't be written.
     """
     deadline = time.monotonic() + patience
     try:
@@ -73,18 +76,16 @@ def locked(path: pathlib.Path, otherwise: str, patience: float = 0.0, waiting: s
             owner = _owner(file)
         raise AlexNetError(f"{path.parent}: {owner} {otherwise}") from None
     except (portalocker.LockException, OSError) as error:  # portalocker wraps the system's error
-        cause = error.__cause__ or error
-        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
         warn(
-            f"{path.parent}: its file system has no locks ({reason}): make sure that no other process writes to this "
-            "folder"
+            f"{path.parent}: its file system has no locks ({reason(error.__cause__ or error)}): make sure that no "
+            "other process writes to this folder"
         )
     try:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
     except OSError as error:
-        with contextlib.suppress(OSError):  # it tries to write again
+        with contextlib.suppress(OSError):  # closing tries to write again
             file.close()
         raise _not_writable(path, error) from error
     return file
@@ -95,7 +96,7 @@ def _owner(file: TextIO) -> str:
     try:
         file.seek(0)
         number = file.read(100).strip()
-    except OSError:  # Windows keeps others from reading what is locked
+    except OSError:  # on Windows a locked file can't be read
         number = ""
     return f"process {number}" if number.isdecimal() else "another process"
 
@@ -103,16 +104,16 @@ def _owner(file: TextIO) -> str:
 def _not_writable(path: pathlib.Path, error: OSError) -> AlexNetError:
     denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
     hint = "; choose a folder that this user may write to" if denied else ""
-    return AlexNetError(f"can't write {path}: {error.strerror or error}{hint}")
+    return AlexNetError(f"can't write {path}: {reason(error)}{hint}")
 
 
 def write_atomically(path: pathlib.Path, data: bytes) -> None:
     """Writes a file atomically: after a crash it has its old contents or the new ones, never a part of them.
 
     Raises:
-      AlexNetError: the file can't be written; its old contents are still there.
+      AlexNetError: the file can't be written; it keeps its old contents.
     """
-    # A name of its own: another process may write the same file at the same time.
+    # The name is unique: another process may write the same file at the same time.
     temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,16 +123,16 @@ def write_atomically(path: pathlib.Path, data: bytes) -> None:
         sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()  # on a full disk it takes room
-        raise AlexNetError(f"can't write {path}: {error.strerror or error}") from error
+            temporary.unlink()  # frees space on a full disk
+        raise AlexNetError(f"can't write {path}: {reason(error)}") from error
 
 
 def write_together(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
-    """Writes files that belong together, each atomically: what two processes write at the same time is never mixed.
+    """Writes files that belong together: sets that two processes write at the same time are never mixed.
 
     Args:
-      folder: made if it does not exist.
-      contents: of each file by its name; the last one is written last.
+      folder: made if missing.
+      contents: name and bytes of each file. Each is written atomically, in this order.
 
     Raises:
       AlexNetError: a file can't be written, or another process has been writing there for `WRITING_PATIENCE` seconds.
@@ -139,11 +140,11 @@ def write_together(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise AlexNetError(f"can't write {folder}: {error.strerror or error}") from error
+        raise AlexNetError(f"can't write {folder}: {reason(error)}") from error
     with locked(folder / ".alexnet_jax.lock", "is writing there; try again when it has finished", WRITING_PATIENCE):
         temporary = {f".{name[:50]}" for name in contents}
         with contextlib.suppress(OSError):
-            for path in folder.iterdir():  # what a process that was killed has left
+            for path in folder.iterdir():  # removes the temporary files of processes that were killed
                 if (found := re.fullmatch(r"(\..+)\.[0-9a-f]{16}\.tmp", path.name)) and found[1] in temporary:
                     path.unlink()
         for name, data in contents.items():
@@ -152,13 +153,10 @@ def write_together(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
 
 @contextlib.contextmanager
 def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to `folder` without wildcards, `gs:` or backslashes: itself, or a symbolic link while the block runs.
+    """A path to the absolute path `folder` without wildcards, colons and backslashes, valid while the block runs.
 
-    For libraries that match, or parse, the whole path that they are given. The link is in the temporary folder, which
-    other programs clear: it is not for keeping.
-
-    Args:
-      folder: an absolute path.
+    It is for libraries that glob or parse the whole path they are given: `folder` itself or a symbolic link to it. The
+    link is in the temporary folder, which other programs may clear, so it must not be kept.
 
     Raises:
       AlexNetError: no link can be made.
@@ -171,13 +169,12 @@ def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         temporary = links.enter_context(tempfile.TemporaryDirectory(prefix="alexnet_jax-", ignore_cleanup_errors=True))
         if special & set(temporary):
-            raise OSError(f"the temporary folder {temporary} has such characters, too: set TMPDIR")
+            raise OSError(f"the temporary folder {temporary} has such characters as well: set TMPDIR")
         link = pathlib.Path(temporary) / "folder"
         link.symlink_to(folder, target_is_directory=True)
     except OSError as error:
         links.close()
-        reason = error.strerror or error
-        raise AlexNetError(f"{folder}: choose a path without {' '.join(sorted(special))} ({reason})") from error
+        raise AlexNetError(f"{folder}: choose a path without {' '.join(sorted(special))} ({reason(error)})") from error
     with links:
         yield link
 
@@ -186,26 +183,55 @@ def read_bytes(path: pathlib.Path, limit: int) -> bytes:
     """The contents of a file.
 
     Raises:
-      OSError: it can't be read, is no regular file (a pipe would wait for a writer) or has more than `limit` bytes.
+      OSError: it can't be read, is not a regular file (reading a pipe would block) or has more than `limit` bytes.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
     if found.st_size > limit:
         raise OSError(f"it has {found.st_size:,} bytes, more than {limit:,}")
     return path.read_bytes()
 
 
+def read_npz(path: pathlib.Path, limit: int) -> "dict[str, np.ndarray]":
+    """The arrays of an .npz file that has at most `limit` bytes, packed and unpacked. Pickled objects are refused.
+
+    Raises:
+      OSError: as `read_bytes`.
+      ValueError: it is damaged, or has more than `limit` bytes when it is unpacked.
+    """
+    import numpy as np  # here, because `--help` should not wait for it
+
+    data = io.BytesIO(read_bytes(path, limit))
+    try:
+        if sum(member.file_size for member in zipfile.ZipFile(data).infolist()) > limit:
+            raise ValueError(f"it unpacks to more than {limit:,} bytes")
+        with warnings.catch_warnings(), np.load(data, allow_pickle=False) as file:
+            warnings.simplefilter("ignore")  # NumPy's about damaged headers
+            return dict(file)
+    except Exception as error:  # damaged archives raise errors of many kinds
+        raise ValueError(reason(error)) from error
+
+
+def npz_bytes(**arrays: "np.ndarray") -> bytes:
+    """The contents of an .npz file with these arrays."""
+    import numpy as np
+
+    data = io.BytesIO()
+    np.savez(data, **arrays)  # type: ignore[arg-type]  # NumPy's annotation has `allow_pickle: bool` here
+    return data.getvalue()
+
+
 def to_bytes(value: Any) -> bytes:
-    """JSON for people to read."""
+    """Indented JSON."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path with the home directory in place of a leading `~` or `~user`.
+    """A path with a leading `~` or `~user` replaced by the home directory.
 
     Raises:
-      UsageError: that is not known.
+      UsageError: there is no such home directory.
     """
     try:
         return pathlib.Path(path).expanduser()

@@ -1,4 +1,4 @@
-"""What a program asks of the machine: devices, cores, memory that stays, compilations that are kept."""
+"""What a program needs of its machine: cores, devices, memory, a cache of compiled programs, a clean environment."""
 
 import contextlib
 import ctypes
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from alexnet_jax.errors import AlexNetError, warn
+from alexnet_jax.errors import AlexNetError, reason, shown, warn
 
 if TYPE_CHECKING:
     import jax
 
-# Without a home directory that can be written, matplotlib works in a temporary one, and says so at length.
+# Without a writable home directory, matplotlib uses a temporary folder and logs several lines about it.
 _FOLDER_NOTICES = ("Matplotlib created a temporary", "mkdir -p failed", "%s is not a writable directory")
 logging.getLogger("matplotlib").addFilter(lambda record: not str(record.msg).startswith(_FOLDER_NOTICES))
 
@@ -30,13 +30,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Makes the C library keep freed blocks for the next allocation, where it is glibc; elsewhere does nothing.
+    """Makes glibc keep freed blocks for the next allocation; does nothing with another C library.
 
-    XLA allocates a step's scratch space (100 MB for AlexNetSmall with batch 128) anew for each step on a CPU. glibc
-    hands blocks of that size back to the kernel when they are freed, so every step faulted in 27,000 fresh pages: a
-    fifth of its time. The process's memory no longer shrinks, but it does not grow beyond its peak either.
+    On a CPU, XLA allocates the scratch space of a step (100 MB for AlexNetSmall with batch 128) anew in every step.
+    glibc returns blocks of that size to the kernel when they are freed, so every step faulted in 27,000 fresh pages: a
+    fifth of its time. The process's memory no longer shrinks, but does not grow beyond its peak either.
 
-    To be called before JAX is first used: threads that have allocated already keep their own pools.
+    Call it before JAX is first used: threads that have already allocated memory keep their own pools.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or Windows
         libc = ctypes.CDLL(None)
@@ -46,54 +46,50 @@ def keep_freed_memory() -> None:
 
 
 def available_cores() -> int:
-    """How many cores this process may use; where the system doesn't say (macOS, Windows), how many there are."""
+    """Number of cores that this process may use; of all cores, where the system doesn't say (macOS, Windows)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def require_array_record() -> None:
-    """Makes sure that array_record, the format of prepared images, can be read and written here.
+    """Makes sure that the package array_record, the file format of prepared images, is there.
 
     Raises:
-      AlexNetError: it is not installed; there is no build of it for Windows.
+      AlexNetError: it can't be imported; it has no build for Windows.
     """
     try:
         importlib.import_module("array_record.python.array_record_module")
     except ImportError as error:
         raise AlexNetError(
-            f"array_record, the format of prepared images, can't be used ({_one_line(error)}): install the package "
-            "array_record; it has no build for Windows: use Linux or WSL there"
+            f"array_record, the format of prepared images, can't be used ({reason(error, 300)}): install the package "
+            "array_record; it has no build for Windows, use Linux or WSL there"
         ) from error
 
 
-SHARED_MEMORY = pathlib.Path("/dev/shm")  # where Linux has it; other systems have no such limit
+SHARED_MEMORY = pathlib.Path("/dev/shm")  # on Linux; other systems have no such limit
 
 
 def require_shared_memory(workers: int, needed: int) -> None:
-    """Makes sure that processes that load images have room to hand them over.
+    """Makes sure that `workers` processes that load images have `needed` bytes of shared memory in all.
 
-    Where there is too little, the system kills a process that writes to it (SIGBUS). Containers have 64 MB by default.
-
-    Args:
-      workers: how many processes.
-      needed: bytes for all of them.
+    A process that writes to full shared memory is killed by SIGBUS. Containers have 64 MB by default.
 
     Raises:
-      AlexNetError: so much is not free.
+      AlexNetError: less is free.
     """
     if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < needed:
         raise AlexNetError(
-            f"--loader-workers {workers} needs {needed / 1e6:,.0f} MB of shared memory, and {SHARED_MEMORY} has "
-            f"{free / 1e6:,.0f} MB free: use fewer or --loader-workers 0, or enlarge it (docker run --shm-size)"
+            f"--loader-workers {workers} needs {needed / 1e6:,.0f} MB of shared memory, but {SHARED_MEMORY} has only "
+            f"{free / 1e6:,.0f} MB free: use fewer workers, --loader-workers 0, or docker run --shm-size"
         )
 
 
 def devices() -> "list[jax.Device]":
-    """All devices, `jax.devices()`; where JAX is first used in a process, this starts it.
+    """All devices, `jax.devices()`. The first call initializes JAX's backends.
 
     Raises:
-      AlexNetError: JAX can't use the devices that JAX_PLATFORMS names.
+      AlexNetError: there are none, or not those that JAX_PLATFORMS names.
     """
     import jax  # here, because programs parse their flags before they wait for this import
 
@@ -101,20 +97,20 @@ def devices() -> "list[jax.Device]":
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: JAX has no plugin for CUDA
         wanted = jax.config.values["jax_platforms"]
-        reason = f" ({_one_line(error).split(' (set JAX_')[0]})" if str(error) else ""
+        why = f" ({shown(reason(error, 10_000).split(' (set JAX_')[0], 300)})" if str(error) else ""
         if not wanted:
-            raise AlexNetError(f"JAX can't use any device{reason}") from error
+            raise AlexNetError(f"JAX can't use any device{why}") from error
         raise AlexNetError(
-            f"JAX_PLATFORMS={wanted!r}: JAX can use no such device here{reason}: unset JAX_PLATFORMS to use what there "
-            "is, or install JAX for that device"
+            f"JAX_PLATFORMS={wanted!r}: JAX can use no such device here{why}: unset JAX_PLATFORMS to use the devices "
+            "that are there, or install JAX for that device"
         ) from error
 
 
 def memory_shortage(error: BaseException) -> AlexNetError | None:
-    """What to report if an error says that memory is short, on the host or on a device; None for any other error.
+    """The error to report if `error` says that memory ran out, on the host or on a device; None for any other error.
 
-    JAX has no class for it: an allocation that fails is a `JaxRuntimeError` of status RESOURCE_EXHAUSTED. An error that
-    was raised from one of these counts as one.
+    JAX has no class for it: a failed allocation is a `JaxRuntimeError` of status RESOURCE_EXHAUSTED. An error whose
+    cause (`__cause__`) is one of these counts as well.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -124,42 +120,37 @@ def memory_shortage(error: BaseException) -> AlexNetError | None:
             or (isinstance(cause, RuntimeError) and _OUT_OF_MEMORY.search(str(cause)))
         ):
             return AlexNetError(
-                f"not enough memory ({_one_line(cause)}): use a smaller --batch-size; of train.py also a smaller "
+                f"not enough memory ({reason(cause, 300)}): use a smaller --batch-size; with train.py also a smaller "
                 "--eval-batch-size or a larger --accumulate"
             )
         cause = cause.__cause__
     return None
 
 
-def _one_line(error: BaseException) -> str:
-    """An error's text for a message of one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def ignore_settings_of_others() -> None:
-    """Sets aside the environment's settings that would change draws and numbers, or break pictures.
+    """Removes settings from the environment that would change random draws and numbers, or break plots.
 
-    To be called before JAX and matplotlib are imported.
+    Call it before JAX and matplotlib are imported.
     """
     for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "JAX_NUMPY_DTYPE_PROMOTION"):
         if os.environ.pop(name, None) is not None:
-            warn(f"{name} is ignored: with it the same seed would give other numbers")
+            warn(f"{name} is ignored: the same seed would give other numbers with it")
     os.environ.pop("MPLBACKEND", None)
-    os.environ["MATPLOTLIBRC"] = os.devnull  # the user's may ask for LaTeX
+    os.environ["MATPLOTLIBRC"] = os.devnull  # the user's own may require LaTeX
 
 
 def compilation_cache_folder() -> pathlib.Path:
-    """Where compiled programs are kept: in the user's cache directory, a folder for each kind of processor.
+    """Where compiled programs are cached: in the user's cache directory, in a folder for each kind of processor.
 
-    A program compiled for one processor may use instructions that another lacks, and home directories are shared.
+    Home directories are shared between machines, and a program may use instructions that another processor lacks.
 
     Raises:
       RuntimeError: the user has no home directory.
     """
     cache = platformdirs.user_cache_path("alexnet_jax")
-    if not cache.is_absolute():  # what older versions of platformdirs return
+    if not cache.is_absolute():  # older versions of platformdirs return a relative path then
         raise RuntimeError("no home directory")
-    with contextlib.suppress(OSError):  # no Linux
+    with contextlib.suppress(OSError):  # not on Linux
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         features = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
         kind = hashlib.sha256("".join(features).encode()).hexdigest()[:8]
@@ -168,23 +159,23 @@ def compilation_cache_folder() -> pathlib.Path:
 
 
 def cache_compilations(enable: bool) -> None:
-    """Keeps compiled programs for the next start, or not.
+    """Turns the cache of compiled programs on or off; call it before JAX compiles anything.
 
-    A folder that was chosen otherwise (the environment variable JAX_COMPILATION_CACHE_DIR) stays. To be called before
-    JAX compiles anything. Where there is no folder that can be written, a line warns, and there is no cache.
+    A folder given by the environment variable JAX_COMPILATION_CACHE_DIR is respected. If no folder can be written, a
+    warning is printed and there is no cache.
     """
     import jax
 
     jax.config.update("jax_enable_compilation_cache", enable)
     if not enable:
         return
-    # It would warn of each program that it can't read or write: when the disk is full, fifty times.
+    # JAX would warn of each program that it can't read or write: fifty times when the disk is full.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # There are fifty small programs beside the train step; together they take as long to compile.
+        # Besides the train step there are fifty small programs, which together take as long to compile.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     chosen = jax.config.values["jax_compilation_cache_dir"]
-    if chosen and "://" in chosen:  # not on a disk
+    if chosen and "://" in chosen:  # a bucket
         return
     try:
         folder = pathlib.Path(chosen).expanduser() if chosen else compilation_cache_folder()
@@ -193,10 +184,10 @@ def cache_compilations(enable: bool) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     except (OSError, RuntimeError, KeyError) as error:  # the last two: no home directory
         jax.config.update("jax_enable_compilation_cache", False)
-        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else "there is no home directory"
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else "there is no home directory"
         warn(
-            f"compiled programs are not kept ({reason}), so each start compiles them anew: set "
-            "JAX_COMPILATION_CACHE_DIR to a folder that can be written"
+            f"compiled programs are not kept ({why}), so each start compiles them anew: set JAX_COMPILATION_CACHE_DIR "
+            "to a writable folder"
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the first one asks the program to save and leave, another one ends it at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first asks the program to save and exit, a second one ends it immediately."""
 
 import atexit
 import contextlib
@@ -14,12 +14,12 @@ from typing import NoReturn
 
 from alexnet_jax.errors import StoppedError, program_name
 
-SECOND_AFTER = 0.1  # seconds after which another signal is meant as such
+SECOND_AFTER = 0.1  # seconds from which on another signal counts as a second one
 Handler = Callable[[int, FrameType | None], object]
 
 
 def handled() -> list[signal.Signals]:
-    """The signals that end a program; SIGHUP, which says that the terminal is closed, not under nohup or on Windows."""
+    """The signals that end a program. SIGHUP (the terminal was closed) is not one under nohup and on Windows."""
     hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
@@ -29,22 +29,22 @@ def handled() -> list[signal.Signals]:
 
 @contextlib.contextmanager
 def handling(handler: Handler) -> Iterator[None]:
-    """Has `handler` called for signals that end a program while the block runs, and while the interpreter ends."""
+    """Installs `handler` for the signals that end a program, while the block runs and while the interpreter exits."""
     before = {number: signal.signal(number, handler) for number in handled()}
     try:
         yield
     finally:
-        # In a living interpreter (`%run train.py`) others have their handlers back. Elsewhere it ends now, and a signal
-        # in its last moments would print a traceback.
+        # An interpreter that stays alive (`%run train.py`) gets its handlers back. Otherwise it exits now, and a signal
+        # during the exit would print a traceback.
         for number, old in before.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)
         atexit.register(lambda: [signal.signal(number, handler) for number in before])
 
 
 def leave_at_once(prog: str, message: str = "stopped") -> Callable[[int, FrameType | None], NoReturn]:
-    """A handler for a time when there is nothing to save.
+    """A handler that ends the process with one line; for times when there is nothing to save.
 
-    It raises nothing: where Python is called back from C, as by the garbage collector, an exception would be swallowed.
+    It doesn't raise: where C calls back into Python, as the garbage collector does, an exception would be swallowed.
     """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -57,16 +57,16 @@ def leave_at_once(prog: str, message: str = "stopped") -> Callable[[int, FrameTy
 
 
 class StopSignals:
-    """In its `with` block the first SIGINT, SIGTERM or SIGHUP is only noted, a later one ends the process at once.
+    """In its `with` block the first SIGINT, SIGTERM or SIGHUP is only recorded; a second one ends the process.
 
-    Later is 0.1 s and more after the first: what closes a terminal may send SIGHUP twice, and what stops a process,
-    SIGTERM. A second SIGHUP is ignored.
+    A signal less than 0.1 s after the first is ignored: closing a terminal may send SIGHUP twice, and so may a process
+    manager SIGTERM. A second SIGHUP is always ignored.
 
-    Python calls handlers between its own instructions, so one would wait while XLA compiles. Here the interpreter's C
-    handler writes the signal's number into a socket, and a thread reads it there.
+    Python calls handlers between its own instructions, so a handler would wait while XLA compiles. Here the
+    interpreter's C handler writes the signal's number into a socket, from which a thread reads it.
 
     Attributes:
-      received: the signal's number, None before it has come. In threads other than the main one it never comes.
+      received: number of the signal; None before the first, and always outside the main thread.
     """
 
     received: int | None = None
@@ -88,7 +88,7 @@ class StopSignals:
             for number, handler in self._handlers.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
             signal.set_wakeup_fd(self._wakeup_fd)
-            self._writer.close()  # which ends the thread
+            self._writer.close()  # ends the thread
 
     def _watch(self, reader: socket.socket, numbers: set[int]) -> None:
         with reader:
@@ -98,4 +98,4 @@ class StopSignals:
                 if self.received is None:
                     self.received, first = byte[0], time.monotonic()
                 elif byte[0] != getattr(signal, "SIGHUP", None) and time.monotonic() - first > SECOND_AFTER:
-                    leave_at_once(program_name(), "stopped at once; what was not saved is lost")(byte[0], None)
+                    leave_at_once(program_name(), "stopped immediately; unsaved work is lost")(byte[0], None)

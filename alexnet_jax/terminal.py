@@ -1,4 +1,4 @@
-"""Output that can't end a program: nobody reads it any more, the disk is full, or its encoding lacks a character."""
+"""Output that never ends the program: its reader has left, the disk is full, or the encoding lacks a character."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class _Unfailing(io.FileIO):
-    """A file that drops what can't be written."""
+    """A file that drops data that can't be written."""
 
     def write(self, data: Any) -> int:
         try:
@@ -18,19 +18,19 @@ class _Unfailing(io.FileIO):
 
 
 def unfailing(descriptor: int, encoding: str | None = None) -> io.TextIOWrapper:
-    """A text stream on a descriptor that escapes what `encoding` can't show and ignores write errors.
+    """A text stream on a file descriptor that ignores write errors and escapes characters that `encoding` lacks.
 
-    It writes line by line: a program that is killed must have shown what it said.
+    It is line-buffered, so that lines printed before a kill are shown.
     """
     raw = io.BufferedWriter(_Unfailing(descriptor, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
 
 
 def never_fail() -> None:
-    """Makes stdout and stderr `unfailing`, unless they are somebody else's, such as a notebook's.
+    """Makes stdout and stderr `unfailing`, unless they were replaced, as in a notebook.
 
-    A closed one becomes the null device; else the next file that is opened would get its descriptor, and with it what
-    libraries print.
+    Closed descriptors are opened on the null device: otherwise the next file to be opened would get the descriptor, and
+    with it the output of libraries.
     """
     for number in range(3):
         try:
@@ -44,7 +44,7 @@ def never_fail() -> None:
 
 
 def bar(share: float, width: int = 40) -> str:
-    """A bar for a share in [0, 1], `width` characters long at 1."""
+    """A bar of text for a share in [0, 1], `width` characters long at 1."""
     block = "█"
     try:
         block.encode(getattr(sys.stdout, "encoding", None) or "ascii")

@@ -261,7 +261,7 @@ def test_the_best_is_not_another_one_where_an_accuracy_cannot_be_read(folder, ca
 def test_pipes_in_place_of_files_do_not_hang(folder):
     (folder / "2" / MANIFEST).unlink()
     os.mkfifo(folder / "2" / MANIFEST)
-    with pytest.raises(AlexNetError, match="no regular file"):
+    with pytest.raises(AlexNetError, match="not a regular file"):
         restored_step(folder)
 
 

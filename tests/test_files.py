@@ -1,17 +1,33 @@
-"""Locks: held, on file systems that have none, in folders that can't be written; files that several processes write."""
+"""One-line reasons; locks; files that several processes write; .npz files."""
 
 import concurrent.futures
 import errno
 import os
 import pathlib
+import zipfile
 
+import numpy as np
 import portalocker.portalocker
 import pytest
 
 from alexnet_jax import files
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, reason
 
 OTHERWISE = "is training there; wait for it"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file", "x.npz"), "No such file"),
+        (OSError("it is not a regular file"), "it is not a regular file"),
+        (ValueError(" two\n  lines \x1b[0m"), r"two lines \x1b[0m"),
+        (KeyError(), "KeyError"),
+        (ValueError("a" * 200 + "b" * 200), "a" * 100 + "..." + "b" * 100),
+    ],
+)
+def test_the_reason_of_an_error_is_one_line(error, expected):
+    assert reason(error) == expected
 
 
 def lock_that_fails(monkeypatch, number):
@@ -83,3 +99,43 @@ def test_what_belongs_together_stays_together(tmp_path):
         "predictions.npz",
         "test.json",
     ]
+
+
+def test_npz_files_come_back(tmp_path):
+    arrays = {"mean": np.arange(3.0), "mean_image": np.ones((2, 2, 3), np.float32)}
+    (tmp_path / "x.npz").write_bytes(files.npz_bytes(**arrays))
+    found = files.read_npz(tmp_path / "x.npz", 10_000)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_npz_files_are_bounded_and_hold_no_objects(tmp_path):
+    path = tmp_path / "x.npz"
+    path.write_bytes(files.npz_bytes(a=np.zeros(1000)))
+    with pytest.raises(OSError, match="more than 500"):
+        files.read_npz(path, 500)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:  # a bomb
+        file.writestr("a.npy", bytes(1_000_000))
+    assert path.stat().st_size < 5_000
+    with pytest.raises(ValueError, match="unpacks to more than 500,000"):
+        files.read_npz(path, 500_000)
+    path.write_bytes(files.npz_bytes(a=np.array([{}], object)))
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
+        files.read_npz(path, 500_000)
+
+
+def test_damaged_npz_files_raise_value_error(tmp_path):
+    path, data = tmp_path / "x.npz", files.npz_bytes(a=np.arange(20.0))
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"."):
+            files.read_npz(path, 10_000)
+    for place in range(30, 200):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+        try:
+            found = files.read_npz(path, 10_000)
+        except ValueError:
+            continue
+        np.testing.assert_array_equal(found.get("a", np.arange(20.0)), np.arange(20.0))  # only names are unchecked

@@ -98,7 +98,9 @@ for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"):
 
 def test_a_user_without_a_home_gets_a_warning(tmp_path):
     """No HOME and a uid without a name, as in a container with --user; matplotlib says nothing besides."""
-    program = f"{NO_HOME}\nos.chdir({str(tmp_path)!r})\nfrom alexnet_jax import cli, plots\n"
+    program = (
+        f"{NO_HOME}\nos.chdir({str(tmp_path)!r})\nfrom alexnet_jax.config import cli\nfrom alexnet_jax import plots\n"
+    )
     said = run(program + COMPILE.format(enable=True), warnings=1, PYTHONPATH=str(ROOT))
     assert said.startswith("warning: compiled programs are not kept (there is no home directory)")
     assert list(tmp_path.iterdir()) == []  # no folder named "~"

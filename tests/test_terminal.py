@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A program of the package that prints more than a pipe holds, then leaves a mark.
 PROGRAM = """
 import pathlib, sys
-from alexnet_jax import cli
+from alexnet_jax.config import cli
 
 def main(args):
     for _ in range(5000):
