@@ -48,8 +48,8 @@ def locked(path: pathlib.Path, otherwise: str, patience: float = 0.0, waiting: s
     The lock ends with the process, however that ends, so no stale lock can remain. Some file systems have no locks
     (Lustre without `-o flock`, NFS with `nolock`, some FUSE): there a warning is printed and the file is not locked.
 
-    If another process holds the lock, prints `waiting` on stderr and waits for up to `patience` seconds. `otherwise` ends
-    the message of the error: "is training there; wait for it".
+    If another process holds the lock, prints `waiting` on stderr and waits for up to `patience` seconds. `otherwise` is
+    the end of the error message: "is training there; wait for it".
 
     Raises:
       AlexNetError: another process holds the lock, or the file can't be written.

@@ -200,7 +200,7 @@ def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(whole, tiny
     run = shutil.copytree(whole, tmp_path / "run")
     (run / "checkpoints" / "14" / "memory.json").write_text("{}")
     loop.train_and_evaluate(make_config(run, 2, eval_every=2), tiny)
-    assert "step 14 set aside" in capsys.readouterr().err
+    assert "step 14 moved to" in capsys.readouterr().err
     assert (run / "checkpoints" / "set-aside" / "14").is_dir()
     assert_same_run(whole, run)
 

@@ -82,7 +82,8 @@ def test_a_program_gives_the_handlers_back(monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_without_anything_to_save_a_signal_is_one_line(name):
-    code = f"import os, signal\nfrom alexnet_jax.config import cli\ncli.run(lambda args: os.kill(os.getpid(), signal.{name}))"
+    code = "import os, signal\nfrom alexnet_jax.config import cli\n"
+    code += f"cli.run(lambda args: os.kill(os.getpid(), signal.{name}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 128 + getattr(signal, name)
     assert f"{name}: stopped" in done.stderr
