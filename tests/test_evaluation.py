@@ -322,9 +322,9 @@ def test_bad_input_is_found_before_anything_is_predicted_or_written(small_run, t
     monkeypatch.setattr(predict, "predict_split", lambda *args: pytest.fail("predicted"))
     with pytest.raises(AlexNetError, match="there is no such folder"):
         compare.compare(EvalConfig(run, others=(tmp_path / "nothing",)))
-    with pytest.raises(AlexNetError, match="line 1 is no record"):
+    with pytest.raises(AlexNetError, match="line 1 is not a record"):
         compare.compare(EvalConfig(run, others=(damaged,)))
-    with pytest.raises(AlexNetError, match="line 1 is no record"):
+    with pytest.raises(AlexNetError, match="line 1 is not a record"):
         evaluate.evaluate(EvalConfig(damaged, report=True))
     assert not (run / "eval").exists()
     assert not (damaged / "eval").exists()

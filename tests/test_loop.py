@@ -399,7 +399,7 @@ def test_other_settings_are_refused_by_name(finished, tiny):
     with pytest.raises(UsageError, match="--seed 0, not 5"):
         loop.train_and_evaluate(changed, tiny)
     fewer = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, epochs=1))
-    with pytest.raises(UsageError, match="epochs may only grow"):
+    with pytest.raises(UsageError, match="--epochs 3, which may only be increased"):
         loop.train_and_evaluate(fewer, tiny)
 
 

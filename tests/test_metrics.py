@@ -1,4 +1,5 @@
 import json
+import signal
 import time
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
+from alexnet_jax.errors import AlexNetError
 from alexnet_jax.inspection.scores import accuracy_interval, calibration, confusion_matrix, mcnemar, top_k_correct
 from alexnet_jax.runs.log import JsonlWriter, TensorBoardWriter, read_jsonl
 from alexnet_jax.training.predict import cross_entropies, softmax
@@ -53,6 +55,25 @@ def test_jsonl_drops_what_comes_again_and_a_torn_line(tmp_path):
     writer.write({"step": 30, "split": "train", "loss": 2.0})
     writer.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 30]
+
+
+def test_a_record_that_has_no_room_on_the_disk_is_an_error(tmp_path):
+    """A limit on the size of files stands for a full disk."""
+    resource = pytest.importorskip("resource")
+    path, record = tmp_path / "metrics.jsonl", {"step": 8, "split": "train", "loss": 1.0}
+    writer, before = JsonlWriter(path, last_step=0), resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer.write(record)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
+        for problem in ("No space left", "File too large"):  # a part of the line fits, then nothing
+            with pytest.raises(AlexNetError, match=f"can't write .*metrics.jsonl: {problem}"):
+                writer.write(record)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+        writer.close()
+    assert read_jsonl(path) == [record]
 
 
 def test_tensorboard_events_can_be_read_back(tmp_path):

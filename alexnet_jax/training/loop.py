@@ -27,7 +27,7 @@ from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, warn
 from alexnet_jax.network import build
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import DatasetInfo, RunFolder, versions
-from alexnet_jax.runs.log import JsonlWriter, TensorBoardWriter, Writer, Writers, read_jsonl
+from alexnet_jax.runs.log import JsonlWriter, Record, TensorBoardWriter, read_jsonl
 from alexnet_jax.signals import StopSignals
 from alexnet_jax.training import health, optimizer, predict
 from alexnet_jax.training import state as state_module
@@ -174,12 +174,13 @@ class Trainer:
         self.step = int(state.step)
         self._place(state)
 
-        writers: list[Writer] = []
+        self.writers: list[JsonlWriter | TensorBoardWriter] = []
         if processes.is_main():
-            writers.append(JsonlWriter(self.folder.metrics, self.step))
+            self.writers.append(JsonlWriter(self.folder.metrics, self.step))
             if config.run.tensorboard:
-                writers.append(TensorBoardWriter(self.folder.path / "tensorboard", self.step))
-        self.writer = opened.enter_context(contextlib.closing(Writers(writers)))
+                self.writers.append(TensorBoardWriter(self.folder.path / "tensorboard", self.step))
+        for writer in self.writers:
+            opened.enter_context(contextlib.closing(writer))
         self.accuracy, self.best_accuracy = processes.on_main(self._past_accuracies)
         self.watch, self.timed_images = Stopwatch(), 0
         self.stall_warned = False
@@ -340,7 +341,7 @@ class Trainer:
         self._collect()
         seconds, totals = self.watch.seconds(), self.totals
         loss = totals.loss / totals.count
-        self.writer.write(
+        self._write(
             {
                 "step": self.step,
                 "epoch": epoch,
@@ -404,7 +405,7 @@ class Trainer:
             self.config.data.loader_workers,
         )
         self.accuracy = float(np.mean(logits.argmax(axis=1) == labels))
-        self.writer.write(
+        self._write(
             {
                 "step": self.step,
                 "epoch": epoch,
@@ -418,9 +419,14 @@ class Trainer:
         self.best_accuracy = max(self.accuracy, self.best_accuracy)
         return is_best
 
+    def _write(self, record: Record) -> None:
+        for writer in self.writers:
+            writer.write(record)
+
     def _save(self, accuracy: float | None) -> None:
         self._collect()
-        self.writer.flush()
+        for writer in self.writers:
+            writer.flush()
         memory = {"totals": dataclasses.asdict(self.totals), "plateau": dataclasses.asdict(self.plateau)}
         self.checkpoints.save(self.whole_state(), memory, accuracy)
 
