@@ -1,4 +1,7 @@
-"""Several processes train as one: the same batches, the same losses, one that writes; and none waits for a lost one."""
+"""Several processes train as one: same batches, same losses, one of them writes; none waits for a lost one.
+
+Tests that start processes only to wait for a timeout are marked `stress`, except one of a kill and one of SIGTERM.
+"""
 
 import json
 import os
@@ -22,7 +25,7 @@ from alexnet_jax.errors import UsageError
 
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
-    """In one go, and stopped after an epoch and resumed by another number of devices; behind a proxy that is dead.
+    """Without a break, and stopped after an epoch and resumed on more devices; behind a proxy that does not answer.
 
     The long form, also bit for bit with --deterministic: tests/stress/process_grid.py.
     """
@@ -46,9 +49,16 @@ def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
         assert left == right | {"loss": pytest.approx(right["loss"], rel=1e-5)}
 
 
-@pytest.mark.parametrize(("number", "victim"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])
+@pytest.mark.parametrize(
+    ("number", "victim"),
+    [
+        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.stress),
+        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.stress),
+    ],
+)
 def test_the_others_leave_when_one_is_lost(tmp_path, number, victim):
-    """The long form, with what becomes of the run: tests/stress/process_faults.py."""
+    """The long form, which then resumes the run: tests/stress/process_faults.py."""
     running = process_faults.start(tmp_path / "run", 2, 1, (*LONGER, "--epochs", "100", "--peer-timeout", "6"))
     outcome = process_faults.lose_one(tmp_path / "run", running, victim, number, 3.0)
     assert outcome.problems == []
@@ -56,15 +66,18 @@ def test_the_others_leave_when_one_is_lost(tmp_path, number, victim):
     assert any(f"process {victim} is {what}: " in outcome.lines[0] for what in found)
 
 
-# What the second process does at its third call of the train step.
+# What process 1 does after its second step.
 FAILS = """
-from alexnet_jax import errors, loop, watchdog
-take_steps = loop.Trainer._take_steps
-def mishap(trainer, *rest):
-    if trainer.step == 2 and loop.jax.process_index() == 1:
+from orbax.checkpoint import Checkpointer
+from alexnet_jax import errors
+from alexnet_jax.distributed import processes, watchdog
+poll, calls = processes.Poll.__call__, []
+def mishap(*args):
+    calls.append(args)
+    if len(calls) == 2 and processes.jax.process_index() == 1:
         {mishap}
-    take_steps(trainer, *rest)
-loop.Trainer._take_steps = mishap
+    return poll(*args)
+processes.Poll.__call__ = mishap
 """
 
 
@@ -76,14 +89,15 @@ loop.Trainer._take_steps = mishap
             (2, 2),
             ("-c: process 1: the dog ate it\n", "-c: the dog ate it\n"),
         ),
-        (
+        pytest.param(
             "import time; time.sleep(100)",
             (1, 1),
-            ("-c: process 1 is stuck: it has not come on for 16 s: look at its output; the same commands go on from "
-             "the last checkpoint\n",) * 2,
+            ("-c: process 1 is stuck: no progress for 16 s: see its output; the same commands resume from the last "
+             "checkpoint\n",) * 2,
+            marks=pytest.mark.stress,
         ),
         pytest.param(
-            "import time; trainer.checkpoints._writer.save = lambda *_, **__: time.sleep(100)",
+            "import time; Checkpointer.save = lambda *_, **__: time.sleep(100)",
             (1, 1),
             ("-c: {run}/checkpoints/7: saving has taken 16 s: a process or its disk is stuck\n",) * 2,
             marks=pytest.mark.stress,
@@ -101,10 +115,10 @@ def test_a_mishap_of_one_is_told_by_all(tmp_path, mishap, codes, lines):
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--seed", "7"], "--seed: not the same in process 1 as in process 0"),
+        (["--seed", "7"], "--seed: process 1 differs from process 0"),
         pytest.param(
             ["--num-devices", "2"],
-            "--distributed: one process has 1 devices, another 2; all need as many",
+            "--distributed: one process has 1 devices, another 2: all must have the same number",
             marks=pytest.mark.stress,
         ),
     ],
@@ -128,6 +142,7 @@ def test_sigterm_to_one_stops_all_after_the_same_step(tmp_path):
     assert second == first
 
 
+@pytest.mark.stress
 def test_sigterm_ends_one_that_waits_for_the_others(tmp_path):
     alone = process_faults.start(
         tmp_path / "run", 2, 1, FLAGS, WORKER.replace("cli.run", "print('here', flush=True)\ncli.run")
@@ -141,8 +156,11 @@ def test_sigterm_ends_one_that_waits_for_the_others(tmp_path):
     assert stderr == "-c: SIGTERM: stopped\n"
 
 
+@pytest.mark.stress
 def test_a_process_that_stays_alone_says_so(tmp_path):
-    worker = WORKER.replace("cli.run", "from alexnet_jax import processes\nprocesses.JOIN_TIMEOUT = 2\ncli.run")
+    worker = WORKER.replace(
+        "cli.run", "from alexnet_jax.distributed import processes\nprocesses.JOIN_TIMEOUT = 2\ncli.run"
+    )
     alone = process_faults.start(tmp_path / "run", 2, 1, FLAGS, worker)
     alone[0].kill()
     alone[0].communicate()
@@ -152,7 +170,7 @@ def test_a_process_that_stays_alone_says_so(tmp_path):
 
 
 def test_an_abort_for_another_reason_is_shown_and_is_one():
-    program = "import os; from alexnet_jax import watchdog; watchdog.HeldBackOutput(lambda: os._exit(0))\n"
+    program = "import os; from alexnet_jax.distributed import watchdog; watchdog.HeldBackOutput(lambda: os._exit(0))\n"
     program += "os.write(2, b'something else is fatal\\n'); os.abort()"
     ended = subprocess.run([sys.executable, "-c", program], cwd=process_faults.ROOT, capture_output=True, timeout=60)
     assert ended.returncode == -signal.SIGABRT
@@ -190,7 +208,9 @@ def test_windows_is_refused(monkeypatch):
 def test_a_platform_that_is_not_there_is_one_line():
     """JAX can't even tell the process's number then."""
     program = """
-from alexnet_jax import cli, processes, runtime
+from alexnet_jax import runtime
+from alexnet_jax.config import cli
+from alexnet_jax.distributed import processes
 def main(args):
     with processes.joined(cli.parse_train(args).run):
         runtime.devices()

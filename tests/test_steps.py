@@ -274,7 +274,7 @@ def test_deterministic_steps_compute_the_same_bits(tiny):
 def test_select_devices():
     assert len(select_devices(3)) == 3
     assert len(select_devices(None)) == 8
-    with pytest.raises(UsageError, match="--num-devices 99: JAX sees 8"):
+    with pytest.raises(UsageError, match="--num-devices 99, but JAX sees only 8"):
         select_devices(99)
 
 

@@ -1,1 +1,1 @@
-"""Devices and processes."""
+"""Training on several devices and in several processes."""

@@ -19,55 +19,57 @@ PyTree = Any
 
 
 def select_devices(num_devices: int | None, deterministic: bool = False) -> list[jax.Device]:
-    """The first `num_devices` devices; None: all there are (one CPU, if `deterministic`). Of several processes, all.
+    """The devices to train on: the first `num_devices`, or all; with several processes always all of each process.
 
-    A CPU counts as one device, but JAX can split it into any number. That must be settled before JAX is first used in
-    the process, so call this early. With it goes the number of threads, and that changes how XLA divides sums on a CPU:
-    `deterministic` has 8 CPU devices and 8 threads made, however many are used and however many cores there are.
+    JAX can split a CPU into any number of devices, but only before it is first used in the process: call this early.
+    With `deterministic`, a process that trains alone makes 8 CPU devices and 8 threads, regardless of the devices used
+    and the cores present, because XLA splits sums on a CPU among its threads; it uses one CPU device by default.
 
     Raises:
-      UsageError: if there are fewer.
+      UsageError: there are fewer devices, or the processes have different numbers of them.
       AlexNetError: JAX can't use the devices that JAX_PLATFORMS names.
     """
     if deterministic:
-        os.environ["NPROC"] = str(MICRO_BATCHES)  # XLA's own variable, in place of the number of cores
-    alone = not jax.distributed.is_initialized()  # else it is settled
-    if wanted := alone and (MICRO_BATCHES if deterministic else num_devices):
-        # Fails if JAX is in use already: then what there is must do, and is checked next.
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", wanted)
+        os.environ["NPROC"] = str(MICRO_BATCHES)  # XLA's own variable, replaces the number of cores
+    is_alone = not jax.distributed.is_initialized()
+    cpu_devices = MICRO_BATCHES if deterministic and is_alone else num_devices
+    if cpu_devices is not None:
+        with contextlib.suppress(RuntimeError):  # JAX is in use already; the number is checked below
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
     devices = runtime.devices()
+    own = processes.local(devices)
     if deterministic and num_devices is None and devices[0].platform == "cpu":
         num_devices = 1
-    own = processes.local(devices)
     if num_devices is not None and num_devices > len(own):
-        raise UsageError(f"--num-devices {num_devices}: JAX sees {len(own)} ({devices[0].platform})")
-    if jax.process_count() > 1:
-        fewest, *_, most = sorted(len(jax.local_devices(process)) for process in range(jax.process_count()))
-        if fewest < most:
-            raise UsageError(f"--distributed: one process has {fewest} devices, another {most}; all need as many")
-        if num_devices is not None and num_devices < len(own):
-            raise UsageError(f"--num-devices {num_devices}: with --distributed all {len(own)} of each process are used")
-        return devices
-    return devices[:num_devices]
+        raise UsageError(f"--num-devices {num_devices}, but JAX sees only {len(own)} ({devices[0].platform})")
+    if jax.process_count() == 1:
+        return devices[:num_devices]
+    fewest, *_, most = sorted(len(jax.local_devices(process)) for process in range(jax.process_count()))
+    if fewest < most:
+        raise UsageError(
+            f"--distributed: one process has {fewest} devices, another {most}: all must have the same number"
+        )
+    if num_devices is not None and num_devices < len(own):
+        raise UsageError(f"--num-devices {num_devices}: --distributed uses all {len(own)} devices of each process")
+    return devices
 
 
 def default_steps_per_call(devices: Sequence[jax.Device]) -> int:
-    """Steps in one call of the train step: many on an accelerator, where a step takes less time than its launch."""
+    """Steps in one call of the train step: many on an accelerator, where a launch takes longer than a step."""
     return 1 if devices[0].platform == "cpu" else 25
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """Puts a tree on every device of this process, without a stacked device axis."""
+    """Copies a tree to each of this process's devices, without a stacked device axis."""
     devices = processes.local(devices)
-    # The mesh axis must bear pmap's axis name, or the step compiles a second time for its own output.
+    # The mesh axis must have the name of pmap's axis, or the step compiles a second time for its own output.
     return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
 
 
 def shared(tree: PyTree) -> PyTree:
-    """Arrays that are the same in all processes, as what can be saved.
+    """Arrays that are equal in all processes, in the form that Orbax saves.
 
-    With one process NumPy arrays. With several arrays over the devices of all, of which each process then saves a part.
+    These are NumPy arrays in one process; in several processes arrays over all devices, of which each saves a part.
     """
     if jax.process_count() == 1:
         return jax.device_get(tree)

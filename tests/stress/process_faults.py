@@ -33,10 +33,11 @@ LIMIT = 30.0  # seconds in which all must be gone
 WORKER = """
 import sys
 import train
-from alexnet_jax import cli, datasets, evaluation
+from alexnet_jax import data
+from alexnet_jax.config import cli
 from alexnet_jax.data import shapes
 tiny = shapes.load(train=100, validation=30, test=70)
-datasets.load = evaluation.load = lambda config: tiny
+data.load = lambda config: tiny
 cli.run(train.main)
 """
 FLAGS = ("quickstart", "--batch-size", "16", "--log-every", "3")

@@ -25,7 +25,7 @@ SGD = (*FLAGS, "--optimizer", "sgd", "--log-every", "1", "--eval-every", "3")
 # Each process notes which images its devices get, in files that begin with {order}.
 NOTES = """
 import json
-from alexnet_jax.batches import Batches
+from alexnet_jax.data.batches import Batches
 of_devices = Batches.of_devices
 def noted(self, rows):
     part = of_devices(self, rows)
