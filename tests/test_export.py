@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,21 +12,17 @@ import jax.export
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_loop import make_config
 
 import alexnet_jax
 from alexnet_jax.errors import AlexNetError, UsageError
 from alexnet_jax.exchange import export
-from alexnet_jax.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def workdir(tiny, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    loop.train_and_evaluate(make_config(workdir, 1), tiny)
-    return workdir
+def workdir(small_run, tmp_path_factory):
+    return shutil.copytree(small_run, tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.mark.parametrize("form", ["safetensors", "stablehlo"])
@@ -88,70 +85,66 @@ def test_the_function_refuses_floats_and_says_what_it_takes(workdir, tiny, tmp_p
     np.testing.assert_allclose(exported.predict(near), exported.predict(images), atol=1e-6)
 
 
-def test_older_exports_take_float32(workdir, tiny, tmp_path):
-    """Their description does not say so."""
-    run = alexnet_jax.open_run(workdir)
-    (batch,) = jax.export.symbolic_shape("b")
-
-    @jax.jit
-    def mean(images):
-        return images.mean((1, 2))
-
-    function = jax.export.export(mean)(jax.ShapeDtypeStruct((batch, 32, 32, 3), np.float32))
-    (tmp_path / "x").write_bytes(function.serialize())
-    (tmp_path / "x.json").write_text(json.dumps({"class_names": run.class_names[:3], "image_shape": [32, 32, 3]}))
-    images = np.full((2, 32, 32, 3), 0.1)
-    np.testing.assert_allclose(export.load(tmp_path / "x").predict(images), 25.5, rtol=1e-6)
-
-
-def test_class_names_that_are_not_the_functions_are_refused(tmp_path):
-    path, description = tmp_path / "x", tmp_path / "x.json"
+@pytest.fixture
+def function(tmp_path):
+    """A file with an exported function of images [b, 4, 4, 3], and its description."""
 
     @jax.jit
     def mean(images):
         return images.mean((1, 2))
 
     shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 4, 4, 3), np.uint8)
-    path.write_bytes(jax.export.export(mean)(shape).serialize())
-    names = ["a", "b", "c"]
-    described = {"image_shape": [4, 4, 3], "class_names_sha256": sha256_of(names)}
-    description.write_text(json.dumps(described | {"class_names": names}))
+    data, names = bytes(jax.export.export(mean)(shape).serialize()), ["a", "b", "c"]
+    (tmp_path / "x").write_bytes(data)
+    described = {
+        "class_names": names, "image_shape": [4, 4, 3], "jax": jax.__version__, "exported": "2025-01-31",
+        "sha256": hashlib.sha256(data).hexdigest(), "class_names_sha256": sha256_of(names),
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(described))
+    return tmp_path / "x", described
+
+
+def complaint(path, described, **changes):
+    """What `load` says about a file with a changed description."""
+    export.description_path(path).write_text(json.dumps(described | changes))
+    with pytest.raises(AlexNetError) as error:
+        export.load(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_class_names_that_are_not_the_functions_are_refused(function):
+    path, described = function
     assert export.load(path).class_names == ("a", "b", "c")
-    for wrong in (["b", "a", "c"], ["a", "b"]):
-        description.write_text(json.dumps(described | {"class_names": wrong}))
-        with pytest.raises(AlexNetError, match=r"class_names in x\.json are not those that were exported"):
-            export.load(path)
-    for wrong in (names[:2], [*names, "d"]):  # of an older export, without a SHA-256
-        description.write_text(json.dumps({"image_shape": [4, 4, 3], "class_names": wrong}))
-        with pytest.raises(AlexNetError, match=rf"x\.json has {len(wrong)} class_names, the function 3 outputs"):
-            export.load(path)
+    for wrong in (["b", "a", "c"], ["a", "b"], ["a", "b", "c", "d"]):
+        expected = "class_names in x.json are not those that were exported"
+        assert expected in complaint(path, described, class_names=wrong)
 
 
-def test_an_expired_file_says_so(tmp_path, monkeypatch):
-    """JAX's own words, and what tells an old file from a damaged one where JAX does not."""
-    path, description = tmp_path / "x", tmp_path / "x.json"
+def test_a_description_must_be_complete(function):
+    path, described = function
+    for name in described:
+        rest = {key: value for key, value in described.items() if key != name}
+        assert f"x.json, which describes it, has no '{name}'" in complaint(path, rest)
 
-    @jax.jit
-    def mean(images):
-        return images.mean((1, 2))
 
-    shape = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 4, 4, 3), np.uint8)
-    data = bytes(jax.export.export(mean)(shape).serialize())
-
-    def complaint(wrote, data=data, of=None):
-        described = {"class_names": ["a"], "image_shape": [4, 4, 3], "jax": wrote, "exported": "2025-01-31"}
-        path.write_bytes(data)
-        description.write_text(json.dumps(described | {"sha256": hashlib.sha256(of or data).hexdigest()}))
-        with pytest.raises(AlexNetError) as error:
-            export.load(path)
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    damaged = bytearray(data)
+def test_a_damaged_function_is_not_taken_for_an_expired_one(function):
+    path, described = function
+    damaged = bytearray(path.read_bytes())
     at = damaged.index(b"StableHLO_v")
     damaged[at + 30 : at + 90] = bytes(60)
-    assert "not what alexnet_jax.exchange.export writes, or expired" in complaint("0.9.0", bytes(damaged), data)
-    assert "its SHA-256 differs" in complaint(jax.__version__, data, b"another")
+    path.write_bytes(damaged)
+    assert "its SHA-256 differs" in complaint(path, described)
+    assert "its SHA-256 differs" in complaint(path, described, jax="0.9.0")
+    digest = hashlib.sha256(damaged).hexdigest()
+    assert f"it can't be read (written by JAX {jax.__version__} on 2025-01-31" in complaint(
+        path, described, sha256=digest
+    )
+
+
+def test_an_expired_file_says_so(function, monkeypatch):
+    """In JAX's own words, or by the version of JAX that wrote it."""
+    path, described = function
 
     def older(_):
         raise ValueError("Exported being deserialized seems to be older than the 6-month backward-compatibility window")
@@ -161,15 +154,11 @@ def test_an_expired_file_says_so(tmp_path, monkeypatch):
 
     archive = "to archive a network use --format safetensors"
     monkeypatch.setattr(jax.export, "deserialize", older)
-    assert "x: it has expired (written by JAX 0.9.0 on 2025-01-31, can't be read" in complaint("0.9.0")
-    assert archive in complaint("0.9.0")
-    assert "it has expired" in complaint("0.9.0", data, b"another")
+    assert "x: it has expired (written by JAX 0.9.0 on 2025-01-31; JAX" in complaint(path, described, jax="0.9.0")
+    assert archive in complaint(path, described)
     monkeypatch.setattr(jax.export, "deserialize", other)
-    assert "it has expired" in complaint("0.9.0")
-    assert "it is from a newer JAX" in complaint("99.1")
-    description.write_text('{"class_names": ["a"], "image_shape": [4, 4, 3]}')  # of an older export: without a version
-    with pytest.raises(AlexNetError, match=f"or expired .*unknown version.*{archive}"):
-        export.load(path)
+    assert "it has expired" in complaint(path, described, jax="0.9.0")
+    assert "it is from a newer JAX" in complaint(path, described, jax="99.1")
 
 
 def test_any_framework_finds_the_weights(workdir, tmp_path):
@@ -180,13 +169,16 @@ def test_any_framework_finds_the_weights(workdir, tmp_path):
 
 
 def rewritten(path, change):
-    """An exported file, changed by `change(arrays, metadata)`; without a SHA-256, as older ones are."""
+    """An exported file, changed by `change(arrays, metadata)`, with the SHA-256 of its new contents."""
     data = path.read_bytes()
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    metadata.pop("sha256", None)
     arrays = safetensors.numpy.load(data)
+    del metadata["sha256"]
     change(arrays, metadata)
-    path.write_bytes(safetensors.numpy.save(arrays, metadata))
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode() + array.tobytes())
+    path.write_bytes(safetensors.numpy.save(arrays, metadata | {"sha256": digest.hexdigest()}))
     return path
 
 
@@ -205,18 +197,21 @@ def with_nan_in_the_basis(arrays, metadata):
         (lambda a, _: a["conv1/kernel"].__setitem__(0, np.nan), "conv1/kernel holds Inf or NaN"),
         (lambda a, _: a.update({"extra": a["conv1/bias"]}), "it has extra, which would not be used"),
         (lambda a, _: a.pop("fc1/bias"), "fc1/bias is missing"),
-        (lambda a, _: a.pop("mean_image"), r"mean_image is float64\[0\], floats \[32, 32, 3\] are needed"),
-        (lambda a, _: a.update({"fc1/kernel": a["fc1/kernel"].T.copy()}), r"fc1/kernel is float32\[.*are needed"),
-        (lambda a, _: a.update({"conv1/bias": a["conv1/bias"].astype(np.int32)}), r"conv1/bias is int32\[48\], floats"),
+        (lambda a, _: a.pop("mean_image"), r"mean_image is float64\[0\], but must be floats \[32, 32, 3\]"),
+        (lambda a, _: a.update({"fc1/kernel": a["fc1/kernel"].T.copy()}), r"fc1/kernel is float32\[.*but must be"),
+        (
+            lambda a, _: a.update({"conv1/bias": a["conv1/bias"].astype(np.int32)}),
+            r"conv1/bias is int32\[48\], but must be floats",
+        ),
         (lambda a, _: a.update({"mean_image": np.zeros((1, 1, 3), np.float32)}), r"mean_image is float32\[1, 1, 3\]"),
-        (without_a_class, r"logits/.* is float32\[.*10\], floats \[.*9\] are needed"),
+        (without_a_class, r"logits/.* is float32\[.*10\], but must be floats \[.*9\]"),
         (with_nan_in_the_basis, "pca_basis mean holds Inf or NaN"),
-        (lambda _, m: m.pop("config"), r"alexnet_jax\.weights\.load_weights reads torchvision's"),
+        (lambda _, m: m.pop("config"), r"alexnet_jax\.exchange\.weights\.load_weights reads torchvision's"),
     ],
 )
 def test_safetensors_that_do_not_fit_are_refused(workdir, tmp_path, change, expected):
     path = export.save(export.ExportConfig(workdir, out=tmp_path / "x"))
-    with pytest.raises(AlexNetError, match=f"x: not what alexnet_jax.exchange.export writes .*{expected}") as error:
+    with pytest.raises(AlexNetError, match=f"x: can't be loaded as an exported network .*{expected}") as error:
         export.load(rewritten(path, change))
     assert "\n" not in str(error.value)
 
@@ -230,12 +225,12 @@ def test_a_flipped_bit_in_safetensors_is_found(workdir, tmp_path):
         with pytest.raises(AlexNetError, match="its SHA-256 differs"):
             export.load(path)
     path.write_bytes(data)
-    export.load(rewritten(path, lambda *_: None))  # an older file
+    export.load(rewritten(path, lambda *_: None))
 
 
 def test_nothing_is_overwritten_and_nonsense_is_refused(workdir, tmp_path):
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(UsageError, match="mine is there already"):
+    with pytest.raises(UsageError, match="mine exists already"):
         export.save(export.ExportConfig(workdir, out=tmp_path / "mine"))
     assert (tmp_path / "mine").read_text() == "precious"
     with pytest.raises(AlexNetError, match=r"no: can't be read \(No such file"):
@@ -249,7 +244,7 @@ def test_nothing_is_overwritten_and_nonsense_is_refused(workdir, tmp_path):
     for data in (b"", b"x" * 100, b"\x02" + b"\x00" * 7 + b"{}"):
         (tmp_path / "x").write_bytes(data)
         (tmp_path / "x.json").write_text('{"class_names": [], "image_shape": []}')
-        with pytest.raises(AlexNetError, match=r"x: not what alexnet_jax\.export writes"):
+        with pytest.raises(AlexNetError, match="x: can't be loaded as an exported network"):
             export.load(tmp_path / "x")
 
 

@@ -1,31 +1,35 @@
-"""Takes a trained network elsewhere: `python -m alexnet_jax.exchange.export RUN --format safetensors|stablehlo`.
+"""Exports a trained network: `python -m alexnet_jax.exchange.export RUN --format safetensors|stablehlo`.
 
-`safetensors`: the weights, which any framework reads, with what describes them as metadata. It does not expire: this is
-the form to archive.
-`stablehlo`: the whole prediction with its weights as a function of JAX's that needs no code of ours, for any batch
+`safetensors`: the weights, which any framework can read, with a description of the network as metadata. It does not
+expire: use it to archive a network.
+`stablehlo`: the whole prediction, weights included, as a JAX function that needs no code of this package, for any batch
 size, on CPUs and GPUs: `jax.export.deserialize(bytearray(open(file, "rb").read())).call(images)`. `images` is uint8
 [b, H, W, 3], RGB, grey levels 0..255; JAX refuses any other dtype. The result is float32 [b, classes], probabilities.
-FILE.json says the same, and the classes' names. It expires: JAX promises to read such a file for six months.
+FILE.json describes this and names the classes. It expires: JAX promises to read such a file for six months.
 """
 
 import dataclasses
 import datetime
 import hashlib
 import json
-import operator
 import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from alexnet_jax.config import cli
 from alexnet_jax.config.checks import validate
 from alexnet_jax.config.types import Path
-from alexnet_jax.errors import AlexNetError, UsageError
-from alexnet_jax.files import expanded
+from alexnet_jax.errors import AlexNetError, UsageError, reason
+from alexnet_jax.files import expanded, to_bytes, write_atomically
+
+if TYPE_CHECKING:
+    from alexnet_jax.inspection.run import Run
+
+# JAX and what needs it is imported in the functions: `--help` should not wait for it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,48 +40,62 @@ class ExportConfig:
     """Folder of the run, train.py's --workdir."""
     format: Literal["safetensors", "stablehlo"] = "safetensors"
     """`safetensors`: weights, also for an archive; `stablehlo`: a function from uint8 images (RGB, grey levels 0..255)
-    to probabilities, with its weights, which JAX reads for six months."""
+    to probabilities, weights included, which JAX can read for six months."""
     out: Path | None = None
     """File to write. Unset: RUN/export/model.FORMAT."""
     checkpoint: str = "last"
     """`last`, `best` (highest validation accuracy) or a step."""
 
 
-def to_safetensors(run: Any) -> bytes:
-    """The weights of a `Run`: arrays `conv1/kernel` .., and the metadata that `load` needs, as JSON."""
+def save(config: ExportConfig) -> pathlib.Path:
+    """Exports a run; returns the file.
+
+    Raises:
+      UsageError: the file exists already.
+      AlexNetError: the run can't be read, or the file can't be written.
+    """
+    from alexnet_jax.inspection.run import open_run
+
+    out = config.out or config.run / "export" / f"model.{config.format}"
+    for path in (out, description_path(out)):
+        if path.exists():
+            raise UsageError(f"--out {path} exists already: choose another file")
+    run = open_run(config.run, config.checkpoint)
+    if config.format == "safetensors":
+        data = to_safetensors(run)
+    else:
+        data = to_stablehlo(run)
+        write_atomically(description_path(out), to_bytes(_description(run, data)))
+    write_atomically(out, data)
+    return out
+
+
+def description_path(function: pathlib.Path) -> pathlib.Path:
+    """The JSON file beside an exported function."""
+    return function.with_name(function.name + ".json")
+
+
+def to_safetensors(run: "Run") -> bytes:
+    """The weights of a run: arrays `conv1/kernel` .., `mean_image`, and the metadata that `load` needs, as JSON."""
     import safetensors.numpy
 
     from alexnet_jax.config.saved import to_json
 
-    statistics = {name: array.tolist() for name, array in vars(run.statistics.basis).items()}
+    basis = {name: array.tolist() for name, array in vars(run.statistics.basis).items()}
     metadata = {
         "config": json.dumps(to_json(run.config)),
         "dataset": json.dumps(dataclasses.asdict(run.dataset)),
-        "pca_basis": json.dumps(statistics),
+        "pca_basis": json.dumps(basis),
         "step": str(run.step),
     }
     arrays = _flat(run.params) | {"mean_image": run.statistics.mean_image}
-    return safetensors.numpy.save(arrays, metadata | {"sha256": _sha256(arrays, metadata)})
+    return safetensors.numpy.save(arrays, metadata | {"sha256": _sha256_of_arrays(arrays, metadata)})
 
 
-def _flat(params: Any) -> dict[str, Any]:
-    return {f"{layer}/{name}": array for layer, arrays in params.items() for name, array in arrays.items()}
+def to_stablehlo(run: "Run") -> bytes:
+    """A serialized function of a run: images, uint8 [b, H, W, 3], RGB, 0..255 -> probabilities, float32 [b, classes].
 
-
-def _sha256(arrays: dict[str, Any], metadata: dict[str, str]) -> str:
-    """SHA-256 of all that a safetensors file holds, in an order that does not depend on the file's."""
-    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def to_stablehlo(run: Any) -> bytes:
-    """A serialized function of a `Run`: RGB grey levels (0..255), uint8 [b, H, W, 3] -> probabilities [b, classes].
-
-    Floats are refused by JAX when it is called, so images in [0, 1] are not taken for black ones. It says nothing of
-    the classes' names; `save` writes them, and what else a caller needs to know, into a file beside it.
+    JAX refuses floats when it is called, so images in [0, 1] are not taken for black ones.
     """
     import jax
     import jax.numpy as jnp
@@ -85,7 +103,7 @@ def to_stablehlo(run: Any) -> bytes:
 
     from alexnet_jax.network import build
 
-    network = dataclasses.replace(run.config.network, convolution="direct")  # the same for all platforms
+    network = dataclasses.replace(run.config.network, convolution="direct")  # runs on all platforms
     model, preprocessing = build.from_config(network, len(run.class_names)), run.preprocessing
 
     def predict(images: jax.Array) -> jax.Array:
@@ -97,31 +115,8 @@ def to_stablehlo(run: Any) -> bytes:
     return bytes(export.export(jax.jit(predict), platforms=("cpu", "cuda"))(images).serialize())
 
 
-def save(config: ExportConfig) -> pathlib.Path:
-    """Exports a run; returns the file.
-
-    Raises:
-      UsageError: the file is there already.
-      AlexNetError: the run can't be read, or the file not written.
-    """
-    from alexnet_jax.files import to_bytes, write_atomically
-    from alexnet_jax.inspection.run import open_run
-
-    out = config.out or config.run / "export" / f"model.{config.format}"
-    names = out.with_name(out.name + ".json")
-    for path in (out, names):
-        if path.exists():
-            raise UsageError(f"--out {path} is there already: choose another file")
-    run = open_run(config.run, config.checkpoint)
-    data = to_stablehlo(run) if config.format == "stablehlo" else to_safetensors(run)
-    if config.format == "stablehlo":
-        write_atomically(names, to_bytes(_description(run, data)))
-    write_atomically(out, data)
-    return out
-
-
-def _description(run: Any, function: bytes) -> dict[str, Any]:
-    """What a caller of the exported function needs to know, and what tells a damaged file from an expired one."""
+def _description(run: "Run", function: bytes) -> dict[str, Any]:
+    """What a caller of the exported function needs to know, and hashes that tell a damaged file from an expired one."""
     from alexnet_jax.runs.folder import versions
 
     shape = list(run.dataset.image_shape)
@@ -148,19 +143,32 @@ def _description(run: Any, function: bytes) -> dict[str, Any]:
     }
 
 
+def _flat(params: Any) -> dict[str, Any]:
+    return {f"{layer}/{name}": array for layer, arrays in params.items() for name, array in arrays.items()}
+
+
+def _sha256_of_arrays(arrays: dict[str, Any], metadata: dict[str, str]) -> str:
+    """SHA-256 of everything in a safetensors file, whatever the order of its entries."""
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 def _sha256_of_names(names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Exported:
-    """A network that was exported.
+    """An exported network.
 
     Attributes:
       class_names: name of each class.
-      image_shape: (H, W, 3) of the images it takes.
-      predict: class probabilities, float32 [N, classes], of images as `Run.predict` takes them. A stablehlo file takes
-        uint8: float images in [0, 1] are rounded to its 256 grey levels.
+      image_shape: (H, W, 3) of the images that it takes.
+      predict: class probabilities, float32 [N, classes], of images as `Run.predict` takes them. A stablehlo file rounds
+        float images in [0, 1] to 256 grey levels.
     """
 
     class_names: tuple[str, ...]
@@ -169,7 +177,7 @@ class Exported:
 
 
 def load(path: str | os.PathLike[str]) -> Exported:
-    """Opens a file that `save` has written; its contents tell the format.
+    """Opens a file that `save` has written, in either format.
 
     Raises:
       AlexNetError: it can't be read, has expired, or is something else.
@@ -180,16 +188,14 @@ def load(path: str | os.PathLike[str]) -> Exported:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise AlexNetError(f"{path}: can't be read ({error.strerror or error})") from error
+        raise AlexNetError(f"{path}: can't be read ({reason(error)})") from error
     try:
         refuse_other_files(data)
-        if data[8:9] == b"{":
-            return _load_safetensors(data)
-        return _load_stablehlo(path, data)
+        return _load_safetensors(data) if data[8:9] == b"{" else _load_stablehlo(path, data)
     except AlexNetError:
         raise
-    except Exception as error:  # a damaged file makes errors of many kinds
-        raise AlexNetError(f"{path}: not what alexnet_jax.exchange.export writes ({_reason(error)})") from error
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise AlexNetError(f"{path}: can't be loaded as an exported network ({reason(error)})") from error
 
 
 def _load_safetensors(data: bytes) -> Exported:
@@ -208,8 +214,7 @@ def _load_safetensors(data: bytes) -> Exported:
             "it does not describe its network; alexnet_jax.exchange.weights.load_weights reads torchvision's"
         )
     arrays = safetensors.numpy.load(data)
-    digest = metadata.pop("sha256", None)  # older files have none
-    if digest not in (None, _sha256(arrays, metadata)):
+    if metadata.pop("sha256", None) != _sha256_of_arrays(arrays, metadata):
         raise ValueError("it is damaged or was changed: its SHA-256 differs; export the run again")
     basis = {name: np.array(value) for name, value in json.loads(metadata["pca_basis"]).items()}
     dataset = pydantic.TypeAdapter(DatasetInfo).validate_python(json.loads(metadata["dataset"]))
@@ -224,7 +229,7 @@ def _load_safetensors(data: bytes) -> Exported:
     return Exported(dataset.class_names, dataset.image_shape, run.predict)
 
 
-def _check_arrays(run: Any, found: dict[str, Any]) -> None:
+def _check_arrays(run: "Run", found: dict[str, Any]) -> None:
     """Raises ValueError unless the arrays are finite floats of the shapes that the network, classes and images need."""
     import jax
     import jax.numpy as jnp
@@ -232,7 +237,7 @@ def _check_arrays(run: Any, found: dict[str, Any]) -> None:
 
     def check(name: str, array: Any, shape: tuple[int, ...]) -> None:
         if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, floats {list(shape)} are needed")
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, but must be floats {list(shape)}")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds Inf or NaN")
 
@@ -257,74 +262,52 @@ def _load_stablehlo(path: pathlib.Path, data: bytes) -> Exported:
 
     from alexnet_jax.inspection.run import in_parts, to_grey_levels
 
+    description = description_path(path)
     try:
-        described = json.loads(path.with_name(path.name + ".json").read_bytes())
+        described = json.loads(description.read_bytes())
+        names, shape = tuple(described["class_names"]), tuple(described["image_shape"])
+        digests = described["sha256"], described["class_names_sha256"]
+        wrote, exported = described["jax"], described["exported"]
     except OSError as error:
-        raise ValueError(f"{path.name}.json, which describes it, can't be read: {error.strerror or error}") from error
-    names, shape = tuple(described["class_names"]), tuple(described["image_shape"])
-    intact = described.get("sha256") == hashlib.sha256(data).hexdigest()
+        raise ValueError(f"{description.name}, which describes it, can't be read: {reason(error)}") from error
+    except KeyError as error:
+        raise ValueError(f"{description.name}, which describes it, has no {error}") from error
+    if digests[0] != hashlib.sha256(data).hexdigest():
+        raise ValueError(f"its SHA-256 differs from that in {description.name}: it is damaged, or of another export")
+    if digests[1] != _sha256_of_names(names):
+        raise ValueError(f"class_names in {description.name} are not those that were exported: their SHA-256 differs")
     try:
         function = export.deserialize(bytearray(data))
-        (images,), (probabilities,) = function.in_avals, function.out_avals
-        # Lowered here, so that load reports a file that this JAX cannot read, not the first predict.
-        jax.jit(function.call).lower(jax.ShapeDtypeStruct((1, *shape), images.dtype))
+        # Lowered here, so that `load` fails for a file that this JAX can't read, not the first `predict`.
+        jax.jit(function.call).lower(jax.ShapeDtypeStruct((1, *shape), np.uint8))
     except Exception as error:
-        raise AlexNetError(f"{path}: {_unreadable(error, described, intact)}") from error
-    if not intact and "sha256" in described:
-        raise ValueError(f"{path.name}.json is of another file, or this one is damaged: its SHA-256 differs")
-    if described.get("class_names_sha256", _sha256_of_names(names)) != _sha256_of_names(names):
-        raise ValueError(f"class_names in {path.name}.json are not those that were exported: their SHA-256 differs")
-    if len(names) != probabilities.shape[-1]:
-        raise ValueError(
-            f"{path.name}.json has {len(names)} class_names, the function {probabilities.shape[-1]} outputs"
-        )
-    whole_levels = np.issubdtype(images.dtype, np.integer)  # older exports take float32
+        if "compatibility window" in str(error) or _numbers(wrote) < _numbers(jax.__version__):
+            state = "it has expired"
+        else:
+            state = "it is from a newer JAX" if _numbers(wrote) > _numbers(jax.__version__) else "it can't be read"
+        raise AlexNetError(
+            f"{path}: {state} (written by JAX {wrote} on {exported}; JAX {jax.__version__} says: {reason(error)}). JAX "
+            "promises to read such files for six months: export the run again; to archive a network use --format "
+            "safetensors"
+        ) from error
 
-    def predict(images_: Any) -> Any:
-        grey = to_grey_levels(images_, shape)
-        return in_parts(
-            lambda part: function.call((np.rint(part) if whole_levels else part).astype(images.dtype)), grey
-        )
+    def predict(images: Any) -> Any:
+        return in_parts(lambda part: function.call(np.rint(part).astype(np.uint8)), to_grey_levels(images, shape))
 
     return Exported(names, shape, predict)
 
 
-def _unreadable(error: Exception, described: dict[str, Any], intact: bool) -> str:
-    """Why JAX can't read a function: its age, if that can be told."""
-    import jax
-
-    wrote, here = described.get("jax"), jax.__version__
-    older, newer = (wrote and order(_version(wrote), _version(here)) for order in (operator.lt, operator.gt))
-    if "compatibility window" in str(error) or (intact and older):
-        state = "it has expired"
-    else:
-        state = (
-            "it is from a newer JAX" if intact and newer else "not what alexnet_jax.exchange.export writes, or expired"
-        )
-    by = f"written by JAX {wrote} on {described.get('exported')}, " if wrote else ""
-    return (
-        f"{state} ({by}can't be read by JAX {here}: {_reason(error)}). JAX promises to read such files for six months: "
-        "export the run again; to archive a network use --format safetensors"
-    )
-
-
-def _version(text: str) -> list[int]:
-    return [int(number) for number in re.findall("[0-9]+", text)]
-
-
-def _reason(error: Exception) -> str:
-    from alexnet_jax.errors import shown
-
-    return shown(" ".join(str(error).split()) or type(error).__name__, 200)
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall("[0-9]+", version)]
 
 
 def main(args: Sequence[str]) -> None:
-    """Parses the flags, exports."""
+    """Parses the flags and exports."""
     config = validate(cli.parse(ExportConfig, args, "export", ExportConfig.__doc__ or ""))
     cli.check_checkpoint(config.checkpoint)
     from alexnet_jax import runtime
 
-    runtime.devices()  # before a checkpoint is read: an error there is not the checkpoint's
+    runtime.devices()  # before the checkpoint is read, so that an error of JAX is not reported as the checkpoint's
     out = save(config)
     print(f"{out}: use it with alexnet_jax.exchange.export.load")
     if config.format == "stablehlo":
