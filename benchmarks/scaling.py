@@ -208,10 +208,10 @@ def tables(results: dict[str, Any]) -> str:
     lines = [
         "| coefficient | value |",
         "| --- | --- |",
-        f"| a, once a step | {1e3 * once:.1f} ms |",
-        *(f"| b, an image of {name} | {1e3 * b:.2f} ms |" for name, b in zip(names, images, strict=True)),
-        f"| c, a device | {1e3 * launch:.1f} ms |",
-        f"| d, a million parameters on a device | {1e9 * parameter:.2f} ms |",
+        f"| a, per step | {1e3 * once:.1f} ms |",
+        *(f"| b, per image of {name} | {1e3 * b:.2f} ms |" for name, b in zip(names, images, strict=True)),
+        f"| c, per device | {1e3 * launch:.1f} ms |",
+        f"| d, per million parameters on a device | {1e9 * parameter:.2f} ms |",
         "",
         f"Left out in turn, {len(cells)} cells: relative errors of {np.median(np.abs(errors)):.0%} (median) and "
         f"{np.abs(errors).max():.0%} (largest).",
