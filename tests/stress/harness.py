@@ -417,7 +417,7 @@ def _child(trial: dict[str, Any], pipe: int, shim: ctypes.CDLL) -> None:
         sys.argv = ["train.py", *RECIPE.split(), "--workdir", str(workdir), *trial["flags"]]
         cli.run(train.main)
     elif job == "evaluate":
-        from alexnet_jax.inspection import main as evaluation
+        import eval as evaluation
 
         sys.argv = ["eval.py", str(workdir), *trial["flags"]]
         cli.run(evaluation.main)
