@@ -22,8 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from alexnet_jax.config import cli
-from alexnet_jax.config.checks import validate
-from alexnet_jax.config.types import Path
+from alexnet_jax.config.types import Checkpoint, Path
 from alexnet_jax.errors import AlexNetError, UsageError
 from alexnet_jax.files import expanded
 
@@ -39,7 +38,7 @@ class ExportConfig:
     to probabilities, with its weights, which JAX reads for six months."""
     out: Path | None = None
     """File to write. Unset: RUN/export/model.FORMAT."""
-    checkpoint: str = "last"
+    checkpoint: Checkpoint = "last"
     """`last`, `best` (highest validation accuracy) or a step."""
 
 
@@ -47,7 +46,7 @@ def to_safetensors(run: Any) -> bytes:
     """The weights of a `Run`: arrays `conv1/kernel` .., and the metadata that `load` needs, as JSON."""
     import safetensors.numpy
 
-    from alexnet_jax.config.saved import to_json
+    from alexnet_jax.config.config_json import to_json
 
     statistics = {name: array.tolist() for name, array in vars(run.statistics.basis).items()}
     metadata = {
@@ -197,7 +196,7 @@ def _load_safetensors(data: bytes) -> Exported:
     import pydantic
     import safetensors.numpy
 
-    from alexnet_jax.config.saved import from_json
+    from alexnet_jax.config.config_json import from_json
     from alexnet_jax.data.statistics import PcaBasis, Statistics
     from alexnet_jax.inspection.run import Run
     from alexnet_jax.runs.folder import DatasetInfo, RunFolder
@@ -320,8 +319,7 @@ def _reason(error: Exception) -> str:
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags, exports."""
-    config = validate(cli.parse(ExportConfig, args, "export", ExportConfig.__doc__ or ""))
-    cli.check_checkpoint(config.checkpoint)
+    config = cli.parse(ExportConfig, args, "export")
     from alexnet_jax import runtime
 
     runtime.devices()  # before a checkpoint is read: an error there is not the checkpoint's
