@@ -170,7 +170,7 @@ def test_an_abort_for_another_reason_is_shown_and_is_one():
         ),
         (
             ["--distributed", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"],
-            "--process-id 2: with --num-processes 2 it is less",
+            "--process-id 2 must be less than --num-processes 2",
         ),
     ],
 )

@@ -113,7 +113,9 @@ def _check_optimizer(optimizer: OptimizerConfig, epochs: int) -> None:
     if optimizer.optimizer == "adam" and (optimizer.nesterov or optimizer.layer_decays):
         raise UsageError("--nesterov and --layer-decays are for --optimizer sgd and muon")
     if list(optimizer.drop_epochs) != sorted(set(optimizer.drop_epochs)):
-        raise UsageError(f"--drop-epochs {shown(' '.join(map(str, optimizer.drop_epochs)))}: each must be later")
+        raise UsageError(
+            f"--drop-epochs {shown(' '.join(map(str, optimizer.drop_epochs)))}: each must be later than the one before"
+        )
     if optimizer.rate_schedule == "cosine" and (optimizer.drop_epochs or optimizer.plateau_patience):
         raise UsageError("--drop-epochs and --plateau-patience are for --rate-schedule drops")
     if optimizer.warmup_epochs and optimizer.rate_schedule != "cosine":
