@@ -1,6 +1,6 @@
 """Every value and combination of settings that is refused.
 
-`validated` checks what the settings say by themselves, for flags and for config.json alike. `check_training` and
+`from_settings` checks what the settings say by themselves, for flags and for config.json alike. `check_training` and
 `check_views` check what also depends on the data, the devices or a run, before anything is computed or written.
 """
 
@@ -26,6 +26,7 @@ from alexnet_jax.errors import UsageError, shown
 
 MICRO_BATCHES = 8  # --deterministic divides every batch into so many parts, whose gradients are added in a fixed order
 
+# Layers by network, for --layer-decays. Every network that is not in CONVNETS has those of ALEXNET.
 CONVNETS = {
     "convnet-18pct": ("conv1", "conv2", "conv3", "logits"),
     "convnet-11pct": ("conv1", "conv2", "local3", "local4", "logits"),
@@ -33,7 +34,7 @@ CONVNETS = {
 ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
 
 
-def validated(config_type: type[C], settings: Mapping[str, Any], context: str | None = None) -> C:
+def from_settings(config_type: type[C], settings: Mapping[str, Any], context: str | None = None) -> C:
     """The configuration of these settings, by their flat names, after checking types, ranges and combinations.
 
     Raises:
@@ -58,8 +59,8 @@ def validated(config_type: type[C], settings: Mapping[str, Any], context: str | 
 
 
 def validate(config: C) -> C:
-    """`validated` of a configuration as it was made from flags: expands `~` in its paths."""
-    return validated(type(config), flat_items(config), FROM_FLAGS)
+    """`from_settings` of a configuration as it was made from flags: expands `~` in its paths."""
+    return from_settings(type(config), flat_items(config), FROM_FLAGS)
 
 
 def _nested(config_type: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,9 +34,9 @@ def parse(config_type: type[C], args: Sequence[str], prog: str, description: str
     if wanted := {"-h", "--help", "--help-all"} & set(args):
         print(help_text(prog, description, config_type, default, everything="--help-all" in wanted))
         raise SystemExit(0)
-    complaint = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(printed):
             config, unknown = tyro.cli(
                 config_type,
                 args=args,
@@ -47,7 +47,7 @@ def parse(config_type: type[C], args: Sequence[str], prog: str, description: str
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(_one_line(complaint.getvalue())) from None
+        raise UsageError(_message(printed.getvalue())) from None
     except (AssertionError, OSError) as error:  # of --tyro-write-completion, tyro's own flag
         raise UsageError(f"{shown(args[0])}: {shown(str(error), 300)}") from None
     if unknown:
@@ -102,12 +102,12 @@ def _exit_code(main: Callable[[Sequence[str]], None], prog: str) -> int:
             print(f"{prog}: {stop}", file=sys.stderr)
             return stop.exit_code
         for number in signals.handled():
-            signal.signal(number, signal.SIG_IGN)  # a second one would change the code
+            signal.signal(number, signal.SIG_IGN)  # a second signal would change the exit code
         print(f"{prog}: {stop}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(stop.exit_code)
     except Exception as error:
-        # A shortage may come as an error about what was read when memory ran out.
+        # Running out of memory can surface as an error about whatever was being read.
         error = memory_shortage(error) or error
         if not isinstance(error, AlexNetError | OSError):  # OSError: a disk that fills up or goes away
             raise
@@ -117,16 +117,16 @@ def _exit_code(main: Callable[[Sequence[str]], None], prog: str) -> int:
 
 
 def is_interactive() -> bool:
-    """Whether the interpreter goes on after the program: in IPython, a notebook, or `python -i`."""
+    """Whether the interpreter outlives the program: in IPython, a notebook, or `python -i`."""
     return hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
-def _one_line(complaint: str) -> str:
-    """The message in a complaint of tyro, without its title and the help that follows.
+def _message(printed: str) -> str:
+    """The message in tyro's error text, without its title and the help that follows.
 
-    Tyro draws rules around the parts, in colours on a terminal, and a box where the output is UTF-8.
+    Tyro draws rules between the parts, in colour on a terminal, and a box around them where the output is UTF-8.
     """
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     _, *lines = [line.strip("│╭╮╰╯ ") for line in plain.strip().splitlines()] or [""]
     text = "\n".join(lines).lstrip("-\n")
     message = re.split(r"\n[─-]+\n(?=Argument helptext|For full helptext)", text)[0]

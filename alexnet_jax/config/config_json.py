@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from alexnet_jax.config.checks import validated
+from alexnet_jax.config.checks import from_settings
 from alexnet_jax.config.flags import fields, flat_items, marked
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.config.types import Mark
@@ -31,7 +31,7 @@ def from_json(settings: Mapping[str, Any]) -> TrainConfig:
     for name in settings:
         if name not in names:
             raise UsageError(f"unknown setting '{shown(name)}'")
-    return validated(TrainConfig, settings)
+    return from_settings(TrainConfig, settings)
 
 
 def differing_settings(old: TrainConfig, new: TrainConfig) -> list[str]:

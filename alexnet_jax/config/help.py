@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import textwrap
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
@@ -18,14 +18,7 @@ from alexnet_jax.config.types import Mark
 POSITIONAL, SUPPRESSED = (get_args(marker)[1] for marker in (tyro.conf.Positional[int], tyro.conf.Suppress[int]))
 UNSET = {int: "INT", float: "FLOAT", str: "TEXT", pathlib.Path: "PATH"}
 
-Rows = list[tuple[str, str]]
-
-
-class Section(NamedTuple):
-    """The flags of one configuration class: (flag with its default, help text) of each."""
-
-    title: str
-    rows: Rows
+Row = tuple[str, str]  # a flag with its default; its help text
 
 
 def help_text(prog: str, description: str, config_type: Any, default: Any, everything: bool) -> str:
@@ -39,18 +32,18 @@ def help_text(prog: str, description: str, config_type: Any, default: Any, every
       everything: whether to list flags marked as rare, and print more than the first paragraphs of docstrings.
     """
     sections = _sections("flags, with their defaults", config_type, default, everything)
-    rows = [row for section in sections for row in section.rows]
+    rows = [row for _, section in sections for row in section]
     usage = [prog, *(name for name, _ in rows if not name.startswith("--")), "[FLAGS]"]
     if not everything:
-        sections = [Section(sections[0].title, rows)]
+        sections = [(sections[0][0], rows)]
     parts = [f"usage: {' '.join(usage)}", description or inspect.getdoc(config_type) or ""]
-    parts += [f"{section.title}:\n{table(section.rows, 26)}" for section in sections if section.rows]
+    parts += [f"{title}:\n{table(section, 26)}" for title, section in sections if section]
     if not everything and marked(config_type, Mark.RARE):
         parts.append("--help-all lists all flags.")
     return "\n\n".join(parts)
 
 
-def table(rows: Iterable[tuple[str, str]], column: int) -> str:
+def table(rows: Iterable[Row], column: int) -> str:
     """Names, and texts from `column` on, wrapped at the width of the terminal."""
     width, margin = max(shutil.get_terminal_size().columns, 2 * column), " " * column
     lines = []
@@ -64,24 +57,27 @@ def table(rows: Iterable[tuple[str, str]], column: int) -> str:
     return "\n".join(lines)
 
 
-def _sections(title: str, config_type: Any, default: Any, everything: bool) -> list[Section]:
+def _sections(title: str, config_type: Any, default: Any, everything: bool) -> list[tuple[str, list[Row]]]:
+    """The flags of a class, and below them those of the classes of its fields, each with a title."""
     docstrings = _docstrings(config_type)
-    own, nested = Section(title, []), []
+    rows: list[Row] = []
+    nested = []
     for field in dataclasses.fields(config_type):
         value = field.default if default is None else getattr(default, field.name)
         if dataclasses.is_dataclass(field.type):
-            title = f"{field.name} ({inspect.getdoc(field.type)})".replace(".)", ")")
-            nested += _sections(title, field.type, value, everything)
+            about = (inspect.getdoc(field.type) or "").removesuffix(".")
+            nested += _sections(f"{field.name} ({about})", field.type, value, everything)
         elif SUPPRESSED not in get_args(field.type) and (everything or Mark.RARE not in marks(field)):
-            first, *others = docstrings.get(field.name, "").split("\n\n")
-            own.rows.append(_row(field, value, first, others if everything else []))
-    return [own, *nested]
+            summary, *details = docstrings.get(field.name, "").split("\n\n")
+            rows.append(_row(field, value, summary, details if everything else []))
+    return [(title, rows), *nested]
 
 
-def _row(field: dataclasses.Field[Any], value: Any, summary: str, details: list[str]) -> tuple[str, str]:
+def _row(field: dataclasses.Field[Any], value: Any, summary: str, details: list[str]) -> Row:
     kind = _kind(field.type)
-    if get_origin(kind) is Literal and not all(str(choice) in summary for choice in get_args(kind)):
-        summary = f"{summary.removesuffix('.')}: {', '.join(map(str, get_args(kind)))}."
+    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    if not all(choice in summary for choice in choices):
+        summary = f"{summary.removesuffix('.')}: {', '.join(choices)}."
     if POSITIONAL in get_args(field.type):
         name = field.name.upper() if value is dataclasses.MISSING else f"[{field.name.upper()} ...]"
     elif kind is bool:
@@ -114,7 +110,7 @@ def _unset(annotation: Any) -> str:
     arguments = get_args(annotation)
     match get_origin(annotation):
         case None:
-            return UNSET[annotation]
+            return UNSET.get(annotation, "VALUE")
         case origin if origin is Literal:
             return "NAME"
         case origin if origin is tuple:
