@@ -12,7 +12,7 @@ from typing import Any
 
 import pydantic
 
-from alexnet_jax.config.flags import C, fields, flag, flat_items
+from alexnet_jax.config.flags import C, argument, fields, flag, flat_items
 from alexnet_jax.config.settings import (
     AugmentationConfig,
     EvalConfig,
@@ -44,13 +44,11 @@ def from_settings(config_type: type[C], settings: Mapping[str, Any], context: st
         config = pydantic.TypeAdapter(config_type).validate_python(_nested(config_type, settings), context=context)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        names = {field.name for field in fields(config_type)}
+        arguments = {field.name: argument(field) for field in fields(config_type)}
         # The innermost name: the path may begin with the class's, and `optimizer` is a class and a setting in it.
-        name = [part for part in first["loc"] if part in names][-1]
+        name = [arguments[part] for part in first["loc"] if part in arguments][-1]
         reason = first["msg"].removeprefix("Value error, ")
-        raise UsageError(
-            f"{flag(str(name))} {shown(first['input']) or repr('')}: {reason[0].lower()}{reason[1:]}"
-        ) from None
+        raise UsageError(f"{name} {shown(first['input']) or repr('')}: {reason[0].lower()}{reason[1:]}") from None
     if isinstance(config, TrainConfig):
         _check_train(config)
     if isinstance(config, EvalConfig):

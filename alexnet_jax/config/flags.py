@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
+import tyro
+
 from alexnet_jax.config.types import Mark
 
 C = TypeVar("C")
+POSITIONAL, SUPPRESSED = (get_args(marker)[1] for marker in (tyro.conf.Positional[int], tyro.conf.Suppress[int]))
 
 
 def fields(config_type: Any) -> Iterator[dataclasses.Field[Any]]:
@@ -47,20 +50,28 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def argument(field: dataclasses.Field[Any]) -> str:
+    """A setting's name on the command line: its flag, or `RUN` for a positional argument."""
+    return field.name.upper() if POSITIONAL in metadata(field) else flag(field.name)
+
+
 def flags_of(config_type: Any) -> list[str]:
     """Every flag of a (nested) configuration class."""
-    return [flag(field.name) for field in fields(config_type)]
+    return [
+        flag(field.name)
+        for field in fields(config_type)
+        if POSITIONAL not in metadata(field) and SUPPRESSED not in metadata(field)
+    ]
 
 
-def marks(field: dataclasses.Field[Any]) -> set[Mark]:
-    """The marks in a field's annotation."""
-    metadata = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
-    return {mark for mark in metadata if isinstance(mark, Mark)}
+def metadata(field: dataclasses.Field[Any]) -> tuple[Any, ...]:
+    """The marks in a field's annotation, `Mark`s and others."""
+    return get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
 
 
 def marked(config_type: Any, mark: Mark) -> set[str]:
     """Names of the settings that bear a mark."""
-    return {field.name for field in fields(config_type) if mark in marks(field)}
+    return {field.name for field in fields(config_type) if mark in metadata(field)}
 
 
 def shared_settings(config: Any) -> dict[str, Any]:

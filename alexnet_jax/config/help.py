@@ -10,12 +10,9 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
-import tyro
-
-from alexnet_jax.config.flags import flag, marked, marks
+from alexnet_jax.config.flags import POSITIONAL, SUPPRESSED, argument, flag, marked, metadata
 from alexnet_jax.config.types import Mark
 
-POSITIONAL, SUPPRESSED = (get_args(marker)[1] for marker in (tyro.conf.Positional[int], tyro.conf.Suppress[int]))
 UNSET = {int: "INT", float: "FLOAT", str: "TEXT", pathlib.Path: "PATH"}
 
 Row = tuple[str, str]  # a flag with its default; its help text
@@ -67,7 +64,7 @@ def _sections(title: str, config_type: Any, default: Any, everything: bool) -> l
         if dataclasses.is_dataclass(field.type):
             about = (inspect.getdoc(field.type) or "").removesuffix(".")
             nested += _sections(f"{field.name} ({about})", field.type, value, everything)
-        elif SUPPRESSED not in get_args(field.type) and (everything or Mark.RARE not in marks(field)):
+        elif SUPPRESSED not in metadata(field) and (everything or Mark.RARE not in metadata(field)):
             summary, *details = docstrings.get(field.name, "").split("\n\n")
             rows.append(_row(field, value, summary, details if everything else []))
     return [(title, rows), *nested]
@@ -78,8 +75,8 @@ def _row(field: dataclasses.Field[Any], value: Any, summary: str, details: list[
     choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
     if not all(choice in summary for choice in choices):
         summary = f"{summary.removesuffix('.')}: {', '.join(choices)}."
-    if POSITIONAL in get_args(field.type):
-        name = field.name.upper() if value is dataclasses.MISSING else f"[{field.name.upper()} ...]"
+    if POSITIONAL in metadata(field):
+        name = argument(field) if value is dataclasses.MISSING else f"[{argument(field)} ...]"
     elif kind is bool:
         name = f"{flag(field.name)}, {flag('no_' + field.name)}"
         details = [*details, f"Default: {'on' if value else 'off'}."]
