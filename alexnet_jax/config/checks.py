@@ -99,7 +99,7 @@ def _check_processes(run: RunConfig) -> None:
     if given and not run.distributed:
         raise UsageError(f"{', '.join(given)}: only with --distributed")
     if given and missing:
-        raise UsageError(f"{', '.join(missing)} is missing: give all three, or none where JAX discovers the processes")
+        raise UsageError(f"missing: {', '.join(missing)}: give all three, or none where JAX discovers the processes")
     if run.coordinator is not None and not re.fullmatch(r"\[?[\w.:-]+\]?:[0-9]{1,5}", run.coordinator):
         raise UsageError(f"--coordinator {shown(run.coordinator)}: HOST:PORT is needed")
     if run.process_id is not None and run.num_processes is not None and run.process_id >= run.num_processes:
