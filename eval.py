@@ -1,4 +1,4 @@
-"""Evaluate trained networks: `python eval.py RUN [RUN ...] [flags]`; `--help` explains."""
+"""Evaluate trained networks: `python eval.py RUN [RUN ...] [FLAGS]`; `--help` explains."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Train an AlexNet: `python train.py [PRESET] [flags]`; `--help` explains."""
+"""Train an AlexNet: `python train.py [PRESET] [FLAGS]`; `--help` explains."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from alexnet_jax.config import cli
 def main(args: Sequence[str]) -> None:
     """Parses the flags, loads the data, trains."""
     config = cli.parse_train(args)
-    # After parsing, because importing JAX and Flax takes longer than printing --help should.
+    # Imported after parsing, because importing JAX and Flax takes longer than printing --help should.
     from alexnet_jax import data
     from alexnet_jax.distributed import devices, processes
     from alexnet_jax.training import loop
 
     with processes.joined(config.run):
-        # Before the data: JAX's processes wait for two minutes only until each has told of its devices.
+        # Before the data: jax.distributed gives up after two minutes if a process has not registered its devices.
         devices.select_devices(config.run.num_devices, config.run.deterministic)
         loop.train_and_evaluate(config, data.load(config.data))
 

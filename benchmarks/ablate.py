@@ -35,8 +35,7 @@ from studies import STUDIES, Study, Variant
 
 from alexnet_jax import runtime
 from alexnet_jax.config import cli
-from alexnet_jax.config.checks import validate
-from alexnet_jax.config.saved import to_json
+from alexnet_jax.config.config_json import to_json
 from alexnet_jax.config.types import Path, PositiveInt
 from alexnet_jax.data import load
 from alexnet_jax.data.dataset import Dataset
@@ -317,7 +316,7 @@ class Scripts:
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags, runs what is missing, prints the tables, draws."""
-    options = validate(cli.parse(Options, args, "ablate.py", Options.__doc__ or ""))
+    options = cli.parse(Options, args, "ablate.py")
     ablation = Ablation(options)
     if not options.table:
         ablation.run()

@@ -22,7 +22,6 @@ from worker import peak_host_memory
 
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config import cli
-from alexnet_jax.config.checks import validate
 from alexnet_jax.config.settings import OptimizerConfig
 from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.data import statistics
@@ -255,7 +254,7 @@ def table(rows: list[dict[str, Any]], crossings: dict[str, dict[str, Any]]) -> s
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags, compiles, writes the counts, prints a Markdown table."""
-    options = validate(cli.parse(Options, args, "collectives.py", Options.__doc__ or ""))
+    options = cli.parse(Options, args, "collectives.py")
     select_devices(max(options.devices))
     rows = measure(options)
     crossings = {

@@ -25,7 +25,6 @@ from programs import BATCHES, Program, Spec
 
 from alexnet_jax import runtime
 from alexnet_jax.config import cli
-from alexnet_jax.config.checks import validate
 from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.network import layers, lrn
 from alexnet_jax.network.convolution import fast_convolution, winograd
@@ -142,7 +141,7 @@ def whole_step(batch_size: int, folder: pathlib.Path) -> Program:
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags, measures, prints a Markdown table."""
-    options = validate(cli.parse(Options, args, "layers.py", Options.__doc__ or ""))
+    options = cli.parse(Options, args, "layers.py")
     runtime.keep_freed_memory()
     runtime.devices()
     if options.choices:

@@ -12,7 +12,6 @@ import tyro
 
 from alexnet_jax import open_run, runtime
 from alexnet_jax.config import cli
-from alexnet_jax.config.checks import validate
 from alexnet_jax.config.types import Path, PositiveInt
 from alexnet_jax.data import load
 from alexnet_jax.errors import UsageError
@@ -39,7 +38,7 @@ def factors(layer: jax.Array, divide_by_size: bool) -> np.ndarray:
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags, opens the run, prints percentiles."""
-    options = validate(cli.parse(Options, args, "lrn_strength.py", Options.__doc__ or ""))
+    options = cli.parse(Options, args, "lrn_strength.py")
     runtime.devices()
     run = open_run(options.run)
     if run.config.network.network != "small" or run.config.network.lrn == "none":

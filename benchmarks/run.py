@@ -25,7 +25,6 @@ import report
 from programs import BATCHES, OPERATIONS, PRODUCT_SIDES, Spec
 
 from alexnet_jax.config import cli
-from alexnet_jax.config.checks import validate
 from alexnet_jax.config.settings import DataConfig
 from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.data import load
@@ -411,7 +410,7 @@ def versions() -> dict[str, str]:
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags, measures, prints the tables, writes JSON and picture."""
-    options = validate(cli.parse(Options, args, "run.py", Options.__doc__ or ""))
+    options = cli.parse(Options, args, "run.py")
     if options.table:
         print(report.tables(json.loads(options.table.read_text())))
         return

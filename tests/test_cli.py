@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
-from alexnet_jax.config import cli
+from alexnet_jax.config import cli, flags
 from alexnet_jax.config.recipes import PRESETS
+from alexnet_jax.config.settings import EvalConfig, TrainConfig
+from alexnet_jax.config.types import Mark
 from alexnet_jax.errors import AlexNetError, UsageError, program_name
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -21,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
     [
         (["--batchsize", "64"], "unknown flag --batchsize; did you mean --batch-size?"),
         (["--lerning-rate=1"], "unknown flag --lerning-rate; did you mean --learning-rate?"),
-        (["--xyzzy"], "unknown flag --xyzzy (--help lists all)"),
+        (["--xyzzy"], "unknown flag --xyzzy (--help-all lists all)"),
         (["quickstrat"], "unknown preset 'quickstrat'; did you mean quickstart?"),
         (["--epochs", "3", "quickstart"], "unexpected argument 'quickstart'"),
         (["--epochs", "many"], "--epochs: invalid literal"),
@@ -54,21 +56,70 @@ def test_flags_change_the_preset():
     assert config.augmentation.crop_padding == PRESETS["cifar10-paper"].config.augmentation.crop_padding
 
 
-def test_without_arguments_it_is_the_seed():
+def test_without_arguments_it_is_the_original_posts_program():
     assert cli.parse_train([]) == PRESETS["cifar10"].config
     assert cli.parse_train([]).workdir == pathlib.Path("runs/cifar10")
 
 
-@pytest.mark.parametrize("preset", ["", *PRESETS])
-def test_help_names_every_preset_and_flag(preset, capsys):
+def help_of(parse, capsys, *args: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        cli.parse_train([*preset.split(), "--help"])
-    text = capsys.readouterr().out
+        parse(args)
     assert stop.value.code == 0
-    for word in [*PRESETS, "--batch-size", "--learning-rate", "--pca-std", "--num-devices", "--dtype", "--seed"]:
-        assert word in text
-    for name in PRESETS:
-        assert PRESETS[name].summary.split()[0] in text
+    return capsys.readouterr().out
+
+
+def flags_in(text: str) -> set[str]:
+    """The flags at the beginning of a help text's lines."""
+    return set(re.findall(r"^  (--[\w-]+)", text, flags=re.MULTILINE))
+
+
+def expected_flags(config_type, rare: bool) -> set[str]:
+    hidden = {"run", "others", "preset"} | (set() if rare else flags.marked(config_type, Mark.RARE))
+    return {flags.flag(field.name) for field in flags.fields(config_type) if field.name not in hidden}
+
+
+@pytest.mark.parametrize(
+    ("config_type", "parse", "args"),
+    [(TrainConfig, cli.parse_train, []), (EvalConfig, cli.parse_eval, ["runs/x"])],
+)
+def test_help_lists_the_common_flags_and_help_all_every_flag(config_type, parse, args, capsys):
+    common, every = (expected_flags(config_type, rare) for rare in (False, True))
+    assert flags_in(help_of(parse, capsys, *args, "--help")) == flags_in(help_of(parse, capsys, "-h")) == common
+    assert flags_in(help_of(parse, capsys, "--help-all")) == every
+    assert 5 <= len(common) <= 25
+    assert common < every
+
+
+def test_rare_flags_work():
+    config = cli.parse_train(["--stall-steps", "7", "--no-compilation-cache", "--distributed", "--peer-timeout=9"])
+    assert (config.run.stall_steps, config.run.compilation_cache, config.run.peer_timeout) == (7, False, 9)
+
+
+@pytest.mark.parametrize("preset", [[], *([name] for name in PRESETS)])
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_help_is_two_screens_of_presets_and_flags(preset, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = help_of(cli.parse_train, capsys, *preset, "--help").splitlines()
+    assert max(map(len, lines)) <= max(int(columns), 92)  # the description is not wrapped
+    assert columns == "80" or len(lines) <= 60
+    text = " ".join(" ".join(lines).split())
+    for name, described in PRESETS.items():
+        assert f" {name} {described.summary} {described.measured} " in text
+    settings = PRESETS[preset[0] if preset else "cifar10"].config
+    assert f"--learning-rate {settings.optimizer.learning_rate} Learning rate at the start. " in text
+    flip = "on" if settings.augmentation.flip else "off"
+    assert f"--flip, --no-flip Mirror images left to right at random. Default: {flip}. " in text
+    assert "--pca-std 0.1 Standard deviation of the colour noise's coefficients. " in text
+    assert f"--optimizer {settings.optimizer.optimizer} Update rule: adam, sgd, muon. " in text
+
+
+def test_help_of_eval(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = help_of(cli.parse_eval, capsys, "--help")
+    assert text.startswith("usage: eval.py RUN [OTHERS ...] [FLAGS]\n\nEvaluate a trained network:")
+    assert len(text.splitlines()) <= 30
+    assert "\n  --images PATH ... " in text
+    assert "batch-size" not in text
 
 
 def test_eval_flags():
@@ -79,6 +130,21 @@ def test_eval_flags():
         cli.parse_eval([])
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "other", "--images", "a.png"], "--images is for one run, without"),
+        (["run", "--images", "a.png", "--report"], "--images is for one run, without"),
+        (["run", "--images", "a.png", "--split", "train"], "--images is for one run, without"),
+        (["run", "--images"], "--images needs image files"),
+        (["run", "other", "--report"], "--report is for one run"),
+    ],
+)
+def test_eval_flags_that_contradict_each_other(args, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        cli.parse_eval(args)
+
+
 @pytest.mark.parametrize(("error", "code"), [(UsageError("no such flag"), 2), (AlexNetError("disk is gone"), 1)])
 def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
     def main(args):
@@ -86,6 +152,7 @@ def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
 
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # the tests keep their own handlers
     monkeypatch.setattr(sys, "argv", ["somewhere/train.py"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # there is one under `python -m pytest`
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     assert stop.value.code == code
@@ -159,5 +226,5 @@ def test_messages_are_the_same_on_a_terminal(environment):
 
 
 def test_help_does_not_wait_for_jax():
-    code = "import sys; from alexnet_jax import cli; assert 'jax' not in sys.modules, 'cli imports jax'"
+    code = "import sys; from alexnet_jax.config import cli; assert 'jax' not in sys.modules, 'cli imports jax'"
     assert run_script("-c", code) == (0, "")

@@ -333,10 +333,10 @@ def test_bad_input_is_found_before_anything_is_predicted_or_written(small_run, t
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["run", "other", "--images", "a.png"], "--images goes with one run"),
-        (["run", "--images", "a.png", "--report"], "--images goes with one run"),
-        (["run", "--images"], "--images needs pictures"),
-        (["run", "other", "--report"], "--report is about one run"),
+        (["run", "other", "--images", "a.png"], "--images is for one run"),
+        (["run", "--images", "a.png", "--report"], "--images is for one run"),
+        (["run", "--images"], "--images needs image files"),
+        (["run", "other", "--report"], "--report is for one run"),
     ],
 )
 def test_flags_that_contradict_each_other(flags, reason):

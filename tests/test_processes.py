@@ -181,14 +181,14 @@ def test_an_abort_for_another_reason_is_shown_and_is_one():
     ("flags", "reason"),
     [
         (["--num-processes", "2"], "--num-processes: only with --distributed"),
-        (["--distributed", "--process-id", "0"], "--coordinator, --num-processes is missing"),
+        (["--distributed", "--process-id", "0"], "missing: --coordinator, --num-processes: give all three"),
         (
             ["--distributed", "--coordinator", "here", "--num-processes", "2", "--process-id", "0"],
             "--coordinator here: HOST:PORT is needed",
         ),
         (
             ["--distributed", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"],
-            "--process-id 2: with --num-processes 2 it is less",
+            "--process-id 2 must be less than --num-processes 2",
         ),
     ],
 )

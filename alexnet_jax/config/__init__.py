@@ -1,1 +1,1 @@
-"""Settings: the dataclasses that generate the command line, the recipes, and what is refused."""
+"""Settings: their dataclasses, presets and checks, config.json, and the command line."""

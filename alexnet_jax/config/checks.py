@@ -1,117 +1,224 @@
-"""Every refused value and combination of settings."""
+"""Every value and combination of settings that is refused.
+
+`from_settings` checks what the settings say by themselves, for flags and for config.json alike. `check_training` and
+`check_views` check what also depends on the data, the devices or a run, before anything is computed or written.
+"""
 
 import dataclasses
+import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pydantic
 
-from alexnet_jax.config.flags import flag, flags_of
-from alexnet_jax.config.settings import NetworkConfig, RunConfig, TrainConfig
-from alexnet_jax.config.types import _FLAGS, C
+from alexnet_jax.config.flags import C, argument, fields, flag, flat_items
+from alexnet_jax.config.settings import (
+    AugmentationConfig,
+    EvalConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from alexnet_jax.config.types import FROM_FLAGS
 from alexnet_jax.errors import UsageError, shown
 
+MICRO_BATCHES = 8  # --deterministic divides every batch into so many parts, whose gradients are added in a fixed order
 
-def validate(config: C) -> C:
-    """Checks every value's type and range, and that settings go together.
+# Layers by network, for --layer-decays. Every network that is not in CONVNETS has those of ALEXNET.
+CONVNETS = {
+    "convnet-18pct": ("conv1", "conv2", "conv3", "logits"),
+    "convnet-11pct": ("conv1", "conv2", "local3", "local4", "logits"),
+}
+ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
+
+
+def from_settings(config_type: type[C], settings: Mapping[str, Any], context: str | None = None) -> C:
+    """The configuration of these settings, by their flat names, after checking types, ranges and combinations.
 
     Raises:
       UsageError: naming the flag.
     """
-    return _from_nested(type(config), dataclasses.asdict(config), _FLAGS)  # type: ignore[call-overload]
-
-
-def _from_nested(config_type: type[C], nested: Mapping[str, Any], context: str | None = None) -> C:
     try:
-        config = pydantic.TypeAdapter(config_type).validate_python(nested, context=context)
+        config = pydantic.TypeAdapter(config_type).validate_python(_nested(config_type, settings), context=context)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        known = flags_of(config_type)
-        # The innermost name: the path may begin with the class's, and `optimizer` is a class and a flag in it.
-        name = [flag(part) for part in first["loc"] if isinstance(part, str) and flag(part) in known][-1]
-        value = shown(first["input"]) or "''"
-        raise UsageError(f"{name} {value}: {first['msg'].lower()}") from None
+        arguments = {field.name: argument(field) for field in fields(config_type)}
+        # The innermost name: the path may begin with the class's, and `optimizer` is a class and a setting in it.
+        name = [arguments[part] for part in first["loc"] if part in arguments][-1]
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name} {shown(first['input']) or repr('')}: {reason[0].lower()}{reason[1:]}") from None
     if isinstance(config, TrainConfig):
-        _check_together(config)
+        _check_train(config)
+    if isinstance(config, EvalConfig):
+        _check_eval(config)
     return config
 
 
+def validate(config: C) -> C:
+    """`from_settings` of a configuration as it was made from flags: expands `~` in its paths."""
+    return from_settings(type(config), flat_items(config), FROM_FLAGS)
+
+
+def _nested(config_type: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        field.name: _nested(field.type, settings) if dataclasses.is_dataclass(field.type) else settings[field.name]
+        for field in dataclasses.fields(config_type)
+    }
+
+
+def _check_train(config: TrainConfig) -> None:
+    optimizer, data, run = config.optimizer, config.data, config.run
+    _check_processes(run)
+    _check_optimizer(optimizer, config.schedule.epochs)
+    _check_network(config.network, optimizer)
+    if data.train_on == "all" and optimizer.plateau_patience:
+        raise UsageError("--plateau-patience needs validation images: set --train-on train")
+    if data.train_on == "all" and data.dataset == "imagenet":
+        raise UsageError("--train-on all is for --dataset cifar10 and shapes")
+    if config.augmentation.crop_size and config.augmentation.crop_padding:
+        raise UsageError("--crop-size and --crop-padding: choose one")
+    if run.deterministic and config.schedule.accumulate > 1:
+        raise UsageError(f"--accumulate and --deterministic, which has {MICRO_BATCHES} parts of its own: choose one")
+    if run.parallelism == "hybrid":
+        if run.deterministic:
+            raise UsageError("--parallelism hybrid: --deterministic needs all weights on each device")
+        if optimizer.optimizer == "muon":
+            raise UsageError("--parallelism hybrid: --optimizer muon needs each kernel in one piece")
+        if config.network.network in CONVNETS:
+            raise UsageError(
+                f"--parallelism hybrid: --network {config.network.network} has no hidden dense layers to split"
+            )
+
+
 def _check_processes(run: RunConfig) -> None:
-    given = {"--coordinator": run.coordinator, "--num-processes": run.num_processes, "--process-id": run.process_id}
-    missing = [name for name, value in given.items() if value is None]
-    if not run.distributed and len(missing) < 3:
-        raise UsageError(f"{', '.join(name for name in given if name not in missing)}: only with --distributed")
-    if run.distributed and 0 < len(missing) < 3:
-        raise UsageError(f"{', '.join(missing)} is missing: give all three, or none where JAX finds out by itself")
+    flags = {"--coordinator": run.coordinator, "--num-processes": run.num_processes, "--process-id": run.process_id}
+    given = [name for name, value in flags.items() if value is not None]
+    missing = [name for name in flags if name not in given]
+    if given and not run.distributed:
+        raise UsageError(f"{', '.join(given)}: only with --distributed")
+    if given and missing:
+        raise UsageError(f"missing: {', '.join(missing)}: give all three, or none where JAX discovers the processes")
     if run.coordinator is not None and not re.fullmatch(r"\[?[\w.:-]+\]?:[0-9]{1,5}", run.coordinator):
         raise UsageError(f"--coordinator {shown(run.coordinator)}: HOST:PORT is needed")
     if run.process_id is not None and run.num_processes is not None and run.process_id >= run.num_processes:
-        raise UsageError(
-            f"--process-id {run.process_id}: with --num-processes {run.num_processes} it is less than that"
-        )
+        raise UsageError(f"--process-id {run.process_id} must be less than --num-processes {run.num_processes}")
 
 
-def _check_together(config: TrainConfig) -> None:
-    _check_processes(config.run)
-    optimizer = config.optimizer
+def _check_optimizer(optimizer: OptimizerConfig, epochs: int) -> None:
     if optimizer.optimizer == "adam" and (optimizer.momentum or optimizer.weight_decay):
         raise UsageError("--momentum and --weight-decay are for --optimizer sgd and muon; set both to 0 for adam")
-    if list(optimizer.drop_epochs) != sorted(set(optimizer.drop_epochs)):
-        raise UsageError(f"--drop-epochs must rise: {shown(' '.join(map(str, optimizer.drop_epochs)))}")
     if optimizer.optimizer == "adam" and (optimizer.nesterov or optimizer.layer_decays):
         raise UsageError("--nesterov and --layer-decays are for --optimizer sgd and muon")
-    layers = [layer for layer, _ in optimizer.layer_decays]
-    if len(set(layers)) < len(layers):
-        raise UsageError(f"--layer-decays names a layer twice: {' '.join(layers)}")
+    if list(optimizer.drop_epochs) != sorted(set(optimizer.drop_epochs)):
+        raise UsageError(
+            f"--drop-epochs {shown(' '.join(map(str, optimizer.drop_epochs)))}: each must be later than the one before"
+        )
     if optimizer.rate_schedule == "cosine" and (optimizer.drop_epochs or optimizer.plateau_patience):
-        raise UsageError("--rate-schedule cosine: --drop-epochs and --plateau-patience are for drops")
+        raise UsageError("--drop-epochs and --plateau-patience are for --rate-schedule drops")
     if optimizer.warmup_epochs and optimizer.rate_schedule != "cosine":
         raise UsageError("--warmup-epochs is for --rate-schedule cosine")
-    if optimizer.warmup_epochs >= config.schedule.epochs:
-        raise UsageError(
-            f"--warmup-epochs {optimizer.warmup_epochs:g}: --epochs {config.schedule.epochs} are needed after"
-        )
-    _check_network(config.network)
+    if optimizer.warmup_epochs >= epochs:
+        raise UsageError(f"--warmup-epochs {optimizer.warmup_epochs:g} must be less than --epochs {epochs}")
     if optimizer.plateau_patience and optimizer.drop_epochs:
         raise UsageError("--plateau-patience and --drop-epochs: choose one")
-    if optimizer.plateau_patience and config.data.train_on == "all":
-        raise UsageError("--plateau-patience needs validation images: --train-on train")
-    if config.data.dataset == "imagenet" and config.data.train_on == "all":
-        raise UsageError("--train-on all is for cifar10 and shapes")
-    if config.augmentation.crop_size and config.augmentation.crop_padding:
-        raise UsageError("--crop-size and --crop-padding: choose one")
-    if config.schedule.accumulate > 1 and config.run.deterministic:
-        raise UsageError("--accumulate: --deterministic works in parts of its own")
-    if config.run.parallelism == "hybrid":
-        _check_hybrid(config)
 
 
-def _check_hybrid(config: TrainConfig) -> None:
-    if config.run.deterministic:
-        raise UsageError("--parallelism hybrid: --deterministic has all weights on each device")
-    if config.optimizer.optimizer == "muon":
-        raise UsageError("--parallelism hybrid: --optimizer muon needs each kernel in one piece")
-    if config.network.network.startswith("convnet-"):
-        raise UsageError(
-            f"--parallelism hybrid: --network {config.network.network} has no hidden dense layers to split"
-        )
-
-
-def _check_network(network: NetworkConfig) -> None:
-    """Each option of a network is for those that have it."""
-    default = NetworkConfig()
-    convnet = network.network.startswith("convnet-")
-    if network.network == "small":
-        return
-    for name in ("initial_bias", "pool_window", "conv1_stride", "dropout_after"):
-        if getattr(network, name) != getattr(default, name):
-            raise UsageError(f"{flag(name)} is for --network small")
-    if network.lrn == "divided" or (network.lrn == "none" and not convnet):
-        raise UsageError(f"--lrn {network.lrn}: --network {network.network} has its own")
+def _check_network(network: NetworkConfig, optimizer: OptimizerConfig) -> None:
+    """Refuses options that the network does not have, and layers."""
+    name, convnet = network.network, network.network in CONVNETS
+    if name != "small":
+        for option in ("initial_bias", "pool_window", "conv1_stride", "dropout_after"):
+            if getattr(network, option) != getattr(NetworkConfig(), option):
+                raise UsageError(f"{flag(option)} is for --network small")
+        if network.lrn == "divided" or (network.lrn == "none" and not convnet):
+            raise UsageError(f"--lrn {network.lrn}: --network {name} has its own")
+        if network.activation != "relu" and not convnet:
+            raise UsageError("--activation is for --network small and convnet-...")
     if convnet and network.dropout_rate:
+        raise UsageError(f"--dropout-rate {network.dropout_rate:g}: --network {name} has no dropout: set it to 0")
+    decayed, layers = [layer for layer, _ in optimizer.layer_decays], CONVNETS.get(name, ALEXNET)
+    for layer in decayed:
+        if layer not in layers:
+            raise UsageError(f"--layer-decays {shown(layer)}: the layers of --network {name} are {', '.join(layers)}")
+    if len(set(decayed)) < len(decayed):
+        raise UsageError(f"--layer-decays names a layer twice: {' '.join(decayed)}")
+
+
+def _check_eval(config: EvalConfig) -> None:
+    if config.images == ():
+        raise UsageError("--images needs image files, or folders of them")
+    if config.images and (config.others or config.report or config.split or config.data_dir):
+        raise UsageError("--images is for one run, without --report, --split and --data-dir")
+    if config.others and config.report:
+        raise UsageError("--report is for one run: leave it out to compare several")
+
+
+def check_training(
+    config: TrainConfig,
+    *,
+    image_shape: Sequence[int],
+    has_validation: bool,
+    source: str,
+    num_devices: int,
+    network_input: int | None,
+) -> None:
+    """Checks that the settings suit the data and the devices.
+
+    Args:
+      config: validated.
+      image_shape: (H, W, C) of the stored images.
+      has_validation: whether the data set has a validation split.
+      source: where the data comes from, for messages.
+      num_devices: of all processes together.
+      network_input: side of the images that the network takes; None: it adapts to any.
+
+    Raises:
+      UsageError: naming the flag.
+    """
+    _check_batch(config, num_devices)
+    _check_image_size(config, image_shape, network_input)
+    if config.optimizer.plateau_patience and not has_validation:
+        raise UsageError(f"--plateau-patience needs validation images; {source} has none")
+
+
+def _check_batch(config: TrainConfig, num_devices: int) -> None:
+    batch_size, parts = config.schedule.batch_size, config.schedule.accumulate
+    if config.run.deterministic and MICRO_BATCHES % num_devices:
+        raise UsageError(f"--deterministic runs on 1, 2, 4 or 8 devices, not on {num_devices}: set --num-devices")
+    if config.run.deterministic and batch_size % MICRO_BATCHES:
+        raise UsageError(f"--deterministic: --batch-size {batch_size} can't be divided by {MICRO_BATCHES}")
+    if batch_size % num_devices:
         raise UsageError(
-            f"--dropout-rate {network.dropout_rate:g}: --network {network.network} has no dropout: set it to 0"
+            f"--batch-size {batch_size} can't be divided among {num_devices} devices: change it or --num-devices"
         )
-    if network.activation != "relu" and not convnet:
-        raise UsageError("--activation is for --network small and convnet-...")
+    share = batch_size // num_devices
+    if share % parts:
+        raise UsageError(f"--accumulate {parts} can't divide the {share} images of each device")
+
+
+def _check_image_size(config: TrainConfig, image_shape: Sequence[int], network_input: int | None) -> None:
+    augmentation, smallest = config.augmentation, min(image_shape[:2])
+    stored = "x".join(map(str, image_shape[:2]))
+    if (augmentation.crop_size or 0) > smallest:
+        raise UsageError(f"--crop-size {augmentation.crop_size}: the images are {stored}; set at most {smallest}")
+    if augmentation.crop_padding >= smallest:
+        raise UsageError(
+            f"--crop-padding {augmentation.crop_padding}: the images are {stored}; set at most {smallest - 1}"
+        )
+    if network_input is None:
+        return
+    side = augmentation.enlarge_to or augmentation.crop_size
+    given, taken = f"{side}x{side}" if side else stored, f"{network_input}x{network_input}"
+    if given != taken:
+        option = "--crop-size" if smallest > network_input else "--enlarge-to"
+        raise UsageError(
+            f"--network {config.network.network} takes images of {taken}, not {given}: set {option} {network_input}"
+        )
+
+
+def check_views(views: int, augmentation: AugmentationConfig, run: pathlib.Path) -> None:
+    """Raises UsageError unless a run that was trained with `augmentation` can be evaluated on so many views."""
+    if views == 10 and not (augmentation.crop_size or augmentation.crop_padding):
+        raise UsageError(f"--views 10: {run} was trained without crops; --views 2 adds the mirrored images")

@@ -8,23 +8,21 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
 
 import tyro
 
 from alexnet_jax import signals, terminal
 from alexnet_jax.config.checks import validate
-from alexnet_jax.config.flags import flags_of
+from alexnet_jax.config.flags import C, flags_of
+from alexnet_jax.config.help import help_text, table
 from alexnet_jax.config.recipes import DEFAULT_PRESET, PRESETS
 from alexnet_jax.config.settings import EvalConfig, TrainConfig
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, is_one_line, program_name, shown
 from alexnet_jax.runtime import ignore_settings_of_others, keep_freed_memory, memory_shortage
 
-T = TypeVar("T")
 
-
-def parse(config_type: type[T], args: Sequence[str], prog: str, description: str, default: T | None = None) -> T:
-    """Parses flags into a dataclass; `--help` prints and exits with 0.
+def parse(config_type: type[C], args: Sequence[str], prog: str, description: str = "", default: C | None = None) -> C:
+    """The validated configuration that flags describe; --help and --help-all print and exit with 0.
 
     Raises:
       UsageError: one line; a misspelled flag is answered with the nearest right one.
@@ -33,14 +31,15 @@ def parse(config_type: type[T], args: Sequence[str], prog: str, description: str
         if not is_one_line(arg):
             before = f"{shown(args[index - 1])} " if index and args[index - 1].startswith("-") else ""
             raise UsageError(f"{before}{shown(arg)}: there is a control character in it")
-    complaint = io.StringIO()
+    if wanted := {"-h", "--help", "--help-all"} & set(args):
+        print(help_text(prog, description, config_type, default, everything="--help-all" in wanted))
+        raise SystemExit(0)
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(printed):
             config, unknown = tyro.cli(
                 config_type,
                 args=args,
-                prog=prog,
-                description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
                 return_unknown_args=True,
                 default=tyro.MISSING_NONPROP if default is None else default,
@@ -48,16 +47,16 @@ def parse(config_type: type[T], args: Sequence[str], prog: str, description: str
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(_one_line(complaint.getvalue())) from None
+        raise UsageError(_message(printed.getvalue())) from None
     except (AssertionError, OSError) as error:  # of --tyro-write-completion, tyro's own flag
         raise UsageError(f"{shown(args[0])}: {shown(str(error), 300)}") from None
     if unknown:
         raise UsageError(_unknown(unknown[0], args, config_type))
-    return config
+    return validate(config)
 
 
 def parse_train(args: Sequence[str]) -> TrainConfig:
-    """Parses `[PRESET] [flags]`.
+    """Parses `[PRESET] [FLAGS]`.
 
     Raises:
       UsageError: for an unknown preset or flag, or an impossible value.
@@ -67,25 +66,17 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
         raise UsageError(
             f"unknown preset '{shown(name)}'{_nearest(name, PRESETS)}; the presets are {', '.join(PRESETS)}"
         )
-    listing = "\n\n".join(f"{name}: {preset.summary}. Measured: {preset.measured}." for name, preset in PRESETS.items())
+    presets = table([(name, f"{preset.summary} {preset.measured}") for name, preset in PRESETS.items()], column=17)
     description = (
-        "Train an AlexNet. A preset comes first, flags change it; the same command again resumes.\n\n"
-        f"{listing}\n\nDefaults below are those of the preset {name}."
+        "Train an AlexNet. Flags change settings of a preset; the same command again resumes the run.\n\n"
+        f"presets, with test accuracy and time as measured:\n{presets}"
     )
-    return validate(parse(TrainConfig, flags, "train.py [PRESET]", description, PRESETS[name].config))
+    return parse(TrainConfig, flags, "train.py [PRESET]", description, PRESETS[name].config)
 
 
 def parse_eval(args: Sequence[str]) -> EvalConfig:
-    """Parses `RUN [flags]`."""
-    config = validate(parse(EvalConfig, args, "eval.py", EvalConfig.__doc__ or ""))
-    check_checkpoint(config.checkpoint)
-    return config
-
-
-def check_checkpoint(name: str) -> None:
-    """Raises UsageError unless this can name a checkpoint."""
-    if not re.fullmatch("last|best|[0-9]{1,18}", name):
-        raise UsageError(f"--checkpoint {shown(name)}: last, best or a step is needed")
+    """Parses `RUN [RUN ...] [FLAGS]`."""
+    return parse(EvalConfig, args, "eval.py")
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -111,12 +102,12 @@ def _exit_code(main: Callable[[Sequence[str]], None], prog: str) -> int:
             print(f"{prog}: {stop}", file=sys.stderr)
             return stop.exit_code
         for number in signals.handled():
-            signal.signal(number, signal.SIG_IGN)  # a second one would change the code
+            signal.signal(number, signal.SIG_IGN)  # a second signal would change the exit code
         print(f"{prog}: {stop}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(stop.exit_code)
     except Exception as error:
-        # A shortage may come as an error about what was read when memory ran out.
+        # Running out of memory can surface as an error about whatever was being read.
         error = memory_shortage(error) or error
         if not isinstance(error, AlexNetError | OSError):  # OSError: a disk that fills up or goes away
             raise
@@ -126,16 +117,16 @@ def _exit_code(main: Callable[[Sequence[str]], None], prog: str) -> int:
 
 
 def is_interactive() -> bool:
-    """Whether the interpreter goes on after the program: in IPython, a notebook, or `python -i`."""
+    """Whether the interpreter outlives the program: in IPython, a notebook, or `python -i`."""
     return hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
-def _one_line(complaint: str) -> str:
-    """The message in a complaint of tyro, without its title and the help that follows.
+def _message(printed: str) -> str:
+    """The message in tyro's error text, without its title and the help that follows.
 
-    Tyro draws rules around the parts, in colours on a terminal, and a box where the output is UTF-8.
+    Tyro draws rules between the parts, in colour on a terminal, and a box around them where the output is UTF-8.
     """
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     _, *lines = [line.strip("│╭╮╰╯ ") for line in plain.strip().splitlines()] or [""]
     text = "\n".join(lines).lstrip("-\n")
     message = re.split(r"\n[─-]+\n(?=Argument helptext|For full helptext)", text)[0]
@@ -149,7 +140,7 @@ def _unknown(word: str, args: Sequence[str], config_type: type) -> str:
     if not word.startswith("-"):
         return f"unexpected argument '{shown(word)}'"
     name = shown(word.split("=")[0])
-    return f"unknown flag {name}{_nearest(name, flags_of(config_type))} (--help lists all)"
+    return f"unknown flag {name}{_nearest(name, flags_of(config_type))} (--help-all lists all)"
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:

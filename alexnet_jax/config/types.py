@@ -1,40 +1,49 @@
-"""Types of settings: ranges, paths, addresses."""
+"""Types of settings: ranges, paths, addresses; and marks that a setting's annotation may carry."""
 
+import enum
 import pathlib
+import re
 import urllib.parse
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated
 
 import pydantic
-import pydantic_core
 import tyro
 
 from alexnet_jax.errors import UsageError, is_one_line
 from alexnet_jax.files import expanded
 
-C = TypeVar("C")
+
+class Mark(enum.Enum):
+    """What an annotation says of a setting besides its type: `Annotated[PositiveInt, Mark.MAY_CHANGE]`."""
+
+    MAY_CHANGE = "may change when a run is resumed, as no draw and no batch depends on it"
+    PER_PROCESS = "may differ between the processes of one training"
+    RARE = "few need its flag: listed by --help-all, not by --help"
+
+
+FROM_FLAGS = "from flags"  # pydantic's context while flags are validated
 
 
 def _not_empty(path: object) -> object:
     if path == "":
-        raise pydantic_core.PydanticCustomError("empty_path", "the path is empty: give one, or leave the flag out")
+        raise ValueError("the path is empty: give one, or leave the flag out")
     return path
 
 
 def _usable(path: pathlib.Path, info: pydantic.ValidationInfo) -> pathlib.Path:
+    """Expands `~` in the path of a flag; config.json holds paths that were expanded before."""
     if not is_one_line(str(path)):
         raise ValueError("a path without control characters is needed")
+    if info.context != FROM_FLAGS:
+        return path
     try:
-        return expanded(path) if info.context == _FLAGS else path  # what config.json holds was expanded before
+        return expanded(path)
     except UsageError as error:
-        raise pydantic_core.PydanticCustomError("home", str(error).split(": ", 1)[1]) from None
+        raise ValueError(str(error).split(": ", 1)[1]) from None
 
 
 def web_address(url: str) -> str:
-    """The address of a file on the web, as it is given.
-
-    Raises:
-      ValueError: it is none.
-    """
+    """Returns `url` unchanged if it is the address of a file on the web, else raises ValueError."""
     parts = urllib.parse.urlsplit(url)  # ValueError for half an IPv6 address
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
         raise ValueError("an address that begins with http:// or https:// is needed")
@@ -43,6 +52,12 @@ def web_address(url: str) -> str:
     if parts.username is not None:
         raise ValueError("an address without user name and password is needed")
     return url
+
+
+def _checkpoint(name: str) -> str:
+    if not re.fullmatch("last|best|[0-9]{1,18}", name):
+        raise ValueError("last, best or a step is needed")
+    return name
 
 
 # Strict, as config.json would otherwise be read with "3" and true for numbers. Steps are counted in 32 bits, and JAX
@@ -56,9 +71,6 @@ NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False, st
 FiniteFloat = Annotated[float, pydantic.Field(allow_inf_nan=False, strict=True)]
 Fraction = Annotated[float, pydantic.Field(ge=0, lt=1, strict=True)]
 Bool = Annotated[bool, pydantic.Field(strict=True)]
-LayerName = Literal[
-    "conv1", "conv2", "conv3", "conv4", "conv5", "local3", "local4", "fc1", "fc2", "logits"
-]  # fmt: skip
 Path = Annotated[
     pathlib.Path,
     pydantic.BeforeValidator(_not_empty),
@@ -73,4 +85,4 @@ Path = Annotated[
     ),
 ]
 WebAddress = Annotated[str, pydantic.AfterValidator(web_address)]
-_FLAGS = "flags"  # the context of a validation
+Checkpoint = Annotated[str, pydantic.AfterValidator(_checkpoint)]

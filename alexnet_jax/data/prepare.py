@@ -34,7 +34,6 @@ import numpy as np
 import tqdm
 
 from alexnet_jax.config import cli
-from alexnet_jax.config.checks import validate
 from alexnet_jax.config.types import Path, PositiveInt
 from alexnet_jax.data import decode
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, shown
@@ -831,9 +830,9 @@ def main(args: Sequence[str]) -> None:
     """Parses the flags, prepares."""
     if not args or args[0] != "imagenet":
         if args and args[0] in ("-h", "--help"):
-            cli.parse(PrepareConfig, ["--help"], "prepare imagenet", PrepareConfig.__doc__ or "")
+            cli.parse(PrepareConfig, ["--help"], "prepare imagenet")
         raise UsageError("which data set? python -m alexnet_jax.data.prepare imagenet --help")
-    config = validate(cli.parse(PrepareConfig, args[1:], "prepare imagenet", PrepareConfig.__doc__ or ""))
+    config = cli.parse(PrepareConfig, args[1:], "prepare imagenet")
     prepare(config)
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_jax import runtime
+from alexnet_jax.config.checks import MICRO_BATCHES
 from alexnet_jax.distributed import processes
 from alexnet_jax.errors import UsageError
 
 AXIS = "batch"
-MICRO_BATCHES = 8
 PyTree = Any
 
 

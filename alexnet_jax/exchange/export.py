@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from alexnet_jax.config import cli
-from alexnet_jax.config.checks import validate
-from alexnet_jax.config.types import Path
+from alexnet_jax.config.types import Checkpoint, Path
 from alexnet_jax.errors import AlexNetError, UsageError, reason
 from alexnet_jax.files import expanded, to_bytes, write_atomically
 
@@ -43,7 +42,7 @@ class ExportConfig:
     to probabilities, weights included, which JAX can read for six months."""
     out: Path | None = None
     """File to write. Unset: RUN/export/model.FORMAT."""
-    checkpoint: str = "last"
+    checkpoint: Checkpoint = "last"
     """`last`, `best` (highest validation accuracy) or a step."""
 
 
@@ -79,7 +78,7 @@ def to_safetensors(run: "Run") -> bytes:
     """The weights of a run: arrays `conv1/kernel` .., `mean_image`, and the metadata that `load` needs, as JSON."""
     import safetensors.numpy
 
-    from alexnet_jax.config.saved import to_json
+    from alexnet_jax.config.config_json import to_json
 
     basis = {name: array.tolist() for name, array in vars(run.statistics.basis).items()}
     metadata = {
@@ -203,7 +202,7 @@ def _load_safetensors(data: bytes) -> Exported:
     import pydantic
     import safetensors.numpy
 
-    from alexnet_jax.config.saved import from_json
+    from alexnet_jax.config.config_json import from_json
     from alexnet_jax.data.statistics import PcaBasis, Statistics
     from alexnet_jax.inspection.run import Run
     from alexnet_jax.runs.folder import DatasetInfo, RunFolder
@@ -303,8 +302,7 @@ def _numbers(version: str) -> list[int]:
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags and exports."""
-    config = validate(cli.parse(ExportConfig, args, "export", ExportConfig.__doc__ or ""))
-    cli.check_checkpoint(config.checkpoint)
+    config = cli.parse(ExportConfig, args, "export")
     from alexnet_jax import runtime
 
     runtime.devices()  # before the checkpoint is read, so that an error of JAX is not reported as the checkpoint's

@@ -12,8 +12,8 @@ import numpy as np
 import pydantic
 
 import alexnet_jax
+from alexnet_jax.config.config_json import differing_settings, from_json, to_json
 from alexnet_jax.config.flags import flag, flat_items
-from alexnet_jax.config.saved import differing_settings, from_json, to_json
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.data.statistics import PcaBasis, Statistics

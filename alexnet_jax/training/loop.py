@@ -14,8 +14,7 @@ import tqdm
 
 from alexnet_jax import plots, runtime
 from alexnet_jax.augment import preprocess
-from alexnet_jax.config.flags import flag, flat_items
-from alexnet_jax.config.saved import OWN
+from alexnet_jax.config.flags import shared_settings
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.batches import Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.data.dataset import Dataset
@@ -122,7 +121,7 @@ class Trainer:
 
     def _claim(self, info: DatasetInfo, statistics: Statistics, opened: contextlib.ExitStack) -> None:
         """Locks the folder and describes the run there; of several processes the first does it for all."""
-        settings = {flag(name): value for name, value in flat_items(self.config).items() if name not in OWN}
+        settings = shared_settings(self.config)
         processes.agree(settings | {"data set": info.fingerprint, "versions of Python or packages": versions()})
 
         def claim() -> None:

@@ -895,7 +895,7 @@ class CommandLine:
         names += ["preset"] if self.train and args and not args[0].startswith("-") else []
         names += [name.replace("_", "-") for name in names if name.startswith("--")]
         if not self.train:
-            names += ["PATH", "'run'"]
+            names += ["PATH", "'run'", "RUN", "OTHERS"]
         parse = cli.parse_train if self.train else cli.parse_eval
         load = functools.partial(parse, args)
         return Case(load, tuple(name for name in names if name), check_settings, shown=repr(args)[:2000])
