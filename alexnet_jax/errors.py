@@ -55,3 +55,9 @@ def shown(value: object, limit: int = 100) -> str:
     text = str(value) if isinstance(value, str | int | float | pathlib.Path) else reprlib.repr(value)
     text = text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """What an exception says, in one line: the `strerror` of an OSError, else its text, else its type."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return shown(" ".join(text.split()) or type(error).__name__, limit)

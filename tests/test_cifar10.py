@@ -34,7 +34,7 @@ import pytest
 
 from alexnet_jax import data
 from alexnet_jax.config.settings import DataConfig
-from alexnet_jax.data import cifar10, cifar10_batches, cifar10_download
+from alexnet_jax.data import cifar10, cifar10_download, cifar10_files
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import AlexNetError, UsageError
 
@@ -301,11 +301,14 @@ GOOD_DATA = array_opcodes(planes("data_batch_2").tobytes())
         (b"\x80\x02}.", "not a dictionary"),
         (dict_opcodes(data=GOOD_DATA), "b'labels'"),
         (dict_opcodes(labels=GOOD_LABELS, data=GOOD_LABELS), "b'data'"),
-        (dict_opcodes(labels=GOOD_LABELS, data=array_opcodes(bytes(61_440), dtype=b"i1")), "dtype b'i1'"),
-        (dict_opcodes(labels=GOOD_LABELS, data=array_opcodes(bytes(61_440), dtype=b"O8")), "dtype b'O8'"),
+        (dict_opcodes(labels=GOOD_LABELS, data=array_opcodes(bytes(61_440), dtype=b"i1")), "an array of dtype i1"),
+        (
+            dict_opcodes(labels=GOOD_LABELS, data=array_opcodes(bytes(61_440), dtype=b"O8")),
+            "an array without shape, dtype or contents",
+        ),
         (
             dict_opcodes(labels=GOOD_LABELS, data=array_opcodes(bytes(58_368), rows=19)),
-            "shape (19, 3072) instead of (20",
+            "shape (19, 3072) instead of uint8 of (20",
         ),
         (dict_opcodes(labels=GOOD_LABELS, data=array_opcodes(bytes(58_368))), "cannot reshape"),
         (dict_opcodes(labels=label_opcodes([1] * 19), data=GOOD_DATA), "19 labels instead of 20"),
@@ -355,7 +358,7 @@ def tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def published(layout: cifar10_batches.Layout, folder: str = "") -> dict[str, bytes]:
+def published(layout: cifar10_files.Layout, folder: str = "") -> dict[str, bytes]:
     """As published: the batches in another order, among other files. And a file that would break out of a folder."""
     files = {f"{layout.folder}/readme.html": b"<html>\n", "../../evil": b"evil"}
     content = binary if layout.suffix else pickled
@@ -364,7 +367,7 @@ def published(layout: cifar10_batches.Layout, folder: str = "") -> dict[str, byt
     }
 
 
-BINARY_TAR, PICKLES_TAR = (tar(published(layout)) for layout in (cifar10_batches.BINARY, cifar10_batches.PICKLES))
+BINARY_TAR, PICKLES_TAR = (tar(published(layout)) for layout in (cifar10_files.BINARY, cifar10_files.PICKLES))
 BINARY_ARCHIVE, PICKLES_ARCHIVE = (gzip.compress(content, 1, mtime=0) for content in (BINARY_TAR, PICKLES_TAR))
 
 
@@ -407,11 +410,11 @@ def test_batches_one_folder_deeper(name: str, tmp_path: pathlib.Path) -> None:
 def test_archive_with_other_folders_in_it(folder: str, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "archive"
     link = header("link", 100, type=tarfile.SYMTYPE)  # whatever its size: it has no data
-    files = {f"{folder}/._data_batch_1.bin": b"macOS"} | published(cifar10_batches.BINARY, folder)
+    files = {f"{folder}/._data_batch_1.bin": b"macOS"} | published(cifar10_files.BINARY, folder)
     path.write_bytes(link + tar(files))
     assert_fabricated(load(path))
     path.write_bytes(
-        tar(published(cifar10_batches.BINARY, folder) | {f"other/{batch}": b"not read" for batch in BATCHES})
+        tar(published(cifar10_files.BINARY, folder) | {f"other/{batch}": b"not read" for batch in BATCHES})
     )
     assert_fabricated(load(path))
 
@@ -455,13 +458,13 @@ def damaged(content: bytes, at: int) -> bytes:
         (damaged(BINARY_ARCHIVE, 150_000), "damaged"),
         (damaged(BINARY_TAR, 512 * 2 + 100), "damaged"),  # a header
         (gzip.compress(b"a text"), "truncated"),
-        (gzip.compress(b"no archive " * 100), "damaged, or no tar archive"),
+        (gzip.compress(b"no archive " * 100), "damaged, or not a tar archive"),
         (b"", "the file is empty"),
         (b"\n<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "Git LFS"),
         (b"PK\3\4" + bytes(1000), "a zip file"),
         (bytes(10_000), "neither a gzip nor a tar file"),
-        (gzip.compress(tar({})), "no archive of CIFAR-10"),
+        (gzip.compress(tar({})), "not an archive of CIFAR-10"),
         (
             tar({"cifar-10-batches-bin/test_batch.bin": b"short"}),
             "test_batch.bin: truncated: 5 bytes instead of 61,460",
@@ -517,14 +520,14 @@ def headers(**fields: Any) -> bytes:
     [
         (
             headers(type=tarfile.SYMTYPE, linkname="/etc/passwd"),
-            "no archive of CIFAR-10",
+            "not an archive of CIFAR-10",
         ),
-        (headers(type=tarfile.LNKTYPE, linkname="../../x"), "no archive of CIFAR-10"),
+        (headers(type=tarfile.LNKTYPE, linkname="../../x"), "not an archive of CIFAR-10"),
         (
             headers(type=tarfile.CHRTYPE, devmajor=1, devminor=5),
-            "no archive of CIFAR-10",
+            "not an archive of CIFAR-10",
         ),
-        (headers(type=tarfile.FIFOTYPE), "no archive of CIFAR-10"),
+        (headers(type=tarfile.FIFOTYPE), "not an archive of CIFAR-10"),
         (header("data_batch_1.bin", 2**40), "too long: 1,099,511,627,776 bytes"),
         (header("data_batch_1", 2**40), "too long"),
         (header("data_batch_1.bin", -1), "no size"),
@@ -546,9 +549,9 @@ def test_hostile_archive(content: bytes, words: str, pack: Callable, tmp_path: p
 
 
 def test_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alexnet_jax.data.cifar10_archive._MAX_BYTES", 4_000_000)
+    monkeypatch.setattr("alexnet_jax.data.cifar10_files.MAX_ARCHIVE_BYTES", 4_000_000)
     path = tmp_path / "archive"
-    for zeros in (tar({"x": bytes(5_000_000)} | published(cifar10_batches.BINARY)), BINARY_TAR + bytes(5_000_000)):
+    for zeros in (tar({"x": bytes(5_000_000)} | published(cifar10_files.BINARY)), BINARY_TAR + bytes(5_000_000)):
         path.write_bytes(gzip.compress(zeros, 1))
         failure(path, path, "it unpacks to more than 4,000,000 bytes")
 
@@ -588,13 +591,13 @@ def test_file_that_is_no_archive(tmp_path: pathlib.Path) -> None:
     train.write_bytes(bytes(3074))
     failure(train, train, "CIFAR-100")
     os.mkfifo(tmp_path / "pipe")
-    failure(tmp_path / "pipe", "it is no regular file")
+    failure(tmp_path / "pipe", "it is not a regular file")
 
 
 def test_batches_that_are_pointers_of_git_lfs(tmp_path: pathlib.Path) -> None:
     path = write_binary(tmp_path / "cifar-10-batches-bin") / "data_batch_1.bin"
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
-    failure(tmp_path, path, "a pointer of Git LFS")
+    failure(tmp_path, path, "a Git LFS pointer")
 
 
 # A download
@@ -702,8 +705,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TFDS_DATA_DIR", str(world / "tfds"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("ALEXNET_JAX_DATA_URL", raising=False)
-    monkeypatch.setattr(cifar10_download, "_folder", lambda: world / "cache")
-    monkeypatch.setattr(cifar10_download, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(cifar10_download, "cache_folder", lambda: world / "cache")
+    monkeypatch.setattr(cifar10_download, "PAUSE_SECONDS", 0.0)
     publish(monkeypatch, BINARY_ARCHIVE, PICKLES_ARCHIVE)
     return world / "cache"
 
@@ -772,7 +775,7 @@ def test_download_with_faults(
 ) -> None:
     server.acts = list(acts)
     if "page" in acts:  # of a network that asks to log in: what is there is kept
-        failure(None, server.url, "no gzip file (it begins with <html>log in</html>)", url=server.url)
+        failure(None, server.url, "not a gzip file (it begins with <html>log in</html>)", url=server.url)
         assert partial_of(cache, server.url).stat().st_size == HALF
     assert_fabricated(load(None, url=server.url))
     assert files_under(cache) == ["cifar-10-binary.tar.gz", "download.lock"]
@@ -786,11 +789,11 @@ def test_download_with_faults(
         (["403"], "403"),
         (["500"], "500"),
         (["416"], "416"),
-        (["page"], "no gzip file (it begins with <html>"),
+        (["page"], "not a gzip file (it begins with <html>"),
         (["other length"], "1,000 bytes instead of"),
         (["compressed again"], "isn't the published archive"),
         (["redirect for ever"], "can't be reached (HTTP Error 302"),
-        (["wrong range"], "a part of the file that was not asked for"),
+        (["wrong range"], "a part of the file that was not requested"),
         (["silence"], "no answer in 0.1 s"),
     ],
 )
@@ -798,7 +801,7 @@ def test_download_that_fails_at_once(
     acts: list[str], words: str, server: Server, cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if acts == ["silence"]:
-        monkeypatch.setattr(cifar10_download, "_ANSWER_SECONDS", 0.1)
+        monkeypatch.setattr(cifar10_download, "ANSWER_SECONDS", 0.1)
     server.acts = list(acts)
     failure(None, words, url=server.url)
     assert files_under(cache) == ["download.lock"]
@@ -811,10 +814,10 @@ def test_download_that_is_cut_off_again_and_again(
     message = failure(None, server.url, "cut off", "0.4 MB are in", "the same command resumes", url=server.url)
     partial = partial_of(cache, server.url)
     assert str(partial) in message
-    assert len(server.ranges) == cifar10_download._ATTEMPTS
+    assert len(server.ranges) == cifar10_download.ATTEMPTS
     assert len(BINARY_ARCHIVE) * 0.96 < partial.stat().st_size < len(BINARY_ARCHIVE)
     # Attempts that bring it forward are not counted.
-    monkeypatch.setattr(cifar10_download, "_PROGRESS_BYTES", 1)
+    monkeypatch.setattr(cifar10_download, "PROGRESS_BYTES", 1)
     partial.unlink()
     server.acts = ["cut"] * 12
     assert_fabricated(load(None, url=server.url))
@@ -948,7 +951,7 @@ def test_no_room_for_a_download(
 ) -> None:
     match fault:
         case "no home":
-            monkeypatch.setattr(cifar10_download, "_folder", lambda: pathlib.Path("~/.cache"))
+            monkeypatch.setattr(cifar10_download, "cache_folder", lambda: pathlib.Path("~/.cache"))
             words = "there is no home directory"
         case "no folder":
             cache.write_text("a file")
@@ -978,7 +981,7 @@ def test_no_network(cache: pathlib.Path) -> None:
 def test_name_look_up_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: over.wait(20))
-    monkeypatch.setattr(cifar10_download, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(cifar10_download, "ANSWER_SECONDS", 0.1)
     failure(None, "www.cs.toronto.edu can't be reached (no answer in 0.1 s)")
     over.set()
 
@@ -1023,7 +1026,7 @@ def test_mirror_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPat
         "http://host/é",
     ):
         monkeypatch.setenv("ALEXNET_JAX_DATA_URL", url)
-        shutil.rmtree(cifar10_download._folder(), ignore_errors=True)
+        shutil.rmtree(cifar10_download.cache_folder(), ignore_errors=True)
         with pytest.raises(UsageError, match=r"^ALEXNET_JAX_DATA_URL .* is needed$"):
             load(None)
 
@@ -1157,7 +1160,7 @@ def test_prepared_copy_without_the_packages(
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "alexnet_jax.data.cifar10_tfds", raising=False)
     monkeypatch.delattr("alexnet_jax.data.cifar10_tfds", raising=False)
-    failure(prepared, prepared, "takes the packages tensorflow-datasets and array_record", "--data-dir")
+    failure(prepared, prepared, "needs the packages tensorflow-datasets and array_record", "--data-dir")
 
 
 def test_published_layout_does_not_import_tfds(tmp_path: pathlib.Path) -> None:
@@ -1185,7 +1188,7 @@ def test_real_data_is_the_same_from_every_source(tmp_path: pathlib.Path, monkeyp
     assert from_binary["train"].labels[:5].tolist() == [6, 9, 9, 4, 1]  # frog, truck, truck, deer, automobile
     assert cifar10.load(folder / "cifar-10-batches-py").fingerprint() == from_binary.fingerprint()
     contents = []
-    for layout in cifar10_batches.LAYOUTS:
+    for layout in cifar10_files.LAYOUTS:
         names = [f"{layout.folder}/{batch}{layout.suffix}" for batch in BATCHES]
         contents.append(gzip.compress(tar({name: (folder / name).read_bytes() for name in names}), 1))
         path = tmp_path / layout.folder
@@ -1202,7 +1205,7 @@ def test_without_a_home_directory_there_is_no_default_folder(monkeypatch):
 
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setattr(pathlib.Path, "expanduser", unknown)
-    assert cifar10._default_tfds_dir() == []  # not a folder named "~"
+    assert cifar10.default_tfds_folder() == []  # not a folder named "~"
     monkeypatch.setenv("TFDS_DATA_DIR", "~/x")
     with pytest.raises(UsageError, match=r"^TFDS_DATA_DIR=~/x: this user has no home directory"):
-        cifar10._default_tfds_dir()
+        cifar10.default_tfds_folder()
