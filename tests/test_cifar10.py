@@ -885,7 +885,9 @@ def test_stop_while_downloading(
     finally:
         signal.signal(number, before)
     partial = partial_of(cache, server.url)
-    words = f"{signal.Signals(number).name}: stopped; what has arrived is in {partial}, and the same command resumes\n"
+    words = (
+        f"{signal.Signals(number).name}: stopped; the downloaded part is in {partial}, and the same command resumes\n"
+    )
     assert capfd.readouterr().err.count(words) == 1
     arrived = partial.stat().st_size
     assert 0 < arrived < len(BINARY_ARCHIVE)

@@ -582,9 +582,16 @@ def in_one_memory(state):
     return found
 
 
+def ordered(state):
+    """As PyTorch's, with an attribute."""
+    found = collections.OrderedDict(state)
+    found._metadata = collections.OrderedDict({"": {"version": 1}})
+    return found
+
+
 PTH = {
     "plain": lambda s: s,
-    "ordered": collections.OrderedDict,
+    "ordered": ordered,
     "pytorch/examples": lambda s: {
         "epoch": 90,
         "arch": "alexnet",

@@ -82,12 +82,12 @@ def cached() -> pathlib.Path | None:
     return None
 
 
-def download(url: str, looked: str) -> pathlib.Path:
+def download(url: str, searched: str) -> pathlib.Path:
     """Downloads one of the `PUBLISHED` archives; several processes at once download it once.
 
     Args:
       url: its address, at any host: the bytes are checked.
-      looked: where CIFAR-10 was looked for, for the message.
+      searched: the places without CIFAR-10, for the message.
 
     Raises:
       AlexNetError: it can't be downloaded or stored. The bytes that have arrived are kept for the next attempt unless
@@ -105,8 +105,8 @@ def download(url: str, looked: str) -> pathlib.Path:
             if path := cached():
                 return path
             try:
-                with _stop_signals(f"stopped; what has arrived is in {partial}, and the same command resumes"):
-                    archive = _fetch(url, partial, looked)
+                with _stop_signals(f"stopped; the downloaded part is in {partial}, and the same command resumes"):
+                    archive = _fetch(url, partial, searched)
             finally:
                 if partial.exists() and not partial.stat().st_size:
                     partial.unlink()
@@ -156,7 +156,7 @@ def _stop_signals(message: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _fetch(url: str, partial: pathlib.Path, looked: str) -> Published:
+def _fetch(url: str, partial: pathlib.Path, searched: str) -> Published:
     """Completes `partial`, in any number of attempts as long as they make progress."""
     failures, most = 0, 0
     connected = False
@@ -183,7 +183,7 @@ def _fetch(url: str, partial: pathlib.Path, looked: str) -> Published:
             fault = f"{error}{_through_proxy(url)}"
             if not connected:
                 raise AlexNetError(
-                    f"CIFAR-10 is not at {looked}, and {_host(url)} can't be reached ({fault}): {_WITHOUT}"
+                    f"CIFAR-10 is not at {searched}, and {_host(url)} can't be reached ({fault}): {_WITHOUT}"
                 ) from error
             have = partial.stat().st_size if partial.exists() else 0
             failures = 0 if have >= most + PROGRESS_BYTES else failures + 1
@@ -203,13 +203,43 @@ def _request(url: str, have: int) -> tuple[http.client.HTTPResponse, int, int | 
       The open response; the byte at which it begins, `have` or 0; the size of the file, None if the server doesn't say.
     """
     headers = {"User-Agent": "alexnet_jax"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = _open(urllib.request.Request(url, headers=headers))
+    except urllib.error.HTTPError as error:
+        error.close()  # it is an open response
+        if error.code == 416 and have:
+            return _request(url, 0)
+        raise _CutOffError(reason(error)) from error
+    except urllib.error.URLError as error:
+        cause = error.reason
+        raise _CutOffError(reason(cause) if isinstance(cause, BaseException) else shown(cause, 200)) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _CutOffError(reason(error)) from error
+    if response.status != 206:
+        length = response.headers.get("Content-Length", "")
+        return response, 0, int(length) if re.fullmatch("[0-9]{1,15}", length) else None
+    sent = response.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)", sent)
+    if found and have and int(found[1]) == have:
+        return response, have, None if found[2] == "*" else int(found[2])
+    response.close()
+    if have:
+        return _request(url, 0)
+    raise _CutOffError("the server sends a part of the file that was not requested")
+
+
+def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
+    """Sends a request and waits ANSWER_SECONDS for the headers of the response.
+
+    The timeout of a socket doesn't cover the look-up of the name, which can hang: then the thread is abandoned.
+    """
     answers: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
     late = threading.Event()
 
     def ask() -> None:
         try:
             opener = urllib.request.build_opener()  # urlopen's own would keep the proxies of its first call
-            response = opener.open(urllib.request.Request(url, headers=headers), timeout=_SILENCE_SECONDS)
+            response = opener.open(request, timeout=_SILENCE_SECONDS)
         except Exception as error:
             answers.put(error)
         else:
@@ -217,30 +247,15 @@ def _request(url: str, have: int) -> tuple[http.client.HTTPResponse, int, int | 
             if late.is_set():
                 response.close()
 
-    # The timeout of a socket doesn't cover the look-up of the name, which can hang: then the thread is abandoned.
     threading.Thread(target=ask, daemon=True).start()
     try:
         answer = answers.get(timeout=ANSWER_SECONDS)
     except queue.Empty:
         late.set()
         raise _CutOffError(f"no answer in {ANSWER_SECONDS:g} s") from None
-    if isinstance(answer, urllib.error.HTTPError):
-        answer.close()  # it is an open response
     if isinstance(answer, Exception):
-        if isinstance(answer, urllib.error.HTTPError) and answer.code == 416 and have:
-            return _request(url, 0)
-        cause = answer.reason if type(answer) is urllib.error.URLError else answer
-        raise _CutOffError(reason(cause) if isinstance(cause, BaseException) else shown(cause, 200)) from answer
-    length = answer.headers.get("Content-Length", "")
-    if answer.status != 206:
-        return answer, 0, int(length) if re.fullmatch("[0-9]{1,15}", length) else None
-    found = re.fullmatch(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)", answer.headers.get("Content-Range", ""))
-    if not found or int(found[1]) != have or not have:
-        answer.close()
-        if have:
-            return _request(url, 0)
-        raise _CutOffError("the server sends a part of the file that was not requested")
-    return answer, have, None if found[2] == "*" else int(found[2])
+        raise answer
+    return answer
 
 
 def _through_proxy(url: str) -> str:
