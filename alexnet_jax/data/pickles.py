@@ -30,7 +30,6 @@ _OPCODES = {
     "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE",
     "BUILD", "BINPERSID",
 }  # fmt: skip
-_DTYPES = ("u1", "f2", "f4", "f8", "O", "O8")
 
 
 class UnknownNameError(pickle.UnpicklingError):
@@ -47,9 +46,9 @@ class PickledArray:
 
     def __setstate__(self, state: object) -> None:
         match state:
-            case (1, tuple(shape), _Dtype(code="O" | "O8"), _, list(items)) if self.values is None:
+            case (1, tuple(), _Dtype(code="O" | "O8"), _, list(items)):
                 self.values = items
-            case (1, tuple(shape), _Dtype(code=code), fortran, bytes(buffer)) if self.values is None and code[0] != "O":
+            case (1, tuple(shape), _Dtype(code="u1" | "f2" | "f4" | "f8" as code), fortran, bytes(buffer)):
                 self.values = np.frombuffer(buffer, f"<{code}").reshape(shape, order="F" if fortran else "C")
             case _:
                 raise pickle.UnpicklingError("it has an array without shape, dtype or contents")
@@ -60,7 +59,7 @@ class _Dtype:
 
     def __init__(self, code: object, *_: object) -> None:
         name = code.decode("latin-1") if isinstance(code, bytes) else code
-        if not isinstance(name, str) or name not in _DTYPES:
+        if name not in ("u1", "f2", "f4", "f8", "O", "O8"):
             raise pickle.UnpicklingError(f"it has an array of dtype {shown(name, 20)}")
         self.code = name
 
@@ -89,7 +88,7 @@ def loads(
     names: Mapping[tuple[str, str], Any] = NAMES,
     persistent_load: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The object that a pickle describes, Python 2's strings as bytes.
+    """The object that a pickle describes, with `PickledArray` for arrays and bytes for strings of Python 2.
 
     Args:
       data: in protocols 2 to 4.
@@ -110,7 +109,11 @@ def loads(
     return _Unpickler(data, names, persistent_load).load()
 
 
-_LOAD: Mapping[int, Any] = pickle._Unpickler.dispatch  # by opcode
+_LOAD: Mapping[int, Any] = {
+    ord(opcode.code): pickle._Unpickler.dispatch[ord(opcode.code)]
+    for opcode in pickletools.opcodes
+    if opcode.name in _OPCODES
+}
 
 
 class _Unpickler(pickle._Unpickler):
@@ -120,11 +123,13 @@ class _Unpickler(pickle._Unpickler):
         self, data: bytes, names: Mapping[tuple[str, str], Any], persistent_load: Callable[[Any], Any] | None
     ) -> None:
         super().__init__(io.BytesIO(data), encoding="bytes")
-        self._names = {("_codecs", "encode"): self._encode, **names}
+        self._names = names
         self._load_by_id = persistent_load
         self._bytes_left = len(data)
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
         if (module, name) not in self._names:
             raise UnknownNameError(f"it asks for {shown(f'{module}.{name}', 150)}")
         return self._names[module, name]
@@ -151,6 +156,11 @@ class _Unpickler(pickle._Unpickler):
         _check_keys(self.stack[::2])  # what comes after the mark
         _LOAD[pickle.SETITEMS[0]](self)
 
+    def _load_reduce(self) -> None:
+        if not isinstance(self.stack[-1], tuple):  # a text would become a tuple of its characters
+            raise pickle.UnpicklingError("it calls something with arguments that are not a tuple")
+        _LOAD[pickle.REDUCE[0]](self)
+
     def _load_build(self) -> None:
         if not hasattr(type(self.stack[-2]), "__setstate__"):  # else it would set attributes, of our functions too
             raise pickle.UnpicklingError("it sets the state of an object that has none")
@@ -160,6 +170,7 @@ class _Unpickler(pickle._Unpickler):
         **_LOAD,
         pickle.SETITEM[0]: _load_setitem,
         pickle.SETITEMS[0]: _load_setitems,
+        pickle.REDUCE[0]: _load_reduce,
         pickle.BUILD[0]: _load_build,
     }
 
