@@ -135,21 +135,9 @@ def read(data: bytes) -> Net:
     if any(mean != means[0] for mean in means):
         raise ValueError("its data layers subtract different means")
     _check_parameters(chain, list(_expected_layers(variant)), [layer for layer in layers if _kind(layer) == "Dropout"])
-    weighted = [layer for layer in chain if _kind(layer) in ("Convolution", "InnerProduct")]
-    for layer in layers:
-        if layer.blobs and not any(layer is other for other in weighted):
-            raise ValueError(f"{_name(layer)} ({_kind(layer)}) holds an array, which would not be used")
-    arrays = {}
-    for name, layer in zip(alexnet.LAYERS, weighted, strict=True):
-        if len(layer.blobs) != 2:
-            raise ValueError(f"{_name(layer)} holds {len(layer.blobs)} arrays; a kernel and a bias are needed")
-        kernel, bias = (_array(_name(layer), blob) for blob in layer.blobs)
-        # Dense kernels of before 2014 have four axes.
-        kernel = kernel.reshape(kernel.shape[-2:]) if _kind(layer) == "InnerProduct" else kernel
-        arrays[name] = {"kernel": kernel, "bias": bias.reshape(-1)}
     files = dict.fromkeys(getattr(layer, field).mean_file for layer in sources for field in _SOURCE_PARAMETERS)
     mean_files = tuple(file.decode(errors="replace") for file in files if file)
-    return Net(variant, arrays, np.array(means[0]) if means else None, mean_files)
+    return Net(variant, _arrays(layers, chain), np.array(means[0]) if means else None, mean_files)
 
 
 def _name(layer: Any) -> str:
@@ -186,7 +174,9 @@ def _chain(layers: Sequence[Any], inputs: set[str]) -> list[Any]:
             last = name
         elif kind != "Silence":
             if last:
-                raise ValueError(f"{name} ({kind}) comes after {last}: the layers after the logits must be the last")
+                raise ValueError(
+                    f"{name} ({kind}) comes after {last}: only losses and accuracies can follow the logits"
+                )
             if wired:
                 if len(layer.bottom) != 1 or len(layer.top) != 1:
                     raise ValueError(f"{name} ({kind}) has {len(layer.bottom)} inputs and {len(layer.top)} outputs")
@@ -342,6 +332,27 @@ def _check_shape(name: str, shape: Sequence[int], size: int) -> None:
 def _check_size(name: str, height: int, width: int, size: int) -> None:
     if (height, width) != (size, size):
         raise ValueError(f"{name}: images are {height}x{width}, {size}x{size} is needed")
+
+
+def _arrays(layers: Sequence[Any], chain: Sequence[Any]) -> dict[str, dict[str, np.ndarray]]:
+    """Kernel and bias of each of `alexnet.LAYERS`.
+
+    Raises:
+      ValueError: arrays are missing or damaged, or another layer has some.
+    """
+    weighted = [layer for layer in chain if _kind(layer) in ("Convolution", "InnerProduct")]
+    for layer in layers:
+        if layer.blobs and not any(layer is other for other in weighted):
+            raise ValueError(f"{_name(layer)} ({_kind(layer)}) holds an array, which would not be used")
+    arrays = {}
+    for name, layer in zip(alexnet.LAYERS, weighted, strict=True):
+        if len(layer.blobs) != 2:
+            raise ValueError(f"{_name(layer)} holds {len(layer.blobs)} arrays; a kernel and a bias are needed")
+        kernel, bias = (_array(_name(layer), blob) for blob in layer.blobs)
+        # Dense kernels of before 2014 have four axes.
+        kernel = kernel.reshape(kernel.shape[-2:]) if _kind(layer) == "InnerProduct" else kernel
+        arrays[name] = {"kernel": kernel, "bias": bias.reshape(-1)}
+    return arrays
 
 
 def _array(name: str, blob: Any) -> np.ndarray:
