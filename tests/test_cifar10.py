@@ -118,9 +118,7 @@ def failure(data_dir: pathlib.Path | None, *named: object, **options: Any) -> st
 
 
 @pytest.mark.parametrize("layout", [BINARY, PICKLES])
-def test_published_layouts(
-    layout: cifar10_files.Layout, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_layouts(layout, tmp_path, monkeypatch):
     folder = write_batches(tmp_path / layout.folder, layout)
     for data_dir in (tmp_path, folder):
         dataset = load(data_dir)
@@ -133,7 +131,7 @@ def test_published_layouts(
     assert_fabricated(load(pathlib.Path()))
 
 
-def test_default_places(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     second = write_pickles(tmp_path / "tfds" / "cifar-10-batches-py")
@@ -153,7 +151,7 @@ def test_default_places(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
         (None, "missing"),
     ],
 )
-def test_broken_binary_batch(content: bytes | None, words: str, tmp_path: pathlib.Path) -> None:
+def test_broken_binary_batch(content, words, tmp_path):
     path = write_binary(tmp_path / "cifar-10-batches-bin") / "data_batch_3.bin"
     path.unlink()
     if content is not None:
@@ -178,9 +176,7 @@ def test_broken_binary_batch(content: bytes | None, words: str, tmp_path: pathli
         (lambda records: records[5][0, :1].fill(9), "the test batch has 1 images of class airplane instead of 2"),
     ],
 )
-def test_full_size_copy_that_is_not_cifar10(
-    damage: Callable, words: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_size_copy_that_is_not_cifar10(damage, words, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "RECORDS_PER_BATCH", RECORDS)  # so that the fabricated batches count as full
     folder = write_binary(tmp_path / "cifar-10-batches-bin")
     records = [np.frombuffer(bytearray(binary(batch)), np.uint8).reshape(RECORDS, 3073) for batch in BATCHES]
@@ -199,7 +195,7 @@ def test_full_size_copy_that_is_not_cifar10(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable(tmp_path: pathlib.Path) -> None:
+def test_unreadable(tmp_path):
     path = write_binary(tmp_path / "cifar-10-batches-bin") / "data_batch_2.bin"
     path.chmod(0)
     failure(tmp_path, path, "Permission denied")
@@ -210,13 +206,13 @@ def test_unreadable(tmp_path: pathlib.Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_missing_folder_is_no_place_for_a_download(tmp_path: pathlib.Path) -> None:
+def test_missing_folder_is_no_place_for_a_download(tmp_path):
     typo = tmp_path / "cifra"
     failure(typo, typo, "no such file or folder")
     assert not typo.exists()
 
 
-def test_folder_of_batches_under_any_name(tmp_path: pathlib.Path) -> None:
+def test_folder_of_batches_under_any_name(tmp_path):
     folder = write_pickles(tmp_path / "my copy")
     assert load(folder).source == str(folder)
     for batch in BATCHES:
@@ -237,7 +233,7 @@ def replace_batch(tmp_path: pathlib.Path, content: bytes, name: str = "data_batc
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_pickle_rewritten_by_python_3(protocol: int, tmp_path: pathlib.Path) -> None:
+def test_pickle_rewritten_by_python_3(protocol, tmp_path):
     content = {b"labels": labels("data_batch_2"), b"data": planes("data_batch_2"), b"filenames": [b"a.png"] * RECORDS}
     replace_batch(tmp_path, pickle.dumps(content, protocol))
     assert_fabricated(load(tmp_path))
@@ -265,12 +261,12 @@ def test_pickle_rewritten_by_python_3(protocol: int, tmp_path: pathlib.Path) -> 
         (pickled("data_batch_2", labels=[{} for _ in range(20)]), "record 0 has a dict as label"),
     ],
 )
-def test_broken_pickle(content: bytes, words: str, tmp_path: pathlib.Path) -> None:
+def test_broken_pickle(content, words, tmp_path):
     path = replace_batch(tmp_path, content)
     failure(tmp_path, path, words, "extract the published archive again")
 
 
-def test_every_truncation_of_a_pickle(tmp_path: pathlib.Path) -> None:
+def test_every_truncation_of_a_pickle(tmp_path):
     whole = pickled("data_batch_1")
     path = replace_batch(tmp_path, whole, "data_batch_1")
     ends = [*range(0, 300), *range(300, len(whole), 4_001), *range(len(whole) - 20, len(whole))]
@@ -279,13 +275,13 @@ def test_every_truncation_of_a_pickle(tmp_path: pathlib.Path) -> None:
         failure(tmp_path, path, "truncated")
 
 
-def test_pickle_beyond_the_cap_is_not_read(tmp_path: pathlib.Path) -> None:
+def test_pickle_beyond_the_cap_is_not_read(tmp_path):
     path = replace_batch(tmp_path, b"")
     os.truncate(path, 64 * 1024**2 + 1)  # sparse
     failure(tmp_path, path, "67,108,865 bytes instead of at most 67,108,864")
 
 
-def test_pickle_that_copies_a_string_again_and_again(tmp_path: pathlib.Path) -> None:
+def test_pickle_that_copies_a_string_again_and_again(tmp_path):
     text = b"X" + struct.pack("<I", 100_000) + bytes(100_000) + b"q\x00"
     copy = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
     replace_batch(tmp_path, b"\x80\x02(" + text + copy * 1_000 + b"t.")
@@ -324,7 +320,7 @@ def files_under(folder: pathlib.Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-python.tar", "photos", "data (1).tgz"])
 @pytest.mark.parametrize("content", [BINARY_ARCHIVE, PICKLES_ARCHIVE, BINARY_TAR, PICKLES_TAR])
-def test_archive(content: bytes, name: str, tmp_path: pathlib.Path) -> None:
+def test_archive(content, name, tmp_path):
     path = tmp_path / "archives" / name
     path.parent.mkdir()
     path.write_bytes(content)
@@ -335,14 +331,14 @@ def test_archive(content: bytes, name: str, tmp_path: pathlib.Path) -> None:
     assert files_under(tmp_path) == [f"archives/{name}"]
 
 
-def test_archive_with_an_upper_case_suffix(tmp_path: pathlib.Path) -> None:
+def test_archive_with_an_upper_case_suffix(tmp_path):
     path = tmp_path / "CIFAR-10-BINARY.TAR"
     path.write_bytes(BINARY_TAR)
     assert_fabricated(load(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cifar-10-python/cifar-10-batches-py", "my copy"])
-def test_batches_one_folder_deeper(name: str, tmp_path: pathlib.Path) -> None:
+def test_batches_one_folder_deeper(name, tmp_path):
     """As Kaggle and Keras store them."""
     folder = write_pickles(tmp_path / "data" / name)
     assert load(tmp_path / "data").source == str(folder)
@@ -354,7 +350,7 @@ def test_batches_one_folder_deeper(name: str, tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("folder", [".", "/", "../..", "a/b/cifar-10-batches-bin", "./cifar-10-batches-py"])
-def test_archive_with_other_folders_in_it(folder: str, tmp_path: pathlib.Path) -> None:
+def test_archive_with_other_folders_in_it(folder, tmp_path):
     path = tmp_path / "archive"
     link = header("link", 100, type=tarfile.SYMTYPE)  # whatever its size: it has no data
     files = {f"{folder}/._data_batch_1.bin": b"macOS"} | published(BINARY, folder)
@@ -364,7 +360,7 @@ def test_archive_with_other_folders_in_it(folder: str, tmp_path: pathlib.Path) -
     assert_fabricated(load(path))
 
 
-def test_order_of_what_a_folder_holds(tmp_path: pathlib.Path) -> None:
+def test_order_of_what_a_folder_holds(tmp_path):
     """Whatever comes later in the documented order is broken: it must not be read."""
     for name in (
         "one folder deeper",
@@ -431,7 +427,7 @@ def damaged(content: bytes, at: int) -> bytes:
         (tar({f"{n}/data_batch_1.bin": binary("data_batch_1") for n in "xy"}), "lacks data_batch_2"),
     ],
 )
-def test_broken_archive(content: bytes, words: str, tmp_path: pathlib.Path) -> None:
+def test_broken_archive(content, words, tmp_path):
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(content)
     for data_dir in (path, tmp_path):
@@ -439,7 +435,7 @@ def test_broken_archive(content: bytes, words: str, tmp_path: pathlib.Path) -> N
     assert files_under(tmp_path) == [path.name]
 
 
-def test_every_truncation_of_an_archive(tmp_path: pathlib.Path) -> None:
+def test_every_truncation_of_an_archive(tmp_path):
     path = tmp_path / "archive"
     ends = [
         *range(2, 40),
@@ -490,14 +486,14 @@ def headers(**fields: Any) -> bytes:
     ],
 )
 @pytest.mark.parametrize("pack", [bytes, functools.partial(gzip.compress, compresslevel=1)])
-def test_hostile_archive(content: bytes, words: str, pack: Callable, tmp_path: pathlib.Path) -> None:
+def test_hostile_archive(content, words, pack, tmp_path):
     path = tmp_path / "archive"
     path.write_bytes(pack(content))
     failure(path, path, words)
     assert files_under(tmp_path) == ["archive"]
 
 
-def test_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
     monkeypatch.setattr("alexnet_jax.data.cifar10_files.MAX_ARCHIVE_BYTES", 4_000_000)
     path = tmp_path / "archive"
     for zeros in (tar({"x": bytes(5_000_000)} | published(BINARY)), BINARY_TAR + bytes(5_000_000)):
@@ -525,7 +521,7 @@ def test_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path, monkeypatch: p
         ([], "there is no CIFAR-10 in it, neither data_batch_1 nor one of cifar-10-batches-bin"),
     ],
 )
-def test_folder_of_something_else(names: list[str], words: str, tmp_path: pathlib.Path) -> None:
+def test_folder_of_something_else(names, words, tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * 3074)
@@ -533,7 +529,7 @@ def test_folder_of_something_else(names: list[str], words: str, tmp_path: pathli
     assert len(files_under(tmp_path)) == len(names)  # --data-dir is no place for a download
 
 
-def test_file_that_is_no_archive(tmp_path: pathlib.Path) -> None:
+def test_file_that_is_no_archive(tmp_path):
     batch = write_binary(tmp_path / "batches") / "data_batch_1.bin"
     failure(batch, batch, "one of six batches; give --data-dir its folder")
     train = tmp_path / "train.bin"
@@ -648,7 +644,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, *contents: bytes) -> None:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+def cache(tmp_path_factory, monkeypatch):
     """A world of its own: the cache, the default places, the published archives; no proxy and no waiting."""
     world = tmp_path_factory.mktemp("world")
     monkeypatch.chdir(world)
@@ -662,7 +658,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server():
     with Server(BINARY_ARCHIVE).running() as running:
         yield running
 
@@ -677,7 +673,7 @@ REST = f"bytes={HALF}-"
 
 
 @pytest.mark.parametrize("content", [BINARY_ARCHIVE, PICKLES_ARCHIVE])
-def test_download(content: bytes, server: Server, cache: pathlib.Path, capfd: pytest.CaptureFixture) -> None:
+def test_download(content, server, cache, capfd):
     server.content = content
     dataset = load(None, url=server.url)
     assert_fabricated(dataset)
@@ -692,9 +688,7 @@ def test_download(content: bytes, server: Server, cache: pathlib.Path, capfd: py
     assert server.ranges == [None]
 
 
-def test_slow_host_is_named_as_such(
-    server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
+def test_slow_host_is_named_as_such(server, monkeypatch, capfd):
     monkeypatch.setattr(cifar10_download, "URL", server.url)
     assert_fabricated(load(None))
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "--data-dir" in line]
@@ -720,9 +714,7 @@ def test_slow_host_is_named_as_such(
         (["cut", "no range", "cut", "cut"], [None, REST]),
     ],
 )
-def test_download_with_faults(
-    acts: list[str], ranges: list | None, server: Server, cache: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_download_with_faults(acts, ranges, server, cache, tmp_path):
     server.acts = list(acts)
     if "page" in acts:  # of a network that asks to log in: what is there is kept
         failure(None, server.url, "not a gzip file (it begins with <html>log in</html>)", url=server.url)
@@ -747,9 +739,7 @@ def test_download_with_faults(
         (["silence"], "no answer in 0.1 s"),
     ],
 )
-def test_download_that_fails_at_once(
-    acts: list[str], words: str, server: Server, cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_that_fails_at_once(acts, words, server, cache, monkeypatch):
     if acts == ["silence"]:
         monkeypatch.setattr(cifar10_download, "ANSWER_SECONDS", 0.1)
     server.acts = list(acts)
@@ -757,9 +747,7 @@ def test_download_that_fails_at_once(
     assert files_under(cache) == ["download.lock"]
 
 
-def test_download_that_is_cut_off_again_and_again(
-    server: Server, cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_that_is_cut_off_again_and_again(server, cache, monkeypatch):
     server.acts = ["cut"] * 20
     message = failure(None, server.url, "cut off", "0.4 MB are in", "the same command resumes", url=server.url)
     partial = partial_of(cache, server.url)
@@ -773,7 +761,7 @@ def test_download_that_is_cut_off_again_and_again(
     assert_fabricated(load(None, url=server.url))
 
 
-def test_what_a_former_process_left_is_resumed(server: Server, cache: pathlib.Path) -> None:
+def test_what_a_former_process_left_is_resumed(server, cache):
     cache.mkdir()
     partial_of(cache, server.url).write_bytes(BINARY_ARCHIVE[:HALF])
     partial_of(cache, "http://elsewhere/").write_bytes(b"another archive")
@@ -792,9 +780,7 @@ LONG = len(BINARY_ARCHIVE) - 1000  # bytes that are stored
         *itertools.product(("no range, cut", "no range, chunked, cut"), (HALF, HALF + 1000, LONG)),
     ],
 )
-def test_response_without_the_range_shortens_nothing_that_it_does_not_contradict(
-    act: str, correct: int, server: Server, cache: pathlib.Path
-) -> None:
+def test_response_without_the_range_shortens_nothing_that_it_does_not_contradict(act, correct, server, cache):
     cache.mkdir()
     partial_of(cache, server.url).write_bytes(BINARY_ARCHIVE[:correct].ljust(LONG, b"x"))
     server.acts = [act, "no range"]
@@ -805,7 +791,7 @@ def test_response_without_the_range_shortens_nothing_that_it_does_not_contradict
 
 
 @pytest.mark.parametrize("surplus", [b"", b"x", b"x" * 100_000])
-def test_what_a_former_process_left_complete(surplus: bytes, server: Server, cache: pathlib.Path) -> None:
+def test_what_a_former_process_left_complete(surplus, server, cache):
     cache.mkdir()
     partial_of(cache, server.url).write_bytes(BINARY_ARCHIVE + surplus)
     server.acts = ["no range"]
@@ -816,7 +802,7 @@ def test_what_a_former_process_left_complete(surplus: bytes, server: Server, cac
 
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("act", ["good", "no length"])
-def test_wrong_bytes(act: str, resumed: bool, server: Server, cache: pathlib.Path) -> None:
+def test_wrong_bytes(act, resumed, server, cache):
     server.content = damaged(BINARY_ARCHIVE, 10)
     if resumed:  # a part of an archive that the host has since replaced
         server.content = BINARY_ARCHIVE
@@ -834,7 +820,7 @@ def test_wrong_bytes(act: str, resumed: bool, server: Server, cache: pathlib.Pat
     assert_fabricated(load(None, url=server.url))
 
 
-def test_damaged_archive_in_the_cache(server: Server, cache: pathlib.Path, capfd: pytest.CaptureFixture) -> None:
+def test_damaged_archive_in_the_cache(server, cache, capfd):
     cache.mkdir()
     path = cache / "cifar-10-binary.tar.gz"
     path.write_bytes(damaged(BINARY_ARCHIVE, HALF))
@@ -843,7 +829,7 @@ def test_damaged_archive_in_the_cache(server: Server, cache: pathlib.Path, capfd
     assert path.read_bytes() == BINARY_ARCHIVE
 
 
-def test_several_at_once_download_once(server: Server, cache: pathlib.Path, capfd: pytest.CaptureFixture) -> None:
+def test_several_at_once_download_once(server, cache, capfd):
     server.acts = ["cut"]
     results: list[Dataset] = []
     threads = [threading.Thread(target=lambda: results.append(load(None, url=server.url))) for _ in range(4)]
@@ -859,13 +845,7 @@ def test_several_at_once_download_once(server: Server, cache: pathlib.Path, capf
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stop_while_downloading(
-    number: int,
-    server: Server,
-    cache: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture,
-) -> None:
+def test_stop_while_downloading(number, server, cache, monkeypatch, capfd):
     """As in a program of ours, whose handlers are others than Python's."""
     pieces = itertools.count()
 
@@ -896,9 +876,7 @@ def test_stop_while_downloading(
 
 
 @pytest.mark.parametrize("fault", ["no home", "no folder", "full", "full later"])
-def test_no_room_for_a_download(
-    fault: str, server: Server, cache: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_room_for_a_download(fault, server, cache, monkeypatch):
     match fault:
         case "no home":
             monkeypatch.setattr(cifar10_download, "cache_folder", lambda: pathlib.Path("~/.cache"))
@@ -917,7 +895,7 @@ def test_no_room_for_a_download(
     assert fault != "no home" or not pathlib.Path("~").exists()
 
 
-def test_no_network(cache: pathlib.Path) -> None:
+def test_no_network(cache):
     world = cache.parent
     failure(
         None,
@@ -928,7 +906,7 @@ def test_no_network(cache: pathlib.Path) -> None:
     assert files_under(world) == ["cache/download.lock"]
 
 
-def test_name_look_up_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_look_up_that_hangs(monkeypatch):
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: over.wait(20))
     monkeypatch.setattr(cifar10_download, "ANSWER_SECONDS", 0.1)
@@ -936,14 +914,14 @@ def test_name_look_up_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     over.set()
 
 
-def test_proxy_and_tls_that_fail(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_and_tls_that_fail(server, monkeypatch):
     failure(None, "can't be reached (", "SSL", url=server.url.replace("http:", "https:"))
     monkeypatch.setenv("https_proxy", server.url)
     failure(None, "example.org can't be reached (Tunnel connection failed: 501", url="https://example.org/x.tar.gz")
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "127.0.0.1:1", "http://user:secret@127.0.0.1:1/"])
-def test_proxy_that_is_down_is_named(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_that_is_down_is_named(proxy, monkeypatch):
     monkeypatch.setenv("http_proxy", proxy)
     message = failure(
         None, "example.org can't be reached (", "refused, through the proxy 127.0.0.1:1", url="http://example.org/x"
@@ -953,14 +931,14 @@ def test_proxy_that_is_down_is_named(proxy: str, monkeypatch: pytest.MonkeyPatch
     assert "proxy" not in failure(None, "127.0.0.1:1 can't be reached (Connection refused)", url=CLOSED)
 
 
-def test_proxy_that_fails_later_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxy_that_fails_later_is_named(server, monkeypatch):
     monkeypatch.setenv("http_proxy", server.url)
     server.acts = ["cut", *["503"] * 20]
     host = server.url.split("/")[2]
     failure(None, "again and again (HTTP Error 503", f", through the proxy {host}", url="http://example.org/x.tar.gz")
 
 
-def test_mirror_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_in_the_environment(server, monkeypatch):
     monkeypatch.setenv("ALEXNET_JAX_DATA_URL", f"{server.url}?token=secret")
     server.acts = ["page"]
     assert "secret" not in failure(None, server.url)
@@ -1016,7 +994,7 @@ def prepare(root: pathlib.Path, number_of: Callable[[int], int] = lambda index: 
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def prepared(tmp_path_factory):
     """TFDS's data_dir with a prepared copy, which the tests only read."""
     root = tmp_path_factory.mktemp("tfds")
     prepare(root)
@@ -1032,23 +1010,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture
-def copy(prepared: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+def copy(prepared, tmp_path):
     """A prepared data set for a test to damage."""
     shutil.copytree(prepared, tmp_path / "tfds")
     return tmp_path / "tfds" / "cifar10" / "3.0.2"
 
 
-def test_prepared_copy_is_read_without_network(prepared: pathlib.Path) -> None:
+def test_prepared_copy_is_read_without_network(prepared):
     for data_dir in (prepared, prepared / "cifar10", prepared / "cifar10" / "3.0.2"):
         assert_fabricated(load(data_dir))
 
 
-def test_default_place_of_a_prepared_copy(prepared: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_place_of_a_prepared_copy(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     assert_fabricated(load(None, url=CLOSED))
 
 
-def test_official_builder_reads_what_was_prepared(prepared: pathlib.Path) -> None:
+def test_official_builder_reads_what_was_prepared(prepared):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder("cifar10", data_dir=prepared, file_format="array_record")
@@ -1060,7 +1038,7 @@ def test_official_builder_reads_what_was_prepared(prepared: pathlib.Path) -> Non
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "gone", "no information", "information cut"])
-def test_damaged_prepared_copy(damage: str, copy: pathlib.Path) -> None:
+def test_damaged_prepared_copy(damage, copy):
     (shard,) = copy.glob("cifar10-train.array_record*")
     content = shard.read_bytes()
     match damage:
@@ -1081,18 +1059,16 @@ def test_damaged_prepared_copy(damage: str, copy: pathlib.Path) -> None:
     failure(copy.parents[1], copy, "damaged or incomplete", "delete")
 
 
-def test_prepared_copy_of_another_size(copy: pathlib.Path) -> None:
+def test_prepared_copy_of_another_size(copy):
     failure(copy.parents[1], copy, "train has 100 images instead of 50,000", records_per_batch=10_000)
 
 
-def test_prepared_copy_with_repeated_ids(tmp_path: pathlib.Path) -> None:
+def test_prepared_copy_with_repeated_ids(tmp_path):
     prepare(tmp_path, lambda index: index // 2)
     failure(tmp_path, "repeated or unknown")
 
 
-def test_prepared_copy_that_needs_tensorflow(
-    copy: pathlib.Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prepared_copy_that_needs_tensorflow(copy, server, monkeypatch):
     path = copy / "dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     failure(copy.parents[1], copy, "tfrecord instead of array_record", "--data-dir")
@@ -1104,16 +1080,14 @@ def test_prepared_copy_that_needs_tensorflow(
 
 
 @pytest.mark.parametrize("package", ["array_record.python", "tensorflow_datasets"])
-def test_prepared_copy_without_the_packages(
-    package: str, prepared: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prepared_copy_without_the_packages(package, prepared, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "alexnet_jax.data.cifar10_tfds", raising=False)
     monkeypatch.delattr("alexnet_jax.data.cifar10_tfds", raising=False)
     failure(prepared, prepared, "needs the packages tensorflow-datasets and array_record", "--data-dir")
 
 
-def test_published_layout_does_not_import_tfds(tmp_path: pathlib.Path) -> None:
+def test_published_layout_does_not_import_tfds(tmp_path):
     write_binary(tmp_path / "cifar-10-batches-bin")
     code = (
         "import pathlib, sys; from alexnet_jax.data import cifar10; "
@@ -1127,7 +1101,7 @@ def test_published_layout_does_not_import_tfds(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif("CIFAR10_DIR" not in os.environ, reason="CIFAR10_DIR names no folder with both published layouts")
-def test_real_data_is_the_same_from_every_source(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_data_is_the_same_from_every_source(tmp_path, monkeypatch):
     folder = pathlib.Path(os.environ["CIFAR10_DIR"])
     from_binary = cifar10.load(folder / "cifar-10-batches-bin")
     assert {name: split.images.shape for name, split in from_binary.splits.items()} == {

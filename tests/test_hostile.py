@@ -7,7 +7,6 @@ import contextlib
 import copyreg
 import gc
 import importlib.util
-import io
 import marshal
 import os
 import pathlib
@@ -19,7 +18,7 @@ import tracemalloc
 import types
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -50,9 +49,9 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def opcodes(value: object) -> bytes:
+def opcodes(value: object, protocol: int = 2) -> bytes:
     """Those that put a value on the stack."""
-    return pickle.dumps(value, 2)[2:-1]
+    return pickle.dumps(value, protocol)[2:-1]
 
 
 def arguments(*values: object) -> bytes:
@@ -74,141 +73,91 @@ def call(path: str, *values: object) -> bytes:
 
 
 class Reduced:
-    """Pickles as a call of `function`."""
+    """Pickles as a call of os.system."""
 
-    def __init__(self, function: Callable, *values: object):
-        self.call = function, values
+    def __init__(self, command: str):
+        self.command = command
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        return self.call
-
-
-# Calls that leave a file or folder `marker`: name of the function, arguments.
-
-
-def touch(marker: str) -> str:
-    return f"touch '{marker}'"
+        return os.system, (self.command,)
 
 
 def code(marker: str) -> str:
     return f"open({marker!r}, 'w').close()"
 
 
-CALLS: dict[str, Callable[[str], tuple]] = {
-    "os:system": lambda m: (touch(m),),
-    "posix:system": lambda m: (touch(m),),
-    "os:open": lambda m: (m, os.O_CREAT | os.O_WRONLY),
-    "subprocess:call": lambda m: (["touch", m],),
-    "builtins:eval": lambda m: (code(m),),
-    "_io:open": lambda m: (m, "w"),
-    "numpy:memmap": lambda m: (m, "uint8", "w+", 0, 1),
-    "runpy:run_path": lambda m: (f"{m}.py",),  # is there
-    "test_hostile:touch_marker": lambda m: (m,),
-}
-
-
 def touch_marker(marker: str) -> None:
     pathlib.Path(marker).touch()
 
 
-def _npy(marker: str) -> bytes:
-    """Opcodes for an open .npy file that holds objects."""
-    file = io.BytesIO()
-    np.save(file, np.array([Reduced(os.system, touch(marker))], object), allow_pickle=True)
-    content = file.getvalue()
-    return name("io:BytesIO") + b"(B" + struct.pack("<I", len(content)) + content + b"tR"
+def attacks(marker: str) -> dict[str, bytes]:
+    """Pickles that leave a file `marker` behind when the standard library loads them, which a test verifies."""
+    touch = f"touch '{marker}'"
+    system, run = name("os:system"), arguments(touch) + b"R."
+    memmap = (marker, "uint8", "w+", 0, 1)
+    calls = {
+        "os:system": (touch,),
+        "posix:system": (touch,),
+        "os:open": (marker, os.O_CREAT | os.O_WRONLY),
+        "subprocess:call": (["touch", marker],),
+        "builtins:eval": (code(marker),),
+        "__builtin__:eval": (code(marker),),  # of Python 2
+        "_io:open": (marker, "w"),
+        "numpy:memmap": memmap,
+        "runpy:run_path": (f"{marker}.py",),  # exists
+        "copyreg:__newobj__": (name("numpy:memmap"), *memmap),
+        "test_hostile:touch_marker": (marker,),
+    }
+    batch = fuzz.python_2_pickle(*fuzz.pixels_and_labels("data_batch_2"))
+    array = pickle.dumps(np.zeros(4, np.uint8), 2)[:-1]
+    import_os = call("importlib:import_module", "os")
+    partial = call("functools:partial", name("builtins:print"))
+    in_numpy = "numpy:os.system" if hasattr(np, "os") else "numpy:f2py.os.system"
+    compiled = opcodes(marshal.dumps(compile(code(marker), "x", "exec")), 3)
+    return {
+        **{f"{path} by GLOBAL": b"\x80\x02" + call(path, *values) + b"." for path, values in calls.items()},
+        **{
+            f"os.system, protocol {protocol}": pickle.dumps({b"data": Reduced(touch), b"labels": [1]}, protocol)
+            for protocol in (0, 2, 4)
+        },
+        "STACK_GLOBAL": b"\x80\x04" + stack_name("os:system") + run,
+        "STACK_GLOBAL of names in the memo": (
+            b"\x80\x04" + text("system") + b"\x94" + text("os") + b"\x9400h\x01h\x00\x93" + run
+        ),
+        "STACK_GLOBAL of a dotted name": b"\x80\x04" + stack_name("subprocess:os.system") + run,
+        "dotted name in what a batch may name": b"\x80\x04" + stack_name(in_numpy) + run,
+        "INST": b"(" + text(touch) + b"ios\nsystem\n.",
+        "OBJ": b"(" + system + text(touch) + b"o.",
+        "NEWOBJ": b"\x80\x02" + name("numpy:memmap") + arguments(*memmap) + b"\x81.",
+        "NEWOBJ_EX": (
+            b"\x80\x04" + name("numpy:memmap") + arguments(marker) + opcodes({"mode": "w+", "shape": 1}) + b"\x92."
+        ),
+        "EXT1": b"\x80\x02\x82\xf7" + run,
+        "EXT2": b"\x80\x02\x83\xf7\x01" + run,
+        "EXT4": b"\x80\x02\x84\xf7\xf7\x01\x00" + run,
+        "memo by text": b"cos\nsystem\np99999\n0g99999\n(V" + touch.encode() + b"\ntR.",
+        "memo of a huge index": system + b"r\xff\xff\xff\x010j\xff\xff\xff\x01" + run,
+        "memo that changes": b"\x80\x02" + name("numpy:dtype") + b"q\x00" + system + b"q\x000h\x00" + run,
+        "what is dropped": b"\x80\x02(" + call("os:system", touch) + b"1}.",
+        "after the batch": b"\x80\x02}" + call("os:system", touch) + b"0.",
+        "key of the batch": b"\x80\x02}(" + call("os:system", touch) + b"Nu.",
+        "in an intact batch": batch[:-2] + text("x") + call("os:system", touch) + b"u.",
+        "deep in a list": b"\x80\x02" + b"]" * 500 + call("os:system", touch) + b"a" * 500 + b".",
+        "in an array of objects": pickle.dumps(np.array([Reduced(touch)]), 2),
+        "as the state of an array": array + call("os:system", touch) + b"b.",
+        "pickle in a pickle": (
+            b"\x80\x03" + name("pickle:loads") + b"(" + opcodes(pickle.dumps(Reduced(touch)), 3) + b"tR."
+        ),
+        "import, getattr, call": b"\x80\x02" + call("builtins:getattr", import_os, "system") + run,
+        "__setstate__ of a partial": (b"\x80\x02" + partial + arguments(system, arguments(touch), {}, {}) + b"b)R."),
+        "map in a list": (
+            b"\x80\x02" + call("builtins:list", call("builtins:map", name("builtins:eval"), [code(marker)])) + b"."
+        ),
+        "code by marshal": (
+            b"\x80\x03" + call("types:FunctionType", name("marshal:loads") + b"(" + compiled + b"tR", {}) + b")R."
+        ),
+    }
 
-
-OS_SYSTEM = name("os:system")
-
-# Whole pickles that leave `marker` behind when the standard library loads them, which a test verifies.
-ATTACKS: dict[str, Callable[[str], bytes]] = {
-    **{
-        f"{path} by GLOBAL": lambda m, path=path, values=values: b"\x80\x02" + call(path, *values(m)) + b"."  # type: ignore[misc]
-        for path, values in CALLS.items()
-    },
-    **{
-        f"os.system, protocol {protocol}": lambda m, protocol=protocol: pickle.dumps(  # type: ignore[misc]
-            {b"data": Reduced(os.system, touch(m)), b"labels": [1]}, protocol
-        )
-        for protocol in (0, 2, 4)
-    },
-    "STACK_GLOBAL": lambda m: b"\x80\x04" + stack_name("os:system") + arguments(touch(m)) + b"R.",
-    "STACK_GLOBAL of names in the memo": lambda m: (
-        b"\x80\x04" + text("system") + b"\x94" + text("os") + b"\x9400h\x01h\x00\x93" + arguments(touch(m)) + b"R."
-    ),
-    "STACK_GLOBAL of a dotted name": lambda m: (
-        b"\x80\x04" + stack_name("subprocess:os.system") + arguments(touch(m)) + b"R."
-    ),
-    "dotted name in what a batch may name": lambda m: (
-        b"\x80\x04"
-        + stack_name("numpy:os.system" if hasattr(np, "os") else "numpy:f2py.os.system")
-        + arguments(touch(m))
-        + b"R."
-    ),
-    "INST": lambda m: b"(" + text(touch(m)) + b"ios\nsystem\n.",
-    "OBJ": lambda m: b"(" + OS_SYSTEM + text(touch(m)) + b"o.",
-    "NEWOBJ": lambda m: b"\x80\x02" + name("numpy:memmap") + arguments(m, "uint8", "w+", 0, 1) + b"\x81.",
-    "NEWOBJ_EX": lambda m: (
-        b"\x80\x04" + name("numpy:memmap") + arguments(m) + opcodes({"mode": "w+", "shape": 1}) + b"\x92."
-    ),
-    "EXT1": lambda m: b"\x80\x02\x82\xf7" + arguments(touch(m)) + b"R.",
-    "EXT2": lambda m: b"\x80\x02\x83\xf7\x01" + arguments(touch(m)) + b"R.",
-    "EXT4": lambda m: b"\x80\x02\x84\xf7\xf7\x01\x00" + arguments(touch(m)) + b"R.",
-    "memo by text": lambda m: b"cos\nsystem\np99999\n0g99999\n(V" + touch(m).encode() + b"\ntR.",
-    "memo of a huge index": lambda m: (
-        OS_SYSTEM + b"r\xff\xff\xff\x010j\xff\xff\xff\x01" + arguments(touch(m)) + b"R."
-    ),
-    "memo that changes": lambda m: (
-        b"\x80\x02" + name("numpy:dtype") + b"q\x00" + OS_SYSTEM + b"q\x000h\x00" + arguments(touch(m)) + b"R."
-    ),
-    "what is dropped": lambda m: b"\x80\x02(" + call("os:system", touch(m)) + b"1}.",
-    "after the batch": lambda m: b"\x80\x02}" + call("os:system", touch(m)) + b"0.",
-    "key of the batch": lambda m: b"\x80\x02}(" + call("os:system", touch(m)) + b"Nu.",
-    "in an intact batch": lambda m: (
-        fuzz.python_2_pickle(*fuzz.pixels_and_labels("data_batch_2"))[:-2]
-        + text("x")
-        + call("os:system", touch(m))
-        + b"u."
-    ),
-    "deep in a list": lambda m: b"\x80\x02" + b"]" * 500 + call("os:system", touch(m)) + b"a" * 500 + b".",
-    "in an array of objects": lambda m: pickle.dumps(np.array([Reduced(os.system, touch(m))]), 2),
-    "as the state of an array": lambda m: (
-        pickle.dumps(np.zeros(4, np.uint8), 2)[:-1] + call("os:system", touch(m)) + b"b."
-    ),
-    "pickle in a pickle": lambda m: pickle.dumps(
-        Reduced(pickle.loads, pickle.dumps(Reduced(os.system, touch(m)))), 3
-    ),
-    "numpy.load of a pickle": lambda m: b"\x80\x03" + name("numpy:load") + b"(" + _npy(m) + b"N\x88tR.",
-    "chain: import, getattr, call": lambda m: (
-        b"\x80\x02"
-        + call("builtins:getattr", call("importlib:import_module", "os"), "system")
-        + arguments(touch(m))
-        + b"R."
-    ),
-    "__setstate__ of a partial": lambda m: (
-        b"\x80\x02"
-        + call("functools:partial", name("builtins:print"))
-        + arguments(OS_SYSTEM, arguments(touch(m)), {}, {})
-        + b"b)R."
-    ),
-    "map in a list": lambda m: (
-        b"\x80\x02" + call("builtins:list", call("builtins:map", name("builtins:eval"), [code(m)])) + b"."
-    ),
-    "code by marshal": lambda m: (
-        b"\x80\x03"
-        + call(
-            "types:FunctionType",
-            name("marshal:loads") + b"(" + pickle.dumps(marshal.dumps(compile(code(m), "x", "exec")), 3)[2:-1] + b"tR",
-            {},
-        )
-        + b")R."
-    ),
-    "copyreg.__newobj__": lambda m: (
-        b"\x80\x02" + call("copyreg:__newobj__", name("numpy:memmap"), m, "uint8", "w+", 0, 1) + b"."
-    ),
-    "__builtin__.eval of Python 2": lambda m: b"\x80\x02" + call("__builtin__:eval", code(m)) + b".",
-}  # fmt: skip
 
 _STRING = b"X\x01\x00\x00\x00x"
 
@@ -290,14 +239,14 @@ TRICKS: dict[str, bytes] = {
 
 
 @pytest.fixture
-def batches(tmp_path: pathlib.Path) -> pathlib.Path:
+def batches(tmp_path):
     """A folder of intact batches."""
     folder: pathlib.Path = fuzz.Pickle(tmp_path).folder
     return folder
 
 
 @pytest.fixture
-def extensions() -> Iterator[None]:
+def extensions():
     """Three functions in the registry of `copyreg`."""
     entries = [("os", "system", 0xF7), ("posix", "system", 0x1F7), ("subprocess", "getoutput", 0x1F7F7)]
     for entry in entries:
@@ -320,15 +269,15 @@ def judge(folder: pathlib.Path, content: bytes) -> bool:
     return accepted
 
 
-def test_intact_batches_are_accepted(batches: pathlib.Path) -> None:
+def test_intact_batches_are_accepted(batches):
     assert judge(batches, (batches / "data_batch_2").read_bytes())
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_attack_does_nothing(attack: str, batches: pathlib.Path, tmp_path: pathlib.Path, extensions: None) -> None:
+@pytest.mark.parametrize("attack", attacks("marker"))
+def test_attack_does_nothing(attack, batches, tmp_path, extensions):
     marker = tmp_path / "executed"
     (tmp_path / "executed.py").write_text(code(str(marker)))
-    content = ATTACKS[attack](str(marker))
+    content = attacks(str(marker))[attack]
     before = set(sys.modules)
     assert not judge(batches, content)
     assert not marker.exists()
@@ -346,7 +295,7 @@ def test_attack_does_nothing(attack: str, batches: pathlib.Path, tmp_path: pathl
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-def test_trick_is_refused(trick: str, batches: pathlib.Path) -> None:
+def test_trick_is_refused(trick, batches):
     assert not judge(batches, TRICKS[trick])
 
 
@@ -376,12 +325,12 @@ def judge_weights(path: pathlib.Path, reason: str, watched: bool = True) -> bool
 
 
 @pytest.mark.parametrize("write", [torch_file, numpy_file])
-def test_attacks_do_nothing_as_weights(write: Callable, tmp_path: pathlib.Path, extensions: None) -> None:
+def test_attacks_do_nothing_as_weights(write, tmp_path, extensions):
     marker, path = tmp_path / "executed", tmp_path / "x.npy"
     (tmp_path / "executed.py").write_text(code(str(marker)))
     write(path, b"")
     before = set(sys.modules)
-    for content in [*(make(str(marker)) for make in ATTACKS.values()), *TRICKS.values()]:
+    for content in [*attacks(str(marker)).values(), *TRICKS.values()]:
         write(path, content)
         assert not judge_weights(path, str(path), watched=write is torch_file)  # NumPy parses a header as Python
         assert not marker.exists()
@@ -447,7 +396,7 @@ TENSORS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("hostile", TENSORS)
-def test_tensors_stay_in_their_memory(hostile: str, tmp_path: pathlib.Path) -> None:
+def test_tensors_stay_in_their_memory(hostile, tmp_path):
     made, reason = TENSORS[hostile]
     # Every array is there, so that nothing else is wrong; the first is made of the hostile tensor.
     state = b"".join(text(key) + made for key in weights.TORCHVISION_ARRAYS)
@@ -464,7 +413,7 @@ def test_tensors_stay_in_their_memory(hostile: str, tmp_path: pathlib.Path) -> N
     ("size", "stride", "expected"),
     [((4,), (1,), [0, 1, 2, 3]), ((2, 2), (1, 2), [[0, 2], [1, 3]]), ((3,), (0,), [1, 1, 1]), ((0,), (1,), [])],
 )
-def test_sound_tensors_are_read(size: tuple, stride: tuple, expected: list, tmp_path: pathlib.Path) -> None:
+def test_sound_tensors_are_read(size, stride, expected, tmp_path):
     offset = int(stride == (0,))
     path = tmp_path / "x"
     torch_file(
@@ -475,7 +424,7 @@ def test_sound_tensors_are_read(size: tuple, stride: tuple, expected: list, tmp_
     np.testing.assert_array_equal(state_dict.read_pth(path.read_bytes())["a"].values(), expected)
 
 
-def test_members_that_share_their_bytes_are_refused(tmp_path: pathlib.Path) -> None:
+def test_members_that_share_their_bytes_are_refused(tmp_path):
     """A zip's directory may name the same bytes many times: 16 of 1 GB in a file of 1 GB."""
     path = tmp_path / "x"
     torch_file(path, b"\x80\x02}.", {"0": bytes(10_000), "1": b"1234"})
@@ -504,7 +453,7 @@ def test_members_that_share_their_bytes_are_refused(tmp_path: pathlib.Path) -> N
         (lambda: "not sound", "not sound"),
     ],
 )
-def test_the_judge_finds_faults(load: Callable[[], object], fault: str) -> None:
+def test_the_judge_finds_faults(load, fault):
     with pytest.raises(fuzz.FaultError, match=fault):
         fuzz.judge(fuzz.Case(load, ("file",), lambda value: fuzz.require(value is None, "value")))
 
@@ -525,7 +474,7 @@ def _refuse(message: str) -> None:
         lambda path: os.system("true"),
     ],
 )
-def test_the_judge_sees_what_is_done(deed: Callable[[pathlib.Path], object], tmp_path: pathlib.Path) -> None:
+def test_the_judge_sees_what_is_done(deed, tmp_path):
     def load() -> None:
         with contextlib.suppress(ImportError):
             deed(tmp_path / "file")
@@ -534,7 +483,7 @@ def test_the_judge_sees_what_is_done(deed: Callable[[pathlib.Path], object], tmp
         fuzz.judge(fuzz.Case(load, ("file",), lambda value: None, watched=True))
 
 
-def test_the_judge_ends_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_judge_ends_a_hang(monkeypatch):
     monkeypatch.setattr(fuzz, "SECONDS", 0.1)
 
     def load() -> None:
@@ -552,7 +501,7 @@ CASES = 10  # of each kind
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
-def test_fuzzed_input(kind: str, tmp_path: pathlib.Path) -> None:
+def test_fuzzed_input(kind, tmp_path):
     maker = fuzz.KINDS[kind][1](tmp_path)
     accepted = 0
     for number in range(CASES):
