@@ -97,7 +97,8 @@ def _sources(place: pathlib.Path, given: bool) -> Iterator[_Source]:
 
     Args:
       place: an absolute path.
-      given: whether the user named it. If not, what can't be read is skipped where its form shows that.
+      given: whether the user named it. If not, a TFDS copy that only TensorFlow reads is skipped, and so is an archive
+        that is only named like CIFAR-10.
     """
     if found := cifar10_files.find_batches(place):
         yield _batches(*found)
@@ -199,7 +200,7 @@ def _read_tfds(root: pathlib.Path, records: int) -> list[Split]:
 
 
 def _fault(batches: Sequence[Split]) -> str | None:
-    """What shows that these are not the published images: none is black, and each class has the same number.
+    """A sign that these are not the published images, of which none is black and each class has as many.
 
     The pixels are not compared with the published ones: a copy with lossy compression is still CIFAR-10.
     """
