@@ -13,6 +13,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import python_2
 import safetensors.numpy
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -238,6 +239,22 @@ def test_caffes_weights_compute_the_same(caffe, tmp_path, form):
     assert_close(got.logits(batch), caffe_reference(caffe, batch[0], variant, mean)[None])
 
 
+def test_npy_files_of_python_2(tmp_path, monkeypatch):
+    """As most files of caffe-tensorflow."""
+    monkeypatch.setattr(weights, "checked", lambda found: found)
+    rng = np.random.default_rng(0)
+    layers = {name: [rng.standard_normal((2, 2, 3, 4)), rng.standard_normal(4, np.float32)] for name in CAFFE.values()}
+    layers["fc7"][0] = np.asfortranarray(layers["fc7"][0].astype(np.float16))
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": (), "fortran_order": False, "descr": "|O"})
+    (tmp_path / "x.npy").write_bytes(file.getvalue() + python_2.dumps(np.array(layers, object)))
+    params = load_weights(tmp_path / "x.npy").params
+    for layer, name in CAFFE.items():
+        kernel = layers[name][0][:, :, ::-1] if name == "conv1" else layers[name][0]
+        np.testing.assert_array_equal(params[layer]["kernel"], kernel.astype(np.float32))
+        np.testing.assert_array_equal(params[layer]["bias"], layers[name][1])
+
+
 SMALL = {name: [np.zeros((1, 1, 1, 1), np.float32), np.zeros(1, np.float32)] for name in CAFFE.values()}
 
 
@@ -312,7 +329,7 @@ def refused(path, data):
         ("conv2", "convolution_param", {18: 2}, "dilation is 2, 1 is needed"),
         ("conv2", "convolution_param", {3: [], 9: 2}, "pad is 0 and 2, 2 is needed"),
         ("conv3", "convolution_param", {5: 2, 6: 2}, "stride is 2, 1 is needed; group is 2, 1 is needed"),
-        ("conv5", "convolution_param", {19: 2}, "field 19 of its convolution_param is not known here"),
+        ("conv5", "convolution_param", {19: 2}, "field 19 of its convolution_param is unknown"),
         ("pool1", "pooling_param", {1: 1}, "pool1 (Pooling): pool is AVE, MAX is needed"),
         ("pool2", "pooling_param", {2: 2}, "pool2 (Pooling): kernel_size is 2, 3 is needed"),
         ("pool5", "pooling_param", {8: 3}, "stride is 2 and 3, 2 is needed"),
@@ -340,10 +357,15 @@ def refused(path, data):
         ("conv1", "type", "Deconvolution", "Convolution is needed there"),
         ("relu2", "type", "TanH", "after conv2 comes relu2 (TanH); ReLU is needed there"),
         ("relu5", "include", {1: 0}, "relu5 (ReLU) is used in some phases only"),
-        ("pool1", "bottom", ["conv1"], "pool1 (Pooling) takes conv1, not what norm1 gives"),
+        ("pool1", "bottom", ["conv1"], "pool1 (Pooling) takes conv1 as input, not the output of norm1"),
         ("conv4", "bottom", ["conv3", "label"], "conv4 (Convolution) has 2 inputs and 1 outputs"),
-        ("conv1", "bottom", ["elsewhere"], "conv1 (Convolution) takes elsewhere, not what the data layer gives"),
-        ("fc6", "type", None, "fc6 has no type: without types it can't be told which network this is"),
+        (
+            "conv1",
+            "bottom",
+            ["elsewhere"],
+            "conv1 (Convolution) takes elsewhere as input, not the output of the data layer",
+        ),
+        ("fc6", "type", None, "fc6 has no type: without types this can't be recognized as a network"),
     ],
 )
 def test_a_caffemodel_that_computes_something_else_is_refused(tmp_path, old, name, field, value, expected):
@@ -376,11 +398,11 @@ def inserted(layers, before, name, kind):
         (lambda n: inserted(n, "conv1", "scaled", "Power"), "first comes scaled (Power); Convolution is needed"),
         (lambda n: inserted(n, "fc7", "early", "Softmax"), "fc7 (InnerProduct) comes after early"),
         (lambda n: inserted(n, "loss", "sigmoid", "Sigmoid"), "after fc8 comes sigmoid (Sigmoid); the output"),
-        (lambda n: {k: n[k] for k in n if not k.startswith("norm")}, "takes norm1, not what relu1 gives"),
+        (lambda n: {k: n[k] for k in n if not k.startswith("norm")}, "takes norm1 as input, not the output of relu1"),
         (lambda n: unwired({k: n[k] for k in n if k[:4] != "norm"}), "after pool1 comes conv2 (Convolution); LRN"),
         (lambda n: unwired({k: n[k] for k in n if k != "norm2"}), "after relu2 comes pool2 (Pooling); LRN is needed"),
         (lambda n: {k: n[k] for k in n if k not in ("fc8", "loss")}, "after relu7 comes the end; InnerProduct"),
-        (lambda n: {k: n[k] for k in n if k in CAFFE.values()}, "takes pool1, not what conv1 gives"),
+        (lambda n: {k: n[k] for k in n if k in CAFFE.values()}, "takes pool1 as input, not the output of conv1"),
         (lambda n: {}, "it holds no layers"),
     ],
 )
@@ -418,7 +440,7 @@ def test_what_caffes_format_may_hold_besides(tmp_path):
 def test_a_mean_that_a_caffemodel_does_not_hold_is_named(
     tmp_path, monkeypatch, capsys, old, field, number, file, warns
 ):
-    monkeypatch.setattr(weights, "_checked", lambda found: found)
+    monkeypatch.setattr(weights, "checked", lambda found: found)
     layers = with_arrays(caffe_net(), SMALL, old)
     layers["data"].setdefault(field, {})[number] = file
     (tmp_path / "x").write_bytes(serialized(layers, old))
@@ -533,7 +555,7 @@ def test_torchvisions_weights_compute_the_same(torchvision, tmp_path, form):
 @pytest.fixture
 def small_state(monkeypatch):
     """A state dict whose arrays are small; the check of their shapes, which comes last, is left out."""
-    monkeypatch.setattr(weights, "_checked", lambda found: found)
+    monkeypatch.setattr(weights, "checked", lambda found: found)
     rng = np.random.default_rng(0)
     shapes = {"weight": (3, 2, 2, 2), "bias": (3,)}
     return {
@@ -560,9 +582,16 @@ def in_one_memory(state):
     return found
 
 
+def ordered(state):
+    """As PyTorch's, with an attribute."""
+    found = collections.OrderedDict(state)
+    found._metadata = collections.OrderedDict({"": {"version": 1}})
+    return found
+
+
 PTH = {
     "plain": lambda s: s,
-    "ordered": collections.OrderedDict,
+    "ordered": ordered,
     "pytorch/examples": lambda s: {
         "epoch": 90,
         "arch": "alexnet",
@@ -759,21 +788,15 @@ def first_layer_alone(torchvision):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("features.3.bias", None, "features.3.bias is missing"),
-        ("features.1.running_mean", np.zeros(64, np.float32), "it has features.1.running_mean of batch normalization"),
         ("features.0.weight", np.zeros((64, 1, 11, 11), np.float32), "conv1's kernel is [11, 11, 1, 64]"),
-        ("features.0.bias", np.zeros(64, np.int32), "features.0.bias is int32, floats are needed"),
         ("features.0.bias", np.full(64, np.inf, np.float32), "conv1's bias holds Inf or NaN"),
         ("features.0.bias", np.zeros(64, np.float32), "conv2's kernel is [1]"),
     ],
 )
 def test_what_does_not_fit_is_named(first_layer_alone, tmp_path, name, value, message):
     state = first_layer_alone | {name: value}
-    safetensors.numpy.save_file({key: array for key, array in state.items() if array is not None}, tmp_path / "x")
-    with pytest.raises(AlexNetError) as error:
-        load_weights(tmp_path / "x")
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    safetensors.numpy.save_file(state, tmp_path / "x")
+    assert message in refused(tmp_path / "x", (tmp_path / "x").read_bytes())
 
 
 def call(module: str, name: str, *args) -> bytes:
@@ -781,87 +804,24 @@ def call(module: str, name: str, *args) -> bytes:
     return b"\x80\x02c" + f"{module}\n{name}\n".encode() + pickle.dumps(args, 2)[2:-1] + b"R."
 
 
-HOSTILE = {
-    "system": call("os", "system", "touch marker"),
-    "posix": call("posix", "system", "touch marker"),
-    "eval": call("builtins", "eval", "open('marker', 'w')"),
-    "exec": call("builtins", "exec", "open('marker', 'w')"),
-    "getattr": call("builtins", "getattr", "", "format"),
-    "importlib": call("importlib", "import_module", "antigravity"),
-    "import": call("builtins", "__import__", "antigravity"),
-    "subprocess": call("subprocess", "Popen", "touch marker"),
-    "runpy": call("runpy", "run_path", "marker"),
-    "codecs": call("_codecs", "encode", "x", "rot13"),
-    "nested": b"\x80\x02}" + b"X\x01\x00\x00\x00a" + call("os", "system", "touch marker")[2:-1] + b"s.",
-    "torch load": call("torch", "load", "marker"),
-    "dotted": b"\x80\x04\x8c\x0bcollections\x8c\x1bOrderedDict.__init__.__self__\x93.",
-    "open": call("io", "open", "marker", "w"),
-    "numpy load": call("numpy", "load", "marker"),
-    "ctypes": call("ctypes", "CDLL", "marker"),
-    "tensor without memory": call("torch._utils", "_rebuild_tensor_v2", None, 0, (1 << 40,), (1,)),
-    "no end": b"\x80\x02}",
-    "memo bomb": b"\x80\x02}r\x00\x00\x00\x10.",
-    "many opcodes": b"\x80\x02" + b"}0" * 60_000 + b"}.",
-    "shape of text": call("torch._utils", "_rebuild_tensor_v2", None, 0, ("a",), (1,)),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("form", ["pth", "npy"])
-def test_hostile_files_do_nothing(tmp_path, name, form, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    hostile = HOSTILE[name]
-    path = tmp_path / f"x.{form}"
-    if form == "pth":
-        write_pth(path, {"a": np.zeros(2, np.float32)}, lambda _: hostile)
-    else:
-        np.save(path, {"a": 1}, allow_pickle=True)
-        data = path.read_bytes()
-        path.write_bytes(data[: data.index(b"\n") + 1] + hostile)
-    deeds = []
-    watched = ("import", "exec", "os.system", "subprocess.Popen", "ctypes.dlopen")
-
-    def hook(event, args):
-        if watching and (event in watched or (event == "open" and "marker" in str(args[0]))):
-            deeds.append((event, args[:1]))
-
-    watching = False
-    sys.addaudithook(hook)
-    with pytest.raises(AlexNetError):  # once before: what our own code imports is imported then
-        load_weights(path)
-    watching = True
-    with pytest.raises(AlexNetError, match=r"no AlexNet of torchvision or Caffe"):
-        load_weights(path)
-    watching = False
-    assert deeds == []
-    assert not (tmp_path / "marker").exists()
-
-
 def test_a_pickle_changes_none_of_our_functions(tmp_path):
     """BUILD sets attributes of whatever a pickle was given."""
     hostile = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__(K\x01ts\x86b."
     write_pth(tmp_path / "x", {"a": np.zeros(2, np.float32)}, lambda _: hostile)
-    with pytest.raises(AlexNetError):
-        load_weights(tmp_path / "x")
-    assert weights._tensor.__defaults__ is None
+    assert "it sets the state of an object that has none" in refused(tmp_path / "x", (tmp_path / "x").read_bytes())
 
 
-def test_bombs_and_lies_in_a_zip(torchvision, tmp_path):
-    small = {"a": np.zeros(1000, np.float32)}
-    write_pth(tmp_path / "bomb.pth", small, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(AlexNetError, match="it is compressed"):
-        load_weights(tmp_path / "bomb.pth")
-    with zipfile.ZipFile(tmp_path / "empty.pth", "w") as archive:
+def test_bombs_and_lies_in_a_zip(tmp_path):
+    path = tmp_path / "x"
+    write_pth(path, {"a": np.zeros(1000, np.float32)}, compression=zipfile.ZIP_DEFLATED)
+    assert "it is compressed" in refused(path, path.read_bytes())
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/b", "c")
-    with pytest.raises(AlexNetError, match=r"it holds no data\.pkl"):
-        load_weights(tmp_path / "empty.pth")
+    assert "it holds no data.pkl" in refused(path, path.read_bytes())
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x02}.", b"\x93NUMPY", b"PK\x03\x04", b"\xff" * 100, b"\x00" * 8 + b"{}"])
 def test_what_is_no_network_is_refused(tmp_path, data):
-    (tmp_path / "x").write_bytes(data)
-    with pytest.raises(AlexNetError, match="no AlexNet of torchvision or Caffe") as error:
-        load_weights(tmp_path / "x")
-    assert "\n" not in str(error.value)
+    assert "not an AlexNet of torchvision or Caffe" in refused(tmp_path / "x", data)
     with pytest.raises(AlexNetError, match="can't be read"):
         load_weights(tmp_path / "nothing")

@@ -1,25 +1,29 @@
-"""CIFAR-10 (Krizhevsky 2009): 60,000 photographs of 32 x 32 pixels in 10 classes, from wherever they are.
+"""CIFAR-10 (Krizhevsky 2009): 60,000 photographs of 32 x 32 pixels in 10 classes, and where they are looked for.
 
-One face over sources that give identical arrays: the published archives, the folders in them, a copy prepared by
-TensorFlow Datasets (TFDS), and a download of an archive. Nothing here needs TensorFlow.
+All sources give identical arrays: the published archives, the folders in them, a copy prepared by TensorFlow Datasets
+(TFDS), and the download of an archive. None needs TensorFlow.
 """
 
+import functools
 import itertools
 import os
 import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from alexnet_jax.config.types import web_address
-from alexnet_jax.data import cifar10_archive, cifar10_batches, cifar10_download
-from alexnet_jax.data.cifar10_batches import BATCHES, CLASS_NAMES, LAYOUTS, RECORDS_PER_BATCH, WHICH_TO_TAKE
+from alexnet_jax.data import cifar10_download, cifar10_files
+from alexnet_jax.data.cifar10_files import ARCHIVES, BATCHES, CLASS_NAMES, RECORDS_PER_BATCH, WHICH_TO_TAKE
 from alexnet_jax.data.dataset import Dataset, Split
-from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, shown
+from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown
 from alexnet_jax.files import expanded
 
 URL_VARIABLE = "ALEXNET_JAX_DATA_URL"
 
-_PREPARED = ("cifar10", "3.0.2")  # where TFDS keeps it under its data_dir
+_TFDS_FOLDER = pathlib.Path("cifar10", "3.0.2")  # in TFDS's data_dir
+_UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp")
 
 
 def load(
@@ -27,38 +31,133 @@ def load(
 ) -> Dataset:
     """Loads batches 1 to 4 as "train" (40,000), batch 5 as "validation" and the test batch as "test" (10,000 each).
 
-    The split is the original post's; within each, the images have the published order.
+    The split is the original post's; within each, the images are in the published order.
 
     Args:
-      data_dir: an archive (`.tar.gz` or `.tar`, under any name) or a folder. In a folder this is looked for, and the
-        first that is found is read: batches in the folder itself (binary ones, then pickles), in
-        `cifar-10-batches-bin`, in `cifar-10-batches-py`; TFDS's `cifar10/3.0.2`; `cifar-10-binary.tar.gz`,
-        `cifar-10-python.tar.gz`, the same two unpacked to `.tar`; other archives of CIFAR-10 by alphabet; batches one
-        folder deeper, if only one folder has them.
-        None: the folder `data` in the working directory, then TFDS's default data_dir, then an archive that was
-        downloaded before to the user's cache directory, to which a download goes otherwise.
-      url: a published archive to download. None: what the environment variable ALEXNET_JAX_DATA_URL names, else the
+      data_dir: an archive (`.tar.gz` or `.tar`, under any name) or a folder. The first of these in a folder is read:
+        batches in the folder itself (binary ones, then pickles), in `cifar-10-batches-bin`, in `cifar-10-batches-py`;
+        TFDS's `cifar10/3.0.2`; `cifar-10-binary.tar.gz`, `cifar-10-python.tar.gz`, the same two unpacked to `.tar`;
+        other archives of CIFAR-10 in alphabetical order; batches one folder deeper, if only one folder has them.
+        None: the folder `data` in the working directory, then TFDS's default data_dir, then an archive downloaded
+        earlier to the user's cache directory; otherwise it is downloaded there.
+      url: a published archive to download. None: the address in the environment variable ALEXNET_JAX_DATA_URL, else the
         authors' host.
       records_per_batch: images in each of the six published files.
 
     Raises:
-      AlexNetError: the data is broken, is not CIFAR-10, or isn't there and can't be downloaded.
-      UsageError: the environment variable holds no address.
+      AlexNetError: the data is damaged, is not CIFAR-10, or isn't there and can't be downloaded.
+      UsageError: the environment variable is not an address.
     """
-    if data_dir is not None:
-        return _load_given(pathlib.Path(os.path.abspath(data_dir)), records_per_batch)
+    source = _default_source(url) if data_dir is None else _given_source(pathlib.Path(os.path.abspath(data_dir)))
+    batches = source.read(records_per_batch)
+    if records_per_batch == RECORDS_PER_BATCH and (fault := _fault(batches)):
+        raise AlexNetError(
+            f"{source.path}: {fault}: the copy is damaged or is not CIFAR-10; download or extract the published "
+            "archive again"
+        )
+    *train, validation, test = batches
+    images, labels = (np.concatenate([getattr(batch, name) for batch in train]) for name in ("images", "labels"))
+    return Dataset(
+        name="cifar10",
+        source=str(source.path),
+        class_names=CLASS_NAMES,
+        splits={"train": Split(images, labels), "validation": validation, "test": test},
+    )
 
-    places = [pathlib.Path(os.path.abspath(place)) for place in (pathlib.Path("data"), *_default_tfds_dir())]
+
+class _Source(NamedTuple):
+    path: pathlib.Path
+    read: Callable[[int], list[Split]]  # from records per batch to the six batches
+
+
+def _default_source(url: str | None) -> _Source:
+    places = [pathlib.Path(os.path.abspath(place)) for place in (pathlib.Path("data"), *default_tfds_folder())]
     for place in places:
-        if dataset := _load_folder(place, records_per_batch, given=False):
-            return dataset
+        for source in _sources(place, given=False):
+            return source
     archive = cifar10_download.cached()
-    if archive is None:
-        archive = cifar10_download.download(url or _url(), " or ".join(map(str, places)))
-    return _dataset(str(archive), *cifar10_archive.read(archive, records_per_batch))
+    return _archive(archive or cifar10_download.download(url or _default_url(), " or ".join(map(str, places))))
 
 
-def _url() -> str:
+def _given_source(place: pathlib.Path) -> _Source:
+    """The source that --data-dir names."""
+    if not os.path.exists(place):
+        raise AlexNetError(f"{place}: no such file or folder; give --data-dir an existing one")
+    if not os.path.isdir(place):
+        return _archive(place)
+    if not os.access(place, os.R_OK | os.X_OK):
+        raise AlexNetError(f"{place}: can't be read; check the permissions of the folder")
+    for source in _sources(place, given=True):
+        return source
+    raise AlexNetError(f"{place}{_what_else(place)}")
+
+
+def _sources(place: pathlib.Path, given: bool) -> Iterator[_Source]:
+    """What a folder offers, in order of preference.
+
+    Args:
+      place: an absolute path.
+      given: whether the user named it. If not, a TFDS copy that only TensorFlow reads is skipped, and so is an archive
+        that is only named like CIFAR-10.
+    """
+    if found := cifar10_files.find_batches(place):
+        yield _batches(*found)
+    if (root := _tfds_root(place)) and (given or any((root / _TFDS_FOLDER).glob("*.array_record*"))):
+        yield _Source(root / _TFDS_FOLDER, functools.partial(_read_tfds, root))
+    paths = _listed(place)
+    names = (*ARCHIVES, *(path.name for path in paths if path.name not in ARCHIVES))
+    archives = [
+        path
+        for path in (place / name for name in names if name.lower().endswith(cifar10_files.ARCHIVE_SUFFIXES))
+        if os.path.isfile(path)
+    ]
+    for path in archives:
+        if path.name in ARCHIVES or cifar10_files.holds_cifar10(path):
+            yield _archive(path)
+    deeper = [found for path in paths if os.path.isdir(path) and (found := cifar10_files.find_batches(path))]
+    if len(deeper) > 1:
+        folders = shown(", ".join(str(folder.relative_to(place)) for folder, _ in deeper), 300)
+        raise AlexNetError(f"{place}: several folders in it hold batches of CIFAR-10 ({folders}): give --data-dir one")
+    for found in deeper:
+        yield _batches(*found)
+    if given:  # reading it reports what is wrong
+        yield from (_archive(path) for path in archives if "cifar" in path.name.lower())
+
+
+def _batches(folder: pathlib.Path, layout: cifar10_files.Layout) -> _Source:
+    return _Source(folder, functools.partial(cifar10_files.read_folder, folder, layout))
+
+
+def _archive(path: pathlib.Path) -> _Source:
+    return _Source(path, functools.partial(cifar10_files.read_archive, path))
+
+
+def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if is_one_line(path.name))
+    except OSError:
+        return []  # one of the default places, which need not exist
+
+
+def _what_else(place: pathlib.Path) -> str:
+    """The end of a message: what a folder has instead of CIFAR-10."""
+    paths = _listed(place)
+    sizes = {path.name: path.stat().st_size if os.path.isfile(path) else 0 for path in paths if os.path.exists(path)}
+    if version := cifar10_files.other_version(sizes):
+        return f": {version}; {WHICH_TO_TAKE}"
+    similar = [path.name for path in paths if "cifar" in path.name.lower()]
+    for name in similar:
+        if name.lower().endswith(_UNFINISHED) and os.path.isfile(place / name):
+            return f"/{name} is an unfinished download: finish it; {WHICH_TO_TAKE}"
+    names = ", ".join([*(layout.folder for layout in cifar10_files.LAYOUTS), _TFDS_FOLDER.as_posix(), *ARCHIVES[:2]])
+    hint = f" (it has {shown(', '.join(similar), 300)}, which is not read: unpack it if it is packed)"
+    return (
+        f": there is no CIFAR-10 in it, neither data_batch_1 nor one of {names}{hint if similar else ''}; without "
+        "--data-dir it is downloaded"
+    )
+
+
+def _default_url() -> str:
     url = os.environ.get(URL_VARIABLE)
     if not url:
         return cifar10_download.URL
@@ -68,135 +167,7 @@ def _url() -> str:
         raise UsageError(f"{URL_VARIABLE} {shown(url)}: {error}") from None
 
 
-def _load_given(place: pathlib.Path, records: int) -> Dataset:
-    """Loads what --data-dir names.
-
-    Raises:
-      AlexNetError: it is not there, can't be read, is damaged or something else.
-    """
-    if not os.path.exists(place):
-        raise AlexNetError(f"{place}: there is no such file or folder; give --data-dir an existing one")
-    if not os.path.isdir(place):
-        return _dataset(str(place), *cifar10_archive.read(place, records))
-    if not os.access(place, os.R_OK | os.X_OK):
-        raise AlexNetError(f"{place}: can't be read; check the rights of the folder")
-    return _load_folder(place, records, given=True) or _refuse(place, records)
-
-
-def _load_folder(place: pathlib.Path, records: int, given: bool) -> Dataset | None:
-    """Loads what a folder holds, if it holds CIFAR-10.
-
-    Args:
-      place: an absolute path.
-      records: images in each batch.
-      given: whether the user has named the folder. Else a copy of TFDS's that only TensorFlow reads is skipped.
-    """
-    if found := cifar10_batches.find(place):
-        return _dataset(str(found[0]), *cifar10_batches.read(*found, records))
-    if (root := _find_prepared(place)) and (given or any(root.joinpath(*_PREPARED).glob("*.array_record*"))):
-        return _read_prepared(root, records)
-    for path in _archives(place):
-        if path.name in cifar10_archive.NAMES or cifar10_archive.holds_cifar10(path):
-            return _dataset(str(path), *cifar10_archive.read(path, records))
-    deeper = [found for path in _listed(place) if os.path.isdir(path) and (found := cifar10_batches.find(path))]
-    if len(deeper) > 1:
-        names = shown(", ".join(str(folder.relative_to(place)) for folder, _ in deeper), 300)
-        raise AlexNetError(f"{place}: several folders in it hold batches of CIFAR-10 ({names}): give --data-dir one")
-    return _dataset(str(deeper[0][0]), *cifar10_batches.read(*deeper[0], records)) if deeper else None
-
-
-def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a folder that are archives by their names, those with published names first."""
-    names = cifar10_archive.NAMES
-    paths = [folder / name for name in names] + [
-        path
-        for path in _listed(folder)
-        if path.name not in names and path.name.lower().endswith(cifar10_archive.SUFFIXES)
-    ]
-    return [path for path in paths if os.path.isfile(path)]
-
-
-def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if is_one_line(path.name))
-    except OSError:
-        return []  # not there, for one of the default places
-
-
-def _refuse(place: pathlib.Path, records: int) -> Dataset:
-    """Says what a folder holds in place of CIFAR-10.
-
-    Raises:
-      AlexNetError: always, unless a file that seemed to be something else turns out to be CIFAR-10.
-    """
-    paths = _listed(place)
-    if version := cifar10_batches.other_version({path.name: _size(path) for path in paths if os.path.exists(path)}):
-        raise AlexNetError(f"{place}: {version}; {WHICH_TO_TAKE}")
-    for path in paths:
-        name = path.name.lower()
-        if "cifar" not in name or not os.path.isfile(path):
-            continue
-        if name.endswith(cifar10_archive.UNFINISHED):
-            raise AlexNetError(f"{path} is an unfinished download: finish it; {WHICH_TO_TAKE}")
-        if name.endswith(cifar10_archive.SUFFIXES):
-            return _dataset(str(path), *cifar10_archive.read(path, records))
-    wanted = ", ".join([*(layout.folder for layout in LAYOUTS), "/".join(_PREPARED), *cifar10_archive.NAMES[:2]])
-    similar = ", ".join(path.name for path in paths if "cifar" in path.name.lower())
-    hint = f" (it has {shown(similar, 300)}, which is not read: unpack it if it is packed)" if similar else ""
-    raise AlexNetError(
-        f"{place}: there is no CIFAR-10 in it, neither data_batch_1 nor one of {wanted}{hint}; without --data-dir it "
-        "is downloaded"
-    )
-
-
-def _size(path: pathlib.Path) -> int:
-    return path.stat().st_size if os.path.isfile(path) else 0
-
-
-def _dataset(source: str, train: Split, test: Split) -> Dataset:
-    """Divides the published images into the three splits.
-
-    Raises:
-      AlexNetError: they have the full number, but are not those of CIFAR-10.
-    """
-    if len(test) == RECORDS_PER_BATCH and (fault := _fault(train, test)):
-        raise AlexNetError(
-            f"{source}: {fault}: the copy is damaged or is not CIFAR-10; download or extract the published archive "
-            "again"
-        )
-    validation = len(train) - len(test)  # where the fifth batch begins
-    return Dataset(
-        name="cifar10",
-        source=source,
-        class_names=CLASS_NAMES,
-        splits={
-            "train": Split(train.images[:validation], train.labels[:validation]),
-            "validation": Split(train.images[validation:], train.labels[validation:]),
-            "test": test,
-        },
-    )
-
-
-def _fault(train: Split, test: Split) -> str | None:
-    """What shows that these are not the published images: none is black, and each class has the same number.
-
-    The pixels are not compared with the published ones: a copy that was compressed with loss is still CIFAR-10.
-    """
-    batches = [Split(*part) for part in zip(np.split(train.images, 5), np.split(train.labels, 5), strict=True)] + [test]
-    for (a, first), (b, second) in itertools.combinations(zip(BATCHES, batches, strict=True), 2):
-        if np.array_equal(first.labels, second.labels) and np.array_equal(first.images, second.images):
-            return f"{b} is a copy of {a}"
-    for part, split in (("the training batches have", train), ("the test batch has", test)):
-        if black := np.count_nonzero(~split.images.any(axis=(1, 2, 3))):
-            return f"{part} {black:,} image(s) with all pixels 0"
-        expected = len(split) // len(CLASS_NAMES)
-        for label, count in enumerate(np.bincount(split.labels, minlength=len(CLASS_NAMES))):
-            if count != expected:
-                return f"{part} {count:,} images of class {CLASS_NAMES[label]} instead of {expected:,}"
-    return None
-
-
-def _default_tfds_dir() -> list[pathlib.Path]:
+def default_tfds_folder() -> list[pathlib.Path]:
     """TFDS's default data_dir; none for a user without a home directory."""
     chosen = os.environ.get("TFDS_DATA_DIR")
     try:
@@ -207,23 +178,41 @@ def _default_tfds_dir() -> list[pathlib.Path]:
         return []
 
 
-def _find_prepared(place: pathlib.Path) -> pathlib.Path | None:
-    """TFDS's data_dir, if `place` is one with the data set in it, or is the data set's own folder."""
+def _tfds_root(place: pathlib.Path) -> pathlib.Path | None:
+    """TFDS's data_dir, if `place` is one with CIFAR-10 in it, or is CIFAR-10's own folder."""
     for root in (place, *place.parents[:2]):
-        folder = root.joinpath(*_PREPARED)
+        folder = root / _TFDS_FOLDER
         if os.path.isdir(folder) and (place == root or folder.is_relative_to(place)):
             return root
     return None
 
 
-def _read_prepared(root: pathlib.Path, records: int) -> Dataset:
-    folder = root.joinpath(*_PREPARED)
+def _read_tfds(root: pathlib.Path, records: int) -> list[Split]:
     try:
-        # Imported where it is needed, as it takes half a second; array_record is not there for every system.
+        # Imported here, as it takes half a second; array_record is not available on every system.
         from alexnet_jax.data import cifar10_tfds
     except ImportError as error:
         raise AlexNetError(
-            f"{folder}: to read a copy of TensorFlow Datasets takes the packages tensorflow-datasets and array_record "
-            f"({shown(str(error), 200)}); or give --data-dir another copy: {WHICH_TO_TAKE}"
+            f"{root / _TFDS_FOLDER}: a copy of TensorFlow Datasets needs the packages tensorflow-datasets and "
+            f"array_record ({reason(error)}): install them, or give --data-dir another copy: {WHICH_TO_TAKE}"
         ) from error
-    return _dataset(str(folder), *cifar10_tfds.read(root, records))
+    return cifar10_tfds.read(root, records)
+
+
+def _fault(batches: Sequence[Split]) -> str | None:
+    """A sign that these are not the published images, of which none is black and each class has as many.
+
+    The pixels are not compared with the published ones: a copy with lossy compression is still CIFAR-10.
+    """
+    for (a, first), (b, second) in itertools.combinations(zip(BATCHES, batches, strict=True), 2):
+        if np.array_equal(first.labels, second.labels) and np.array_equal(first.images, second.images):
+            return f"{b} is a copy of {a}"
+    for part, splits in (("the training batches have", batches[:5]), ("the test batch has", batches[5:])):
+        if black := sum(np.count_nonzero(~split.images.any(axis=(1, 2, 3))) for split in splits):
+            return f"{part} {black:,} image(s) with all pixels 0"
+        labels = np.concatenate([split.labels for split in splits])
+        expected = len(labels) // len(CLASS_NAMES)
+        for name, count in zip(CLASS_NAMES, np.bincount(labels, minlength=len(CLASS_NAMES)), strict=True):
+            if count != expected:
+                return f"{part} {count:,} images of class {name} instead of {expected:,}"
+    return None

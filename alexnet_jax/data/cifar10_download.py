@@ -1,7 +1,7 @@
-"""Download of CIFAR-10 into the user's cache directory: resumed where it was cut off, checked by SHA-256.
+"""Download of CIFAR-10 to the user's cache directory: resumed where it was cut off, checked by SHA-256.
 
-HTTP is the standard library's. Pooch (1.9) was considered: it does not resume by a range request, does not stop at the
-published size and accepts one hash only, so that most of this module would be needed as its custom downloader.
+It uses the standard library's HTTP. Pooch (1.9) does not resume by a range request, does not stop at the published size
+and accepts one hash only: most of this module would be its custom downloader.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ import platformdirs
 import tqdm
 
 from alexnet_jax import files, signals
-from alexnet_jax.errors import AlexNetError, program_name, shown, warn
+from alexnet_jax.errors import AlexNetError, program_name, reason, shown, warn
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
@@ -52,11 +52,11 @@ PUBLISHED = (
     ),
 )
 
-_ANSWER_SECONDS = 8.0  # until the headers have come, with looking up the name
+ANSWER_SECONDS = 8.0  # for the headers, including the look-up of the name
 _SILENCE_SECONDS = 30.0  # between two pieces
-_ATTEMPTS = 5  # in a row that bring less than _PROGRESS_BYTES
-_PROGRESS_BYTES = 1024**2
-_PAUSE_SECONDS = 1.0  # before the second attempt; doubles
+ATTEMPTS = 5  # in a row that add less than PROGRESS_BYTES
+PROGRESS_BYTES = 1024**2
+PAUSE_SECONDS = 1.0  # before the second attempt; doubles
 _CHUNK_BYTES = 64 * 1024
 
 _WITHOUT = (
@@ -66,14 +66,14 @@ _WITHOUT = (
 
 
 class _CutOffError(Exception):
-    """An attempt failed, and the next may not."""
+    """An attempt failed, but the next one can succeed."""
 
 
 def cached() -> pathlib.Path | None:
-    """The archive that was downloaded before, if there is one; a damaged one is deleted."""
+    """The archive that was downloaded earlier, if any; a damaged one is deleted."""
     with contextlib.suppress(OSError):
         for archive in PUBLISHED:
-            path = _folder() / archive.name
+            path = cache_folder() / archive.name
             if os.path.isfile(path):
                 if path.stat().st_size == archive.size and _digest(path).hexdigest() == archive.sha256:
                     return path
@@ -82,18 +82,18 @@ def cached() -> pathlib.Path | None:
     return None
 
 
-def download(url: str, looked: str) -> pathlib.Path:
+def download(url: str, searched: str) -> pathlib.Path:
     """Downloads one of the `PUBLISHED` archives; several processes at once download it once.
 
     Args:
-      url: where one of them is; its bytes are checked, so that any host will do.
-      looked: where CIFAR-10 is not, for the message.
+      url: its address, at any host: the bytes are checked.
+      searched: the places without CIFAR-10, for the message.
 
     Raises:
-      AlexNetError: it can't be had, or can't be stored. What has arrived is kept for the next attempt unless it is
-        known to be wrong.
+      AlexNetError: it can't be downloaded or stored. The bytes that have arrived are kept for the next attempt unless
+        they are known to be wrong.
     """
-    folder = _folder()
+    folder = cache_folder()
     # Named by the address, so that parts of different files are never mixed.
     partial = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.part"
     try:
@@ -105,8 +105,8 @@ def download(url: str, looked: str) -> pathlib.Path:
             if path := cached():
                 return path
             try:
-                with _stop_signals(f"stopped; what has arrived is in {partial}, and the same command resumes"):
-                    archive = _fetch(url, partial, looked)
+                with _stop_signals(f"stopped; the downloaded part is in {partial}, and the same command resumes"):
+                    archive = _fetch(url, partial, searched)
             finally:
                 if partial.exists() and not partial.stat().st_size:
                     partial.unlink()
@@ -117,13 +117,14 @@ def download(url: str, looked: str) -> pathlib.Path:
             files.sync(folder)
     except OSError as error:
         raise AlexNetError(
-            f"can't download CIFAR-10 to {folder} ({error.strerror or error}): get {_without_query(url)} by other "
-            "means and give --data-dir FILE"
+            f"can't download CIFAR-10 to {folder} ({reason(error)}): get {_without_query(url)} by other means and give "
+            "--data-dir FILE"
         ) from error
     return folder / archive.name
 
 
-def _folder() -> pathlib.Path:
+def cache_folder() -> pathlib.Path:
+    """Where downloads are stored."""
     return platformdirs.user_cache_path("alexnet_jax") / "datasets"
 
 
@@ -133,13 +134,13 @@ def _digest(path: pathlib.Path) -> "hashlib._Hash":
 
 
 def _without_query(url: str) -> str:
-    """An address as part of a message: a query can hold a password."""
+    """An address for a message: a query can hold a password."""
     return shown(url.partition("?")[0], 200)
 
 
 @contextlib.contextmanager
 def _stop_signals(message: str) -> Iterator[None]:
-    """Makes signals end the process at once with this message, where `cli.run` has set handlers for them."""
+    """Makes signals end the process at once with a message, if `cli.run` has set handlers for them."""
     below_the_bar = "\n" if sys.stderr.isatty() else ""
     stop = signals.leave_at_once(below_the_bar + program_name(), message)
     before = {}
@@ -155,8 +156,8 @@ def _stop_signals(message: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _fetch(url: str, partial: pathlib.Path, looked: str) -> Published:
-    """Fills `partial`, in as many attempts as bring it forward."""
+def _fetch(url: str, partial: pathlib.Path, searched: str) -> Published:
+    """Completes `partial`, in any number of attempts as long as they make progress."""
     failures, most = 0, 0
     connected = False
     while True:
@@ -164,7 +165,7 @@ def _fetch(url: str, partial: pathlib.Path, looked: str) -> Published:
         digest = _digest(partial) if have else hashlib.sha256()
         for archive in PUBLISHED:
             if have == archive.size and digest.hexdigest() == archive.sha256:
-                return archive  # ended before it was renamed
+                return archive  # the process ended before it was renamed
         if have >= max(archive.size for archive in PUBLISHED):
             partial.unlink()
             continue
@@ -179,37 +180,66 @@ def _fetch(url: str, partial: pathlib.Path, looked: str) -> Published:
                 connected = True
                 return _receive(url, response, partial, digest, start, total)
         except _CutOffError as error:
-            reason = f"{error}{_through_proxy(url)}"
+            fault = f"{error}{_through_proxy(url)}"
             if not connected:
-                host = shown(urllib.parse.urlsplit(url).netloc)
                 raise AlexNetError(
-                    f"CIFAR-10 is not at {looked}, and {host} can't be reached ({reason}): {_WITHOUT}"
+                    f"CIFAR-10 is not at {searched}, and {_host(url)} can't be reached ({fault}): {_WITHOUT}"
                 ) from error
             have = partial.stat().st_size if partial.exists() else 0
-            failures = 0 if have >= most + _PROGRESS_BYTES else failures + 1
+            failures = 0 if have >= most + PROGRESS_BYTES else failures + 1
             most = max(most, have)
-            if failures == _ATTEMPTS:
+            if failures == ATTEMPTS:
                 raise AlexNetError(
-                    f"{_without_query(url)}: the connection fails again and again ({reason}); {_mb(have)} are in "
+                    f"{_without_query(url)}: the connection fails again and again ({fault}); {_mb(have)} are in "
                     f"{partial}, and the same command resumes; or {_WITHOUT}"
                 ) from error
-        time.sleep(_PAUSE_SECONDS * 2**failures / 2)
+        time.sleep(PAUSE_SECONDS * 2**failures / 2)
 
 
 def _request(url: str, have: int) -> tuple[http.client.HTTPResponse, int, int | None]:
-    """Asks for what comes after the first `have` bytes.
+    """Requests the bytes after the first `have`.
 
     Returns:
-      The open response; at which byte it begins, `have` or 0; the size of the file, None if the server doesn't say.
+      The open response; the byte at which it begins, `have` or 0; the size of the file, None if the server doesn't say.
     """
     headers = {"User-Agent": "alexnet_jax"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = _open(urllib.request.Request(url, headers=headers))
+    except urllib.error.HTTPError as error:
+        error.close()  # it is an open response
+        if error.code == 416 and have:
+            return _request(url, 0)
+        raise _CutOffError(reason(error)) from error
+    except urllib.error.URLError as error:
+        cause = error.reason
+        raise _CutOffError(reason(cause) if isinstance(cause, BaseException) else shown(cause, 200)) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _CutOffError(reason(error)) from error
+    if response.status != 206:
+        length = response.headers.get("Content-Length", "")
+        return response, 0, int(length) if re.fullmatch("[0-9]{1,15}", length) else None
+    sent = response.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)", sent)
+    if found and have and int(found[1]) == have:
+        return response, have, None if found[2] == "*" else int(found[2])
+    response.close()
+    if have:
+        return _request(url, 0)
+    raise _CutOffError("the server sends a part of the file that was not requested")
+
+
+def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
+    """Sends a request and waits ANSWER_SECONDS for the headers of the response.
+
+    The timeout of a socket doesn't cover the look-up of the name, which can hang: then the thread is abandoned.
+    """
     answers: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
     late = threading.Event()
 
     def ask() -> None:
         try:
             opener = urllib.request.build_opener()  # urlopen's own would keep the proxies of its first call
-            response = opener.open(urllib.request.Request(url, headers=headers), timeout=_SILENCE_SECONDS)
+            response = opener.open(request, timeout=_SILENCE_SECONDS)
         except Exception as error:
             answers.put(error)
         else:
@@ -217,41 +247,19 @@ def _request(url: str, have: int) -> tuple[http.client.HTTPResponse, int, int | 
             if late.is_set():
                 response.close()
 
-    # The timeout of a socket doesn't cover looking up the name, which can hang; a daemon thread can be left to that.
     threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=_ANSWER_SECONDS)
+        answer = answers.get(timeout=ANSWER_SECONDS)
     except queue.Empty:
         late.set()
-        raise _CutOffError(f"no answer in {_ANSWER_SECONDS:g} s") from None
-    if isinstance(answer, urllib.error.HTTPError):
-        answer.close()  # it is an open response too
+        raise _CutOffError(f"no answer in {ANSWER_SECONDS:g} s") from None
     if isinstance(answer, Exception):
-        if isinstance(answer, urllib.error.HTTPError) and answer.code == 416 and have:
-            return _request(url, 0)
-        raise _CutOffError(_reason(answer)) from answer
-    length = answer.headers.get("Content-Length", "")
-    if answer.status != 206:
-        return answer, 0, int(length) if re.fullmatch("[0-9]{1,15}", length) else None
-    found = re.fullmatch(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)", answer.headers.get("Content-Range", ""))
-    if not found or int(found[1]) != have or not have:
-        answer.close()
-        if have:
-            return _request(url, 0)
-        raise _CutOffError("it answers with a part of the file that was not asked for")
-    return answer, have, None if found[2] == "*" else int(found[2])
-
-
-def _reason(error: BaseException) -> str:
-    """What urllib found wrong, in a few words."""
-    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
-        error = error.reason if isinstance(error.reason, BaseException) else error
-    text = (isinstance(error, OSError) and error.strerror) or str(error)
-    return shown(" ".join(text.split()) or type(error).__name__, 200)
+        raise answer
+    return answer
 
 
 def _through_proxy(url: str) -> str:
-    """Which proxy urllib asks for this address, without the password that it can have."""
+    """The proxy that urllib uses for an address, without its password, as the end of a message."""
     parts = urllib.parse.urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if not proxy or urllib.request.proxy_bypass(parts.netloc):
@@ -272,12 +280,11 @@ def _announce(url: str, partial: pathlib.Path, start: int, total: int | None) ->
     free = shutil.disk_usage(partial.parent).free
     if free < size - start:
         raise OSError(f"{_mb(size - start)} are needed, {_mb(free)} are free")
-    host = shown(urllib.parse.urlsplit(url).netloc)
     slow = "is slow (about 70 kB/s, 40 minutes)" if url == URL else "can be slow"
     print(
-        f"downloading CIFAR-10 ({_mb(size)}{f', {_mb(start)} are there' if start else ''}) to {partial.parent}: {host} "
-        f"{slow}: if you have cifar-10-python.tar.gz, stop and give --data-dir FILE; `python train.py quickstart` "
-        "needs no data",
+        f"downloading CIFAR-10 ({_mb(size)}{f', {_mb(start)} are there' if start else ''}) to {partial.parent}: "
+        f"{_host(url)} {slow}: if you have cifar-10-python.tar.gz, stop and give --data-dir FILE; "
+        "`python train.py quickstart` needs no data",
         file=sys.stderr,
         flush=True,
     )
@@ -291,13 +298,13 @@ def _receive(
     start: int,
     total: int | None,
 ) -> Published:
-    """Appends what a response holds to the first `start` bytes, until they are a published archive.
+    """Appends a response to the first `start` bytes until they are a published archive.
 
-    Of a response that begins at 0 although more is stored, the part that is stored is compared and kept.
+    If the response begins at 0 although more is stored, the stored bytes are compared with it, and kept if equal.
 
     Raises:
-      _CutOffError: the response ends before that.
-      AlexNetError: its bytes are others; they are deleted.
+      _CutOffError: the response ends too early.
+      AlexNetError: the bytes are not a published archive's; they are deleted.
     """
     have, complete = start, False
     with partial.open("a+b") as file, _bar(start, total) as bar:
@@ -307,15 +314,15 @@ def _receive(
                 try:
                     data = response.read1(min(_CHUNK_BYTES, archive.size - have))
                 except (OSError, http.client.HTTPException) as error:
-                    raise _CutOffError(_reason(error)) from error
+                    raise _CutOffError(reason(error)) from error
                 if not data:
-                    complete = response.chunked and have >= stored  # only if chunked is the end marked as such
+                    complete = response.chunked and have >= stored  # only a chunked response marks its end
                     if not complete:
                         raise _CutOffError(f"cut off after {_mb(have)}")
                     continue
                 if have == 0 and data[:1] != b"\x1f":
                     raise AlexNetError(
-                        f"{_without_query(url)}: no gzip file (it begins with {shown(repr(data[:20])[2:-1])}): "
+                        f"{_without_query(url)}: not a gzip file (it begins with {shown(repr(data[:20])[2:-1])}): "
                         "give the address of a published archive"
                     )
                 new = data
@@ -327,13 +334,13 @@ def _receive(
                     else:
                         stored = file.truncate(have)
                 file.write(new)
-                file.flush()  # so that nothing is lost when the process is killed
+                file.flush()  # nothing is lost if the process is killed
                 digest.update(data)
                 have += len(data)
                 bar.update(len(data))
             if have == archive.size and digest.hexdigest() == archive.sha256:
                 bar.leave = True
-                file.truncate(have)  # more can be stored
+                file.truncate(have)  # a longer partial file was stored
                 return archive
             if complete or have == total:
                 break
@@ -341,13 +348,13 @@ def _receive(
     expected = " or ".join(archive.sha256 for archive in PUBLISHED if total in (archive.size, None))
     raise AlexNetError(
         f"{_without_query(url)}: the download isn't the published archive (SHA-256 {digest.hexdigest()} instead of "
-        f"{expected}); it was deleted: start again, or {_WITHOUT}"
+        f"{expected}); it was deleted: try again, or {_WITHOUT}"
     )
 
 
 def _bar(start: int, total: int | None) -> "tqdm.tqdm[NoReturn]":
-    """On a terminal a bar, else a line each half minute."""
-    terminal = sys.stderr.isatty()  # there a bar of an attempt that fails is removed
+    """A bar on a terminal, else a line every half minute."""
+    terminal = sys.stderr.isatty()  # the bar of an attempt that fails is removed
     return tqdm.tqdm(
         desc="CIFAR-10",
         initial=start,
@@ -359,6 +366,10 @@ def _bar(start: int, total: int | None) -> "tqdm.tqdm[NoReturn]":
         mininterval=0.2 if terminal else 30,
         bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left\n",
     )
+
+
+def _host(url: str) -> str:
+    return shown(urllib.parse.urlsplit(url).netloc)
 
 
 def _mb(size: int) -> str:

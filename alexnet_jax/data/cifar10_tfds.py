@@ -1,7 +1,6 @@
-"""CIFAR-10 as TensorFlow Datasets (TFDS) has prepared it, read without TensorFlow.
+"""CIFAR-10 as prepared by TensorFlow Datasets (TFDS), read without TensorFlow.
 
-That is possible where the copy is in array_record files, as former versions of this program and
-`tfds build --file_format array_record` write it.
+This needs a copy in array_record files, as `tfds build --file_format array_record` writes it.
 """
 
 import io
@@ -12,11 +11,11 @@ import warnings
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module  # noqa: F401  # TFDS imports it late, and then names it as a fault
+from array_record.python import array_record_module  # noqa: F401  # TFDS imports it late, and then blames the data
 
-from alexnet_jax.data.cifar10_batches import CLASS_NAMES, IMAGE_SHAPE, RECORDS_PER_BATCH, TRAIN_BATCHES
+from alexnet_jax.data.cifar10_files import CLASS_NAMES, IMAGE_SHAPE, RECORDS_PER_BATCH
 from alexnet_jax.data.dataset import Split
-from alexnet_jax.errors import AlexNetError, shown
+from alexnet_jax.errors import AlexNetError, reason
 from alexnet_jax.runtime import require_array_record
 
 _MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes some 3 kB
@@ -48,21 +47,22 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         raise NotImplementedError
 
 
-def read(root: pathlib.Path, records_per_batch: int = RECORDS_PER_BATCH) -> tuple[Split, Split]:
-    """Reads `root/cifar10/3.0.2`, which the official builder or a former version of this program wrote.
+def read(root: pathlib.Path, records: int = RECORDS_PER_BATCH) -> list[Split]:
+    """Reads `root/cifar10/3.0.2`: five training batches and the test batch, in the published order.
 
-    Returns:
-      The published training images (5 batches) and test images (1 batch), in the published order.
+    Args:
+      root: TFDS's data_dir.
+      records: images in each batch.
 
     Raises:
       AlexNetError: it is damaged, incomplete or in a format that only TensorFlow reads.
     """
     require_array_record()
-    directory = _directory(root)
+    folder = root / Cifar10.name / str(Cifar10.VERSION)
     try:
-        if not os.path.exists(directory / "dataset_info.json"):
+        if not os.path.exists(folder / "dataset_info.json"):
             raise FileNotFoundError("it has no dataset_info.json")
-        for path in directory.iterdir():
+        for path in folder.iterdir():
             if path.is_fifo():  # reading it would wait for a writer
                 raise OSError(f"{path.name} is a pipe")
             if path.suffix == ".json" and path.stat().st_size > _MAX_JSON_BYTES:
@@ -73,17 +73,20 @@ def read(root: pathlib.Path, records_per_batch: int = RECORDS_PER_BATCH) -> tupl
             with warnings.catch_warnings():
                 warnings.simplefilter("error", RuntimeWarning)  # Pillow: a huge image; NumPy: NaN as a whole number
                 warnings.simplefilter("ignore", UserWarning)  # Pillow: an animation that is none
-                train = _read_split(builder, "train", len(TRAIN_BATCHES) * records_per_batch)
-                return train, _read_split(builder, "test", records_per_batch)
-    except Exception as error:
-        reason = shown(" ".join(str(error).split()) or type(error).__name__, 300)
+                train = _read_split(builder, "train", 5 * records)
+                test = _read_split(builder, "test", records)
+            ends = range(records, 6 * records, records)
+            return [Split(train.images[end - records : end], train.labels[end - records : end]) for end in ends] + [
+                test
+            ]
+    except Exception as error:  # a damaged copy causes errors of many kinds
         raise AlexNetError(
-            f"{directory}: damaged or incomplete ({reason}); delete this folder, or give another --data-dir"
+            f"{folder}: damaged or incomplete ({reason(error, 300)}); delete this folder, or give another --data-dir"
         ) from error
     names = ", ".join(sorted(file_format.value for file_format in formats)) or "no known format"
     raise AlexNetError(
-        f"{directory}: prepared as {names} instead of array_record, the format that needs no TensorFlow; "
-        "give another --data-dir"
+        f"{folder}: prepared as {names} instead of array_record, the format that needs no TensorFlow; give another "
+        "--data-dir"
     )
 
 
@@ -95,7 +98,7 @@ def _read_split(builder: Cifar10, split: str, size: int) -> Split:
         raise ValueError(f"{split} has {len(examples):,} images instead of {size:,}")
     images = np.empty((size, *IMAGE_SHAPE), np.uint8)
     labels = np.empty(size, np.int32)
-    rows = {_example_id(split, index).encode(): index for index in range(size)}
+    rows = {f"{split}_{index:05d}".encode(): index for index in range(size)}  # TFDS shuffles the examples
     for example in examples:
         row = rows.pop(example["id"], None)  # so that no id counts twice, and none is missing in the end
         if row is None:
@@ -108,11 +111,3 @@ def _read_split(builder: Cifar10, split: str, size: int) -> Split:
             raise ValueError(f"{example['id']!r} has label {example['label']}")
         labels[row] = example["label"]
     return Split(images=images, labels=labels)
-
-
-def _directory(root: pathlib.Path) -> pathlib.Path:
-    return root / Cifar10.name / str(Cifar10.VERSION)
-
-
-def _example_id(split: str, index: int) -> str:
-    return f"{split}_{index:05d}"

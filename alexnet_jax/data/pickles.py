@@ -1,171 +1,180 @@
-"""The pickles of `cifar-10-batches-py`, read without ever running what a pickle can ask for.
+"""Pickles read as data: nothing that a file names is imported or called.
 
-`pickle.load` calls whatever a file names. Here the standard library's disassembler (`pickletools.genops`) takes the
-file apart, and a small stack machine follows the few opcodes that a batch is made of: nothing is imported, nothing that
-the file names is called, and no state is set on any object but an array's. PyTorch's `weights_only` unpickler is alike.
+`loads` is the standard library's unpickler with three restrictions: the opcodes that data consists of, a table of the
+names that a file may use, and strings and numbers as the keys of a dict. PyTorch's `weights_only` unpickler is similar.
 
-Beyond bytes, strings, numbers, tuples, lists and dicts it knows what Python 2 and 3 write for a uint8 array and for
-bytes (protocols 2 to 4): `_reconstruct`, `ndarray` and `dtype` of NumPy, and `_codecs.encode` to Latin-1.
+It derives from `pickle._Unpickler`, the implementation in Python, whose table of opcodes a subclass can change; joblib
+does the same. `pickle.Unpickler`, in C, hashes whatever a file uses as a key, and the hash of a tuple that refers to
+another one twice, 60 levels deep, takes 2^60 steps.
 """
 
-import dataclasses
-import enum
+import io
 import pickle
 import pickletools
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
-_Container = TypeVar("_Container", list, dict)
+from alexnet_jax.errors import shown
 
-# A published batch has 20,078. One makes at most a small object beyond its own argument, so this and the bound on what
-# `_codecs.encode` makes keep the memory within a few times the size of the file and some 64 MB.
-_MAX_OPCODES = 1_000_000
+# CIFAR-10's batches have 20,078; written again by Python 3 in protocol 2, which encodes each file name, some 130,000.
+# An opcode makes at most a small object beyond its own argument.
+MAX_OPCODES = 200_000
+
+# Of protocols 2 to 4.
+_OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE",
+    "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE",
+    "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE",
+    "BUILD", "BINPERSID",
+}  # fmt: skip
 
 
-class _Known(enum.Enum):
-    """What a file may name, and the one dtype."""
-
-    RECONSTRUCT = enum.auto()
-    NDARRAY = enum.auto()
-    DTYPE = enum.auto()
-    ENCODE = enum.auto()
-    UINT8 = enum.auto()
+class UnknownNameError(pickle.UnpicklingError):
+    """The pickle asks for a class or function that is not in the table of names."""
 
 
-_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"): _Known.RECONSTRUCT,  # NumPy 1
-    ("numpy._core.multiarray", "_reconstruct"): _Known.RECONSTRUCT,  # NumPy 2
-    ("numpy", "ndarray"): _Known.NDARRAY,
-    ("numpy", "dtype"): _Known.DTYPE,
-    ("_codecs", "encode"): _Known.ENCODE,  # bytes, as Python 3 writes them in protocol 2
+class PickledArray:
+    """Stands in for `numpy.ndarray`: a uint8 or float array, or the list of an array of objects.
+
+    `values` is None until the pickle has given the contents.
+    """
+
+    values: np.ndarray | list[Any] | None = None
+
+    def __setstate__(self, state: object) -> None:
+        match state:
+            case (1, tuple(), _Dtype(code="O" | "O8"), _, list(items)):
+                self.values = items
+            case (1, tuple(shape), _Dtype(code="u1" | "f2" | "f4" | "f8" as code), fortran, bytes(buffer)):
+                self.values = np.frombuffer(buffer, f"<{code}").reshape(shape, order="F" if fortran else "C")
+            case _:
+                raise pickle.UnpicklingError("it has an array without shape, dtype or contents")
+
+
+class _Dtype:
+    """Stands in for `numpy.dtype`."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        name = code.decode("latin-1") if isinstance(code, bytes) else code
+        if name not in ("u1", "f2", "f4", "f8", "O", "O8"):
+            raise pickle.UnpicklingError(f"it has an array of dtype {shown(name, 20)}")
+        self.code = name
+
+    def __setstate__(self, state: object) -> None:
+        match state:
+            case (3, "<" | "|" | b"<" | b"|", None, None, None, -1, -1, int()):
+                pass
+            case _:
+                raise pickle.UnpicklingError("it has an array of records, or in another byte order")
+
+
+def _new_array(*_: object) -> PickledArray:
+    return PickledArray()
+
+
+NAMES: Mapping[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _new_array,  # NumPy 1
+    ("numpy._core.multiarray", "_reconstruct"): _new_array,  # NumPy 2
+    ("numpy", "ndarray"): "an argument of _reconstruct",
+    ("numpy", "dtype"): _Dtype,
 }
 
 
-@dataclasses.dataclass(eq=False)
-class PickledArray:
-    """A uint8 array of the file; `values` is None until the file has given its state."""
+def loads(
+    data: bytes,
+    names: Mapping[tuple[str, str], Any] = NAMES,
+    persistent_load: Callable[[Any], Any] | None = None,
+) -> Any:
+    """The object that a pickle describes, with `PickledArray` for arrays and bytes for strings of Python 2.
 
-    values: np.ndarray | None = None
-
-
-def loads(data: bytes) -> object:
-    """The object that the pickle `data` describes: Python 2 strings as bytes, arrays as `PickledArray`.
+    Args:
+      data: in protocols 2 to 4.
+      names: (module, name) -> what it stands for. A file can call the callables with any arguments, and can call
+        `__setstate__` of objects that have one.
+      persistent_load: as that of `pickle.Unpickler`.
 
     Raises:
-      pickle.UnpicklingError: it asks for anything beyond a batch.
-      Exception: it is damaged; the disassembler and the stack machine raise errors of many kinds then.
+      UnknownNameError: it asks for something that is not in `names`.
+      pickle.UnpicklingError: it uses other opcodes, too many of them, or other keys.
+      Exception: it is damaged, which causes errors of many kinds.
     """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, object] = {}
-    encoded = 0  # bytes
-    argument: Any
-
-    def pop_to_mark() -> list:
-        mark = marks.pop()
-        items = stack[mark:]
-        del stack[mark:]
-        return items
-
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if count == _MAX_OPCODES:
-            raise pickle.UnpicklingError(f"it has more than {_MAX_OPCODES:,} opcodes")
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "MARK":
-                marks.append(len(stack))
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-            case "BINSTRING" | "SHORT_BINSTRING":
-                stack.append(argument.encode("latin-1"))  # the disassembler decodes Python 2's strings as Latin-1
-            case "BININT" | "BININT1" | "BININT2" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINBYTES" | "SHORT_BINBYTES":
-                stack.append(argument)
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                size = int(opcode.name[-1])
-                stack[-size:] = [tuple(stack[-size:])]
-            case "TUPLE":
-                items = pop_to_mark()
-                stack.append(tuple(items))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "APPEND" | "APPENDS":
-                items = [stack.pop()] if opcode.name == "APPEND" else pop_to_mark()
-                _container(stack[-1], list).extend(items)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "SETITEM" | "SETITEMS":
-                items = [stack.pop(-2), stack.pop()] if opcode.name == "SETITEM" else pop_to_mark()
-                # The hash of tuples nested a million deep would overflow the interpreter's own stack.
-                if not all(isinstance(key, bytes | str) for key in items[::2]):
-                    raise pickle.UnpicklingError("it has a key that is no string")
-                _container(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
-            case "GLOBAL":
-                stack.append(_global(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(_global(module, name))
-            case "REDUCE":
-                arguments, callee = stack.pop(), stack.pop()
-                value = _reduce(callee, arguments)
-                if isinstance(value, bytes):
-                    encoded += len(value)
-                    if encoded > len(data):  # the same string again and again
-                        raise pickle.UnpicklingError("it encodes more bytes than it has")
-                stack.append(value)
-            case "BUILD":
-                state = stack.pop()
-                _build(stack[-1], state)
-            case "STOP":
-                return stack.pop()
-            case _:
-                raise pickle.UnpicklingError(f"it uses the opcode {opcode.name}")
-    raise pickle.UnpicklingError("it has no end")
+    for count, (opcode, _, _) in enumerate(pickletools.genops(data)):
+        if count == MAX_OPCODES:
+            raise pickle.UnpicklingError(f"it has more than {MAX_OPCODES:,} opcodes")
+        if opcode.name not in _OPCODES:
+            raise pickle.UnpicklingError(f"it uses the opcode {opcode.name}")
+    return _Unpickler(data, names, persistent_load).load()
 
 
-def _container(value: object, kind: type[_Container]) -> _Container:
-    if not isinstance(value, kind):
-        raise pickle.UnpicklingError(f"it adds to what is no {kind.__name__}")
-    return value
+_LOAD: Mapping[int, Any] = {
+    ord(opcode.code): pickle._Unpickler.dispatch[ord(opcode.code)]
+    for opcode in pickletools.opcodes
+    if opcode.name in _OPCODES
+}
 
 
-def _global(module: object, name: object) -> _Known:
-    # Nothing but strings is ever printed: lists that hold lists twice over have a repr of exponential length.
-    if not (isinstance(module, str) and isinstance(name, str)):
-        raise pickle.UnpicklingError("it names something by what is no string")
-    if (module, name) not in _GLOBALS:
-        raise pickle.UnpicklingError(f"it names {module[:100]}.{name[:100]}")
-    return _GLOBALS[module, name]
+class _Unpickler(pickle._Unpickler):
+    stack: list[Any]  # set by the base class
+
+    def __init__(
+        self, data: bytes, names: Mapping[tuple[str, str], Any], persistent_load: Callable[[Any], Any] | None
+    ) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self._names = names
+        self._load_by_id = persistent_load
+        self._bytes_left = len(data)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
+        if (module, name) not in self._names:
+            raise UnknownNameError(f"it asks for {shown(f'{module}.{name}', 150)}")
+        return self._names[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._load_by_id is None:
+            raise pickle.UnpicklingError("it refers to data outside of the pickle")
+        return self._load_by_id(pid)
+
+    def _encode(self, text: object, encoding: object) -> bytes:
+        """Bytes as Python 3 writes them in protocol 2: the file can have a long text once, and encode it often."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError("it encodes text, but not to Latin-1")
+        self._bytes_left -= len(text)
+        if self._bytes_left < 0:
+            raise pickle.UnpicklingError("it encodes more bytes than it has")
+        return text.encode("latin-1")
+
+    def _load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        _LOAD[pickle.SETITEM[0]](self)
+
+    def _load_setitems(self) -> None:
+        _check_keys(self.stack[::2])  # what comes after the mark
+        _LOAD[pickle.SETITEMS[0]](self)
+
+    def _load_reduce(self) -> None:
+        if not isinstance(self.stack[-1], tuple):  # a text would become a tuple of its characters
+            raise pickle.UnpicklingError("it calls something with arguments that are not a tuple")
+        _LOAD[pickle.REDUCE[0]](self)
+
+    def _load_build(self) -> None:
+        if not hasattr(type(self.stack[-2]), "__setstate__"):  # else it would set attributes, of our functions too
+            raise pickle.UnpicklingError("it sets the state of an object that has none")
+        _LOAD[pickle.BUILD[0]](self)
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **_LOAD,
+        pickle.SETITEM[0]: _load_setitem,
+        pickle.SETITEMS[0]: _load_setitems,
+        pickle.REDUCE[0]: _load_reduce,
+        pickle.BUILD[0]: _load_build,
+    }
 
 
-def _reduce(callee: object, arguments: object) -> object:
-    match callee, arguments:
-        case _Known.ENCODE, (str(text), "latin1"):
-            return text.encode("latin-1")
-        case _Known.DTYPE, ("u1" | b"u1", 0, 1):
-            return _Known.UINT8
-        case _Known.DTYPE, (str() | bytes() as code, *_):
-            raise pickle.UnpicklingError(f"it has an array of dtype {code[:20]!r} instead of 'u1' (uint8)")
-        case _Known.RECONSTRUCT, (_Known.NDARRAY, (0,), "b" | b"b"):
-            return PickledArray()
-    raise pickle.UnpicklingError("it calls what is no array or string")
-
-
-def _build(target: object, state: object) -> None:
-    match target, state:
-        case _Known.UINT8, (3, "|" | b"|", None, None, None, -1, -1, 0):
-            pass
-        case PickledArray(values=None), (1, tuple(shape), _Known.UINT8, (0 | 1) as fortran, bytes(buffer)):
-            values = np.frombuffer(buffer, np.uint8)
-            target.values = values.reshape(shape, order="F" if fortran else "C")
-        case _:
-            raise pickle.UnpicklingError("it sets the state of what is no array")
+def _check_keys(keys: Iterable[object]) -> None:
+    if not all(isinstance(key, str | bytes | int | float) for key in keys):
+        raise pickle.UnpicklingError("it has a dict with a key that is neither a string nor a number")
