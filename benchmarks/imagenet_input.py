@@ -19,7 +19,9 @@ from collections.abc import Callable
 
 import PIL.Image
 
-from alexnet_jax.data import decode, prepare
+from alexnet_jax.data import prepare
+from alexnet_jax.data.decode import central_square, decode
+from alexnet_jax.data.records import encode_record
 from alexnet_jax.data.streamed import open_prepared
 from alexnet_jax.runs.folder import versions
 
@@ -27,9 +29,9 @@ BATCH = 100
 
 
 def ours(data: bytes) -> int:
-    """What `prepare` does to a picture."""
-    pixels = decode.central_square(decode.decode(data), 256)
-    return len(decode.encode(pixels, 0, "", "jpeg"))
+    """Prepares an image as `prepare` does."""
+    pixels = central_square(decode(data), 256)
+    return len(encode_record(pixels, 0, "", "jpeg"))
 
 
 def torchvisions() -> Callable[[bytes], int]:
