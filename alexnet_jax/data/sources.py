@@ -93,9 +93,9 @@ class _Found(NamedTuple):
 def find(source: pathlib.Path, labels: pathlib.Path | None = None) -> Source:
     """Finds the images of a source and their labels; `labels` is as in PrepareConfig.
 
-    Every file counts, except system files: whether it is an image shows when it is decoded. A folder is a class if a
-    file in it, or in its subfolders, can be decoded. Labels follow from the name of the class or of the image, never
-    from its position.
+    All files except system files are taken for images; those that can't be decoded are skipped later. A folder is a
+    class if a file in it, or in its subfolders, can be decoded. Labels follow from the name of the class folder or of
+    the image, never from its position.
 
     Raises:
       AlexNetError: nothing known was found, or a validation image has no label.
@@ -201,11 +201,9 @@ def _refuse_splits(train: pathlib.Path, folders: Mapping[str, Sequence[Example]]
 
 
 def _keep_classes(found: Mapping[str, list[Example]], where: pathlib.Path) -> tuple[list[str], _Found]:
-    """Sorts classes and labels their files; a folder without an image would, as a class, change all other labels.
+    """Sorts the classes and labels their training files; `where` is the folder or tar that contains them.
 
-    Args:
-      found: the training files of each class.
-      where: the folder or tar that contains them.
+    Folders without an image are left out: as classes, they would change the labels of all others.
     """
     wnids: list[str] = []
     train = _Found([], [], [])
@@ -335,7 +333,8 @@ def _find_tars(source: pathlib.Path, labels: pathlib.Path) -> Source:
     path = source / TRAIN_TAR
     with path.open("rb") as file:
         wnids, train = _keep_classes(_class_tars(file, path), path)
-    truth, splits, notes = read_ground_truth(labels), {"train": train.examples}, train.notes
+    truth, notes = read_ground_truth(labels), train.notes
+    splits: dict[str, Sequence[Example | TfdsExample]] = {"train": train.examples}
     path = source / VALIDATION_TAR
     if path.exists():
         with path.open("rb") as file:
@@ -343,7 +342,7 @@ def _find_tars(source: pathlib.Path, labels: pathlib.Path) -> Source:
         files = [Example(m.name, -1, str(path), m.offset_data, m.size) for m in members]
         validation = _label_by_name(files, truth, wnids, path)
         splits["validation"], notes = validation.examples, notes + validation.notes
-    return Source("official tar files", wnids, truth.words, dict(splits), {"train": train.skipped}, notes)
+    return Source("official tar files", wnids, truth.words, splits, {"train": train.skipped}, notes)
 
 
 def _class_tars(file: BinaryIO, path: pathlib.Path) -> dict[str, list[Example]]:
