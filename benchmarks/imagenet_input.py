@@ -1,8 +1,8 @@
 """Throughput of ImageNet's input: `python benchmarks/imagenet_input.py --images TAR_OR_DIR --out FILE.json`.
 
-Preparation on one core, in turns with PIL and torchvision's transforms (both decode, scale the shorter side to 256, take
-the central 256x256 and encode a JPEG of quality 95); streaming from JPEG and raw shards, with threads and with worker
-processes. TAR_OR_DIR contains `train/<class>/*.JPEG`.
+Preparation on one core, in turns with PIL and torchvision's transforms (both decode, scale the shorter side to 256,
+take the central 256x256 and encode a JPEG of quality 95); streaming from JPEG and raw shards, with threads and with
+worker processes. TAR_OR_DIR contains `train/<class>/*.JPEG`.
 """
 
 import argparse
