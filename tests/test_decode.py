@@ -193,8 +193,8 @@ REFUSED = {
     "tiff16 in planes": (tiff(COLOURS16, PLANES=2), "separate planes"),
     "pgm12 in 16": (pnm("P5\n32 16\n65535\n", GREY12.astype(">u2")), FEWER),
     "preview of a raw file": (tiff(COLOURS, SUBFILE=1), "first page is a preview"),
-    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC images can't be decoded: convert it to JPEG"),
-    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 images can't be decoded"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not supported: convert it to JPEG"),
+    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 is not supported"),
     "video": (b"\0\0\0\x18ftypisom\0\0\0\0mp42isom", "not a JPEG, PNG"),
     "text": (b"P3 is a processor", "not a JPEG, PNG"),
 }

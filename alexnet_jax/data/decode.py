@@ -93,7 +93,7 @@ def _reason(error: Exception, data: bytes) -> str:
     if found is None:
         return f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
     if found not in FORMATS:
-        return f"{found} images can't be decoded: convert it to JPEG"
+        return f"{found} is not supported: convert it to JPEG"
     if isinstance(error, PIL.Image.DecompressionBombError) and (number := re.search("[0-9]+", str(error))):
         most = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)
         return f"it has {int(number[0]):,} pixels, more than {most:,}: scale it down"

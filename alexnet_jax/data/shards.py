@@ -1,4 +1,4 @@
-"""Shards of prepared images: each is written by one process, with the sums and the report that the whole is made of."""
+"""Shards of prepared images, each written by one worker process together with its pixel sums."""
 
 import dataclasses
 import hashlib
