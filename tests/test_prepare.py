@@ -125,12 +125,14 @@ def test_the_command_resumes_after_a_signal(number, tmp_path):
         (folder / f"{index:04d}.JPEG").symlink_to(tmp_path / ("slow" if slow else "fast"))
     flags = ["--source", str(source), "--size", "16", "--workers", "1", "--out", str(out)]
     args = [sys.executable, "-m", "alexnet_jax.data.prepare", "imagenet", *flags]
-    with subprocess.Popen(args, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(args, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while process.poll() is None and not list(out.glob(".work/*.npz")):
             time.sleep(0.01)
-        process.send_signal(number)
-        if number == signal.SIGINT:  # finishes the shard
+        if number == signal.SIGINT:  # a terminal sends it to the worker, too, which finishes its shard
+            os.killpg(process.pid, number)
             (tmp_path / "copy").replace(tmp_path / "slow")
+        else:
+            process.send_signal(number)
         _, complaint = process.communicate(timeout=60)  # also waits for the worker, which holds stderr
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     if number == signal.SIGINT:
