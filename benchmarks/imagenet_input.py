@@ -1,8 +1,8 @@
-"""How fast is ImageNet's input? `python benchmarks/imagenet_input.py --images TAR_OR_DIR --out FILE.json`.
+"""Throughput of ImageNet's input: `python benchmarks/imagenet_input.py --images TAR_OR_DIR --out FILE.json`.
 
-Preparation on one core against PIL with torchvision's transforms doing the same (decode, shorter side to 256, centre
-256x256, JPEG of quality 95), in turns; streaming from shards of both forms, threads and worker processes. TAR_OR_DIR
-holds `train/<class>/*.JPEG`.
+Preparation on one core, in turns with PIL and torchvision's transforms (both decode, scale the shorter side to 256,
+take the central 256x256 and encode a JPEG of quality 95); streaming from JPEG and raw shards, with threads and with
+worker processes. TAR_OR_DIR contains `train/<class>/*.JPEG`.
 """
 
 import argparse
@@ -19,21 +19,23 @@ from collections.abc import Callable
 
 import PIL.Image
 
-from alexnet_jax.data import decode, prepare
+from alexnet_jax.data import prepare
+from alexnet_jax.data.decode import central_square, decode
+from alexnet_jax.data.records import encode_record
 from alexnet_jax.data.streamed import open_prepared
 from alexnet_jax.runs.folder import versions
 
 BATCH = 100
 
 
-def ours(data: bytes) -> int:
-    """What `prepare` does to a picture."""
-    pixels = decode.central_square(decode.decode(data), 256)
-    return len(decode.encode(pixels, 0, "", "jpeg"))
+def prepare_image(data: bytes) -> int:
+    """Prepares an image as `prepare` does."""
+    pixels = central_square(decode(data), 256)
+    return len(encode_record(pixels, 0, "", "jpeg"))
 
 
-def torchvisions() -> Callable[[bytes], int]:
-    """The same by PIL and torchvision's transforms."""
+def torchvision_preparation() -> Callable[[bytes], int]:
+    """Does the same with PIL and torchvision's transforms."""
     from torchvision import transforms
 
     square = transforms.Compose(
@@ -52,7 +54,7 @@ def torchvisions() -> Callable[[bytes], int]:
 
 
 def rate(work: Callable[[bytes], int], files: list[bytes]) -> float:
-    """Images a second, one after the other."""
+    """Images a second, one after another."""
     begin = time.perf_counter()
     for data in files:
         work(data)
@@ -60,10 +62,10 @@ def rate(work: Callable[[bytes], int], files: list[bytes]) -> float:
 
 
 def preparation(files: list[bytes], rounds: int) -> dict[str, object]:
-    """Both programs in turns, one process each."""
-    programs: dict[str, Callable[[bytes], int]] = {"alexnet_jax": ours}
+    """Images a second of both programs, measured in turns."""
+    programs: dict[str, Callable[[bytes], int]] = {"alexnet_jax": prepare_image}
     with contextlib.suppress(ImportError):
-        programs["torchvision"] = torchvisions()
+        programs["torchvision"] = torchvision_preparation()
     rates: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, work in programs.items():
@@ -76,13 +78,13 @@ def preparation(files: list[bytes], rounds: int) -> dict[str, object]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and largest."""
+    """Median, smallest and largest."""
     found = {"median": statistics.median(values), "least": min(values), "largest": max(values)}
     return {name: round(value, 3 if value < 10 else 1) for name, value in found.items()}
 
 
 def streaming(source: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Images a second out of `ImageNet.stream`, the start of threads and processes included."""
+    """Images a second from `ImageNet.stream`, including the start of threads and processes."""
     results = {}
     for store in ("jpeg", "raw"):
         out = folder / store

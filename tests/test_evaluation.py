@@ -212,7 +212,7 @@ def test_pictures_are_classified_as_a_person_sees_them(small_run, tiny, folder, 
     assert (small_run / "eval" / "images.png").stat().st_size > 10_000
     output = capsys.readouterr()
     assert "warning: skipped" in output.err
-    assert "broken.jpg: it is no JPEG" in output.err
+    assert "broken.jpg: not a JPEG" in output.err
     assert "warning: 1 other file is no picture (notes.txt)\n" in output.err
     assert output.out.count("%") == 5 * 6
 
@@ -254,7 +254,7 @@ def test_what_is_in_a_folder_is_tried_by_content(album, tiny, capsys):
         if path.suffix != ".txt":  # a GIF has a palette
             np.testing.assert_array_equal(pixels, tiny["test"].images[0])
     assert [path.name for path in broken] == [f"IMG_{number}.HEIC" for number in range(5)]
-    reason = "HEIC pictures can't be read here: convert them to JPEG"
+    reason = "HEIC is not supported: convert it to JPEG"
     assert capsys.readouterr().err.splitlines() == [
         "warning: 4 other files are no pictures (IMG_0.AAE, IMG_0.MOV, notes.txt, ...)",
         *(f"warning: skipped {album}/IMG_{number}.HEIC: {reason}" for number in range(3)),

@@ -1,3 +1,5 @@
+"""The drawn data set `shapes`."""
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -67,12 +69,12 @@ def test_splits_share_no_image(dataset: Dataset) -> None:
 def test_the_published_pixels_are_drawn() -> None:
     digest = shapes.load(train=200, validation=30, test=30).fingerprint()
     assert digest == "6c6e45958fade299672ca24adc278287ef8a7b3022647be97b7f66e048411083", (
-        "other pixels than those that the README's accuracies and the quickstart preset belong to: "
-        "if that is meant, train again, then update the accuracies and this digest"
+        "the pixels have changed, so the accuracies of the README and of the preset quickstart no longer hold: "
+        "if this is intended, train again and update the accuracies and this digest"
     )
 
 
-def test_brightness_and_mean_colour_do_not_tell_the_class(dataset: Dataset) -> None:
+def test_brightness_and_mean_colour_do_not_depend_on_the_class(dataset: Dataset) -> None:
     train = dataset["train"]
     by_class = np.stack([train.images[train.labels == label].mean(axis=(0, 1, 2)) for label in range(10)])  # [10, RGB]
     assert np.ptp(by_class, axis=0).max() < 8  # grey levels; one image's mean colour has a standard deviation of 21
@@ -98,18 +100,19 @@ def test_edges_are_anti_aliased_and_one_pixel_wide(name: str) -> None:
     assert np.mean(contrast > 0.5) > 0.95  # falls from inside to outside within a pixel; sharp points alone fade out
 
 
-def test_shapes_stand_out_from_their_ground() -> None:
+def test_shapes_contrast_with_their_background() -> None:
     rng = np.random.default_rng(0)
     avoid = rng.uniform(*shapes.SHAPE_LEVELS, (500, 3, 1, 1)).astype(np.float32)
-    colours = shapes._colour_unlike(rng, shapes.GROUND_LEVELS, avoid, 140)
-    assert colours.min() >= shapes.GROUND_LEVELS[0]
-    assert colours.max() <= shapes.GROUND_LEVELS[1]
+    colours = shapes.contrasting_colour(rng, shapes.BACKGROUND_LEVELS, avoid, 140)
+    assert colours.min() >= shapes.BACKGROUND_LEVELS[0]
+    assert colours.max() <= shapes.BACKGROUND_LEVELS[1]
     assert np.quantile(np.sqrt(((colours - avoid) ** 2).sum(axis=1)), 0.02) >= 140
 
 
 def test_a_linear_classifier_fails(dataset: Dataset) -> None:
     train, test = dataset["train"], dataset["test"]
-    linear = make_pipeline(StandardScaler(), LogisticRegression(C=1e-4, max_iter=100))
-    linear.fit(train.images.reshape(len(train), -1), train.labels)
-    accuracy = linear.score(test.images.reshape(len(test), -1), test.labels)
-    assert 0.2 < accuracy < 0.5  # measured: 0.36, and as much with C=1e-2 or 10,000 images; AlexNetSmall: 0.97
+    linear = make_pipeline(StandardScaler(), LogisticRegression(C=1e-4, tol=1e-2))
+    linear.fit(train.images.reshape(len(train), -1).astype(np.float32), train.labels)
+    accuracy = linear.score(test.images.reshape(len(test), -1).astype(np.float32), test.labels)
+    # Measured: 0.35; 0.36 with tol=1e-4, C=1e-2 or 10,000 images; AlexNetSmall: 0.97.
+    assert 0.2 < accuracy < 0.5

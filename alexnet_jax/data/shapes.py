@@ -1,13 +1,13 @@
-"""`shapes`: ten classes of textured shapes on cluttered grounds, drawn by NumPy from a seed in a few seconds.
+"""`shapes`: ten classes of textured shapes on cluttered backgrounds, drawn by NumPy in a few seconds.
 
-The data set for trying everything out without a download. Only the outline tells the class: place, size, rotation,
-colours, textures and clutter are drawn independently of it, and all outlines enclose the same area. So a convolutional
-network learns what a linear classifier cannot. Shapes are lighter than their ground: with the contrast of either sign,
-AlexNetSmall spends its first epochs on a plateau at ln 10.
+A data set for trying everything out without a download. Only the outline depends on the class: position, size,
+rotation, colours, textures and clutter are drawn independently of it, and all outlines enclose the same area. So a
+convolutional network learns what a linear classifier cannot. Shapes are lighter than their background: with contrast of
+either sign, AlexNetSmall spends its first epochs on a plateau at a loss of ln 10.
 
-Every block of `BLOCK` images has its own random stream, and the arithmetic of pixels is correctly rounded (+ - * /
-sqrt, minimum, maximum, floor): an image is a function of (seed, split, block), whatever else is drawn and however wide
-the processor's vectors are.
+Every block of `BLOCK` images has its own random stream, and pixels are computed with correctly rounded operations only
+(+ - * / sqrt, minimum, maximum, floor): an image is a function of (seed, split, block), independent of what else is
+drawn and of the processor's vector width.
 """
 
 from collections.abc import Callable
@@ -20,21 +20,21 @@ from alexnet_jax.data.dataset import SPLITS, Dataset, Split
 Array = np.ndarray
 
 SIZE = 32  # pixels
-BLOCK = 100  # images: their planes fit the cache; a multiple of 10, so that whole blocks hold every class equally often
+BLOCK = 100  # images; their planes fit into the cache. A multiple of 10, so that complete blocks have balanced classes
 
-# Grey levels of each channel. The ranges overlap for variety: `_colour_unlike` keeps the contrast.
+# Grey levels of each channel. The ranges overlap for variety: `contrasting_colour` ensures the contrast.
 SHAPE_LEVELS = (110, 255)
-GROUND_LEVELS = (0, 130)
+BACKGROUND_LEVELS = (0, 130)
 CLUTTER_LEVELS = (0, 200)
 
 _CENTRES = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2  # of the pixels, from the middle of the image
 
 
 def load(seed: int = 0, *, train: int = 10_000, validation: int = 1_000, test: int = 2_000) -> Dataset:
-    """Draws the data set: uint8 [N, 32, 32, 3], classes balanced within one and in random order.
+    """Draws the data set: uint8 [N, 32, 32, 3], in random order, with class counts that differ by at most one.
 
-    The splits come from independent streams. Neither the size of another split nor, for the whole blocks of `BLOCK`
-    images, its own size changes what a split holds.
+    Splits come from independent streams: the images of one do not depend on the size of another, and complete blocks of
+    `BLOCK` images do not depend on the size of their own.
 
     Args:
       seed: at least 0.
@@ -69,7 +69,7 @@ def _draw_images(rng: Generator, labels: Array) -> Array:
     """Draws one image for each label: uint8 [N, 32, 32, 3]."""
     n = len(labels)
     colour = _uniform(rng, *SHAPE_LEVELS, n, 3, 1, 1)
-    image = _draw_ground(rng, colour)
+    image = _draw_background(rng, colour)
 
     scale = _uniform(rng, 9, 13, n, 1, 1, 1)  # pixels
     u, v = (axis / scale for axis in _random_frame(rng, n, reach=3))
@@ -84,31 +84,31 @@ def _draw_images(rng: Generator, labels: Array) -> Array:
     return np.clip(image + 0.5, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def _draw_ground(rng: Generator, avoid: Array) -> Array:
-    """Draws a textured gradient and clutter, all in colours that stand out from `avoid` [N, 3, 1, 1].
+def _draw_background(rng: Generator, avoid: Array) -> Array:
+    """Draws a textured gradient and clutter, in colours that contrast with `avoid` [N, 3, 1, 1].
 
     Returns:
-      float32 [N, 3, 32, 32], grey levels; planes of a colour, because NumPy is fast along long last axes.
+      float32 [N, 3, 32, 32], grey levels; channels first, because NumPy is fast along long last axes.
     """
     n = len(avoid)
     u, _ = _random_frame(rng, n, reach=0)
     image = np.empty((n, 3, SIZE, SIZE), np.float32)
-    image[:] = _colour_unlike(rng, GROUND_LEVELS, avoid, 140)
-    _paint(image, _colour_unlike(rng, GROUND_LEVELS, avoid, 140), np.clip(u / SIZE + 0.5, 0, 1))
+    image[:] = contrasting_colour(rng, BACKGROUND_LEVELS, avoid, 140)
+    _paint(image, contrasting_colour(rng, BACKGROUND_LEVELS, avoid, 140), np.clip(u / SIZE + 0.5, 0, 1))
     image += _uniform(rng, 0, 25, n, 1, 1, 1) * _random_texture(rng, n)
 
     u, v = _random_frame(rng, n, reach=SIZE / 2)  # a soft blob
     falloff = np.clip(1 - (u * u + v * v) / _uniform(rng, 4, 12, n, 1, 1, 1) ** 2, 0, 1)
-    _paint(image, _colour_unlike(rng, CLUTTER_LEVELS, avoid, 110), falloff)
+    _paint(image, contrasting_colour(rng, CLUTTER_LEVELS, avoid, 110), falloff)
     for _ in range(2):  # lines from edge to edge
         u, _ = _random_frame(rng, n, reach=SIZE / 2)
         opacity = coverage(abs(u) - _uniform(rng, 0, 1.2, n, 1, 1, 1))
-        _paint(image, _colour_unlike(rng, CLUTTER_LEVELS, avoid, 110), opacity)
-    for _ in range(3):  # scraps: small rectangles with a corner cut off
+        _paint(image, contrasting_colour(rng, CLUTTER_LEVELS, avoid, 110), opacity)
+    for _ in range(3):  # scraps: small rectangles without one corner
         u, v = _random_frame(rng, n, reach=SIZE / 2)
         width, height, cut = (_uniform(rng, 0.5, 3, n, 1, 1, 1) for _ in range(3))
         opacity = coverage(np.maximum(_box(u, v, width, height), 0.7 * (u + v) - cut))
-        _paint(image, _colour_unlike(rng, CLUTTER_LEVELS, avoid, 110), opacity)
+        _paint(image, contrasting_colour(rng, CLUTTER_LEVELS, avoid, 110), opacity)
     return image
 
 
@@ -118,9 +118,9 @@ def _paint(image: Array, colour: Array, opacity: Array) -> None:
 
 
 def coverage(distance: Array) -> Array:
-    """Share of a pixel inside an outline, from the signed distance of the pixel's centre (pixels; inside negative).
+    """Share of a pixel inside an outline, from the signed distance of the pixel's centre (in pixels, inside negative).
 
-    clip(1/2 - distance, 0, 1): exact for a straight edge along the grid, and close to it for other outlines.
+    clip(1/2 - distance, 0, 1): exact for straight edges along the grid, close for other outlines.
     """
     return np.clip(0.5 - distance, 0, 1)
 
@@ -129,17 +129,17 @@ def _uniform(rng: Generator, low: float, high: float, *shape: int) -> Array:
     return rng.uniform(low, high, shape).astype(np.float32)
 
 
-def _colour_unlike(rng: Generator, levels: tuple[float, float], avoid: Array, distance: float) -> Array:
+def contrasting_colour(rng: Generator, levels: tuple[float, float], avoid: Array, distance: float) -> Array:
     """Random RGB colours in `levels`, at least `distance` (Euclidean, grey levels) from `avoid` [N, 3, 1, 1]."""
     candidates = _uniform(rng, *levels, 16, *avoid.shape)
     distances = np.sqrt(((candidates - avoid) ** 2).sum(axis=2, keepdims=True))
-    # The first that is far enough; where none is, the farthest.
+    # The first that is far enough, or else the farthest.
     chosen = np.minimum(distances, distance).argmax(axis=0, keepdims=True)
     return np.take_along_axis(candidates, chosen, axis=0)[0]
 
 
 def _random_frame(rng: Generator, n: int, reach: float) -> tuple[Array, Array]:
-    """Randomly rotated coordinates of the pixels about a random origin, at most `reach` off the middle on each axis.
+    """Randomly rotated pixel coordinates about a random origin, at most `reach` from the centre on each axis.
 
     Returns:
       u, v: float32 [N, 1, 32, 32], pixels.
@@ -152,7 +152,7 @@ def _random_frame(rng: Generator, n: int, reach: float) -> tuple[Array, Array]:
 
 
 def _random_texture(rng: Generator, n: int) -> Array:
-    """Stripes, checks, dots, noise or nothing, each as often: float32 [N, 1, 32, 32] in [-1, 1]."""
+    """Stripes, checks, dots, noise or nothing, equally often: float32 [N, 1, 32, 32] in [-1, 1]."""
     period = _uniform(rng, 3, 8, n, 1, 1, 1)
     across, along = (_wave(axis / period) for axis in _random_frame(rng, n, reach=SIZE / 2))
     noise = 2 * rng.random((n, 1, SIZE, SIZE), np.float32) - 1
@@ -167,8 +167,8 @@ def _wave(phase: Array) -> Array:
     return np.clip(2 * triangle, -1, 1)
 
 
-# Signed distances from outlines about the origin, negative inside, float32 like u and v. Near straight edges they are
-# exact; off the corners they fall short of the true distance, where no pixel is near enough to show it.
+# Signed distances from outlines about the origin, negative inside, float32 like u and v. They are exact near straight
+# edges and too small outside corners, but only so far from them that no pixel shows it.
 
 
 def _disk(u: Array, v: Array, radius: float) -> Array:
@@ -191,7 +191,7 @@ def _triangle(u: Array, v: Array) -> Array:
 
 
 def _star(u: Array, v: Array) -> Array:
-    """The pentagram: what lies inside at least four of the five lines of a pentagon."""
+    """The pentagram: points inside at least four of the five lines of a pentagon."""
     return np.sort(_polygon_lines(u, v, 5, 0.355), axis=0)[3]
 
 
@@ -200,7 +200,7 @@ def _bow_tie(u: Array, v: Array) -> Array:
     return np.maximum(abs(u) - 0.93, 0.75 * abs(v) - 0.65 * abs(u))
 
 
-# Each encloses an area of 1.5 in units of its scale squared: the mean brightness does not tell the class.
+# Each encloses an area of 1.5 in units of its scale squared, so mean brightness does not depend on the class.
 SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "disk": lambda u, v: _disk(u, v, 0.69),
     "ring": lambda u, v: abs(_disk(u, v, 0.68)) - 0.18,

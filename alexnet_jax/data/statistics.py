@@ -25,14 +25,24 @@ def pca_basis(images: np.ndarray) -> PcaBasis:
 
     Sums are taken in integers; the covariance is divided by the number of pixels less one.
     """
-    count, total, products = 0, np.zeros(3, np.int64), np.zeros((3, 3), np.int64)
+    total, products = pixel_sums(images)
+    return basis_from_sums(images.size // 3, total.sum(axis=(0, 1)), products)
+
+
+def pixel_sums(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Exact sums over uint8 images [N, H, W, 3].
+
+    Returns:
+      The sum of the images, int64 [H, W, 3], and of x x^T over all their pixels x, int64 [3, 3].
+    """
+    total, products = np.zeros(images.shape[1:], np.int64), np.zeros((3, 3), np.int64)
     for start in range(0, len(images), 1000):
-        # float64 products of whole numbers are exact up to 2^53; a chunk's stay far below.
-        pixels = images[start : start + 1000].reshape(-1, 3).astype(np.float64)
-        count += len(pixels)
-        total += pixels.sum(axis=0).astype(np.int64)
+        part = images[start : start + 1000]
+        total += part.sum(axis=0, dtype=np.int64)
+        # float64 products of whole numbers are exact up to 2^53; a part's stay far below.
+        pixels = part.reshape(-1, 3).astype(np.float64)
         products += (pixels.T @ pixels).astype(np.int64)
-    return basis_from_sums(count, total, products)
+    return total, products
 
 
 def basis_from_sums(count: int, total: np.ndarray, products: np.ndarray) -> PcaBasis:

@@ -15,9 +15,9 @@ import absl.flags
 import grain
 import numpy as np
 
-from alexnet_jax.data import decode
 from alexnet_jax.data.batches import batches, epoch_order
 from alexnet_jax.data.dataset import Split
+from alexnet_jax.data.records import decode_record
 from alexnet_jax.data.statistics import PcaBasis, Statistics
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.files import read_bytes
@@ -78,7 +78,7 @@ class _Examples:
     def __getitem__(self, place: int) -> tuple[np.ndarray, np.int32]:
         index = int(self._order[place])
         try:
-            pixels, label = decode.read(self._records[index], self._size)
+            pixels, label = decode_record(self._records[index], self._size)
         except Exception as error:  # the reader of array_record has errors of its own
             starts = np.cumsum((0, *self._shards.counts))
             path = self._shards.paths[int(np.searchsorted(starts, index, side="right")) - 1]

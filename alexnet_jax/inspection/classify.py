@@ -12,7 +12,7 @@ import tqdm
 
 from alexnet_jax import plots, runtime, terminal
 from alexnet_jax.config.settings import EvalConfig
-from alexnet_jax.data import decode
+from alexnet_jax.data import decode, image_files
 from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.errors import AlexNetError, shown, warn
 from alexnet_jax.files import read_bytes, to_bytes, write_together
@@ -82,7 +82,7 @@ def predict_pictures(config: EvalConfig) -> list[dict[str, Any]]:
 def _find_pictures(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Files named, and in folders those that look like pictures, in order; and what can't be read, which is reported.
 
-    Other files in the folders are counted; what systems leave there (`pictures.is_litter`) is ignored.
+    Other files in the folders are counted; what systems leave there (`image_files.is_system_file`) is ignored.
     """
     found: list[pathlib.Path] = []
     broken: list[pathlib.Path] = []
@@ -102,8 +102,8 @@ def _find_pictures(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], l
             unreadable(error)
             continue
         before = len(found) + len(broken)
-        for file in decode.files_in(path, unreadable):
-            (found if decode.looks_like_picture(file) else others).append(file)
+        for file in image_files.files_in(path, unreadable):
+            (found if image_files.looks_like_image(file) else others).append(file)
         if len(found) + len(broken) == before:
             unreadable(OSError(None, "there is no picture in this folder", str(path)))
     if others:
@@ -121,7 +121,7 @@ def _read_pictures(
     for path in paths:
         try:
             picture = decode.decode(read_bytes(path, decode.MAX_BYTES), as_seen=True)
-        except (decode.PictureError, OSError) as error:
+        except (decode.ImageError, OSError) as error:
             reason = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
             reasons[reason] += 1
             if reasons[reason] <= MOST_NAMED:  # a phone's folder may hold hundreds of one kind

@@ -1,10 +1,9 @@
-"""Decoding of pictures of unusual kinds: each comes out right, or is refused with the reason."""
+"""Images of unusual kinds: each is decoded correctly, or refused with the reason."""
 
 import io
 import struct
 import zlib
 
-import msgpack
 import numpy as np
 import PIL.Image
 import pytest
@@ -26,7 +25,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(levels: np.ndarray, colour_type: int, bits: int = 16, *more: bytes) -> bytes:
-    """A PNG of any depth; of fewer than 8 bits `levels` are packed."""
+    """A PNG of any depth; `levels` of fewer than 8 bits are packed."""
     height, width = levels.shape[0], levels.shape[1] * 8 // bits if bits < 8 else levels.shape[1]
     rows = levels.astype(">u2" if bits == 16 else np.uint8)
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
@@ -35,7 +34,7 @@ def png(levels: np.ndarray, colour_type: int, bits: int = 16, *more: bytes) -> b
 
 
 def tiff(levels: np.ndarray, order: str = "<", bits: int = 0, **tags: int | tuple[int, ...]) -> bytes:
-    """An uncompressed TIFF; more tags by their names above. `bits`: of a greyscale sample, where levels are packed."""
+    """An uncompressed TIFF; `bits` of a greyscale sample if levels are packed; more tags by the names above."""
     channels = levels.shape[2] if levels.ndim == 3 else 1
     data = levels.astype(levels.dtype.newbyteorder(order)).tobytes()
     entries: dict[int, tuple[int, ...]] = {
@@ -63,7 +62,7 @@ def tiff(levels: np.ndarray, order: str = "<", bits: int = 0, **tags: int | tupl
 
 
 def colour_map(scale: int) -> bytes:
-    """A TIFF whose palette is of `scale` times 8 bits; its levels 0 to 15 are colours of no order."""
+    """A TIFF whose palette holds 8-bit colours times `scale`, for levels 0 to 15."""
     image = PIL.Image.fromarray(GREY // 16)
     image.putpalette(MAP.tobytes())
     data = saved(image, "TIFF")
@@ -112,8 +111,8 @@ READ = {
     "tiff16 big endian": (tiff(GREY16, ">"), GREY),
     "tiff16 white is 0": (tiff(65535 - GREY16, WHITE=0), GREY),
     "tiff16 deflate, white is 0": (saved(65535 - GREY16, "TIFF", compression="tiff_deflate", tiffinfo={262: 0}), GREY),
-    "tiff16 that states 12": (tiff(GREY12, LARGEST=4095), GREY),
-    "tiff16 that states 12, white is 0": (tiff(4095 - GREY12, LARGEST=4095, WHITE=0), GREY),
+    "tiff16 that declares 12": (tiff(GREY12, LARGEST=4095), GREY),
+    "tiff16 that declares 12, white is 0": (tiff(4095 - GREY12, LARGEST=4095, WHITE=0), GREY),
     "tiff12": (tiff(packed12(GREY12), bits=12), GREY),
     "tiff16 RGB": (tiff(COLOURS16), COLOURS),
     "tiff16 RGB big endian": (tiff(COLOURS16, ">"), COLOURS),
@@ -144,7 +143,7 @@ READ = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_unusual_kinds_are_right(name):
+def test_unusual_kinds_are_decoded_correctly(name):
     data, expected = READ[name]
     expected = np.repeat(expected[..., None], 3, axis=2) if expected.ndim == 2 else expected
     tolerance = 3 if name in ("tiff8 YCbCr", "pgm to 100") else 1  # colours converted twice, 100 levels
@@ -161,8 +160,8 @@ REFUSED = {
     "float NaN": (tiff(FLOATS * np.float32("nan")), FLOATING),
     "float infinity": (tiff(FLOATS + np.float32("inf")), FLOATING),
     "float deflate": (saved(FLOATS, "TIFF", compression="tiff_deflate"), FLOATING),
-    "float64": (tiff(FLOATS.astype(np.float64)), "damaged TIFF, or of a kind that can't be read"),
-    "float RGB": (tiff((COLOURS / 255).astype(np.float32)), "damaged TIFF, or of a kind that can't be read"),
+    "float64": (tiff(FLOATS.astype(np.float64)), "damaged TIFF, or of a kind that can't be decoded"),
+    "float RGB": (tiff((COLOURS / 255).astype(np.float32)), "damaged TIFF, or of a kind that can't be decoded"),
     "float PFM": (pnm("Pf\n32 16\n-1.0\n", FLOATS), FLOATING),
     "int8": (tiff((GREY // 2).astype(np.int8)), SIGNED),
     "int16": (tiff(GREY16.astype(np.int16)), SIGNED),
@@ -189,23 +188,23 @@ REFUSED = {
     "tiff12 in 16": (tiff(GREY12), FEWER),
     "tiff12 in 16, largest value": (tiff(GREY12, LARGEST=3000), FEWER),
     "tiff12 in 16 RGB": (tiff(COLOURS12), FEWER),
-    "tiff12 in 16 RGB that states it": (tiff(COLOURS12, LARGEST=(4095,) * 3), "12-bit colours"),
-    "tiff16 above what it states": (tiff(GREY16, LARGEST=4095), "values above the 12 bits"),
+    "tiff12 in 16 RGB that declares it": (tiff(COLOURS12, LARGEST=(4095,) * 3), "12-bit colours"),
+    "tiff16 above what it declares": (tiff(GREY16, LARGEST=4095), "values above the 12 bits"),
     "tiff16 in planes": (tiff(COLOURS16, PLANES=2), "separate planes"),
     "pgm12 in 16": (pnm("P5\n32 16\n65535\n", GREY12.astype(">u2")), FEWER),
     "preview of a raw file": (tiff(COLOURS, SUBFILE=1), "first page is a preview"),
-    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC pictures can't be read here: convert them to JPEG"),
-    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 pictures can't be read here"),
-    "video": (b"\0\0\0\x18ftypisom\0\0\0\0mp42isom", "it is no JPEG, PNG"),
-    "text": (b"P3 is a processor", "it is no JPEG, PNG"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC is not supported: convert it to JPEG"),
+    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 is not supported"),
+    "video": (b"\0\0\0\x18ftypisom\0\0\0\0mp42isom", "not a JPEG, PNG"),
+    "text": (b"P3 is a processor", "not a JPEG, PNG"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("as_seen", [False, True])
-def test_what_cannot_be_told_is_refused(name, as_seen):
+def test_unknown_ranges_are_refused(name, as_seen):
     data, reason = REFUSED[name]
-    with pytest.raises(decode.PictureError, match=reason) as caught:
+    with pytest.raises(decode.ImageError, match=reason) as caught:
         decode.decode(data, as_seen)
     assert "\n" not in str(caught.value)
 
@@ -234,39 +233,17 @@ def test_a_transparent_level_is_white_at_any_depth(data, clear):
     np.testing.assert_array_equal(seen[~clear], plain[~clear])
 
 
-def test_litter_and_loops_are_not_among_the_files(tmp_path):
-    for name in ("a.png", "sub/b", ".hidden.png", "._a.png", "Thumbs.db", "@eaDir/a.png", "sub/__MACOSX/x.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).touch()
-    outside = tmp_path.parent / f"{tmp_path.name}_outside"
-    outside.mkdir()
-    (outside / "c.png").touch()
-    (tmp_path / "sub" / "up").symlink_to("..")
-    (tmp_path / "sub" / "linked").symlink_to(outside)
-    (tmp_path / "again").symlink_to(outside)
-    errors: list[OSError] = []
-    found = [path.relative_to(tmp_path).as_posix() for path in decode.files_in(tmp_path, errors.append)]
-    assert found == ["a.png", "again/c.png", "sub/b"]
-    assert decode.files_in(tmp_path / "nothing", errors.append) == []
-    assert [error.filename for error in errors] == [str(tmp_path / "nothing")]
+def test_the_central_square_is_scaled():
+    """As scaling the shorter side and cropping, in two steps, except for rounding."""
+    noise = np.random.default_rng(1).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    image = PIL.Image.fromarray(noise).resize((500, 375), PIL.Image.Resampling.BILINEAR)
+    scaled = np.asarray(image.resize((341, 256), PIL.Image.Resampling.BICUBIC))[:, 42:298].astype(int)
+    square = decode.central_square(image, 256)
+    assert (square.shape, square.dtype) == ((256, 256, 3), np.uint8)
+    assert np.abs(scaled - square).mean() < 1
 
 
-def test_what_looks_like_a_picture(tmp_path):
-    for name, data in {
-        "a": saved(COLOURS, "PPM"),
-        "b.txt": b"P3 people",
-        "c.heic": b"",
-        "d": b"\xff\xd8\xff\xe0",
-    }.items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "e").symlink_to("nothing")
-    assert [decode.looks_like_picture(tmp_path / name) for name in "a b.txt c.heic d e".split()] == [  # noqa: SIM905
-        *(True, False, True, True, False)
-    ]
-
-
-def test_a_name_that_is_no_text_is_escaped():
-    record = decode.encode(COLOURS[:, :16], 3, "caf\udce9.JPEG", "raw")
-    pixels, label = decode.read(record, 16)
-    np.testing.assert_array_equal(pixels, COLOURS[:, :16])
-    assert (label, msgpack.unpackb(record)["name"]) == (3, "caf\\udce9.JPEG")
+@pytest.mark.parametrize("size", [(1, 1), (9000, 30), (3, 4000)])
+def test_any_aspect_ratio_gives_a_square(size):
+    square = decode.central_square(PIL.Image.new("RGB", size, (200, 100, 50)), 16)
+    np.testing.assert_array_equal(square, np.full((16, 16, 3), (200, 100, 50)))
