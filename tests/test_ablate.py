@@ -61,6 +61,20 @@ def test_the_document_shows_what_was_measured(path):
     )
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_printed_command_and_flags_give_the_recorded_settings(name):
+    path = ROOT / "results" / f"ablation-{name}-cpu.jsonl"
+    ablation = ablate.Ablation(ablate.Options(name, out=path))
+    variants = ablation_report.present(STUDIES[name], ablation.rows)
+    command = ablation_report.command(STUDIES[name], variants, ablation.rows).replace("\\\n", " ").split(" && ")[0]
+    table = ablation_report.flags_table(variants) if len(variants) > 1 else f"| {variants[0].name} | none |"
+    added = dict(re.findall(r"^\| (.+) \| (?:none|`(.+)`) \|$", table, re.MULTILINE))
+    for variant in variants:
+        settings = ablate.settings([*command.split()[2:], *added[variant.name].split()])
+        recorded = next(row for row in ablation.rows if (row["variant"], row["seed"]) == (variant.name, 0))["settings"]
+        assert settings | recorded == settings, variant.name
+
+
 def made_up(variant: str, seed: int, accuracy: float, **more) -> dict:
     epoch = {"loss": 1.0, "accuracy": 0.5, "seconds": 10.0, "validation_accuracy": None}
     return {
