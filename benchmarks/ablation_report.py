@@ -179,8 +179,9 @@ def command(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> s
         train = train.replace(" " + " ".join(first.flags), "", 1)
     folder = "runs/" + re.sub(r"[^a-z0-9]+", "-", first.name.lower())
     views = "" if study.views[-1] == 1 else f" --views {study.views[-1]}"
-    lines = textwrap.wrap(f"{train} --workdir {folder}", 98, break_long_words=False, break_on_hyphens=False)
-    return " \\\n    ".join([*lines, f"&& python eval.py {folder}{views}"])
+    words = re.sub(r"(--\S+) (?!--)", "\\1\0", f"{train} --workdir {folder}")  # a flag and its value stay on one line
+    lines = textwrap.wrap(words, 84, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join([*lines, f"&& python eval.py {folder}{views}"]).replace("\0", " ")
 
 
 def flags_table(variants: Sequence[Variant]) -> str:
