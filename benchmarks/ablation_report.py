@@ -98,7 +98,7 @@ def question(study: Study, rows: Sequence[Row]) -> str:
 
 
 def heading(study: Study, rows: Sequence[Row]) -> str:
-    """What was measured, on what."""
+    """The question, machines, versions, data, and how to read the intervals."""
     devices = {_device(row) for row in rows}
     versions = {f"Python {row['versions']['python']}, JAX {row['versions']['jax']}" for row in rows}
     data = {f"{row['data']['source']} ({row['data']['fingerprint']})" for row in rows}
@@ -106,7 +106,7 @@ def heading(study: Study, rows: Sequence[Row]) -> str:
     images = ", ".join(f"{count:,}" for count in sorted(counts))
     where = "; ".join(", ".join(sorted(found)) for found in (devices, versions, data))
     return (
-        f"{question(study, rows)} {where}; {images} test images. Means with 95% intervals (Student's t over seeds); of "
+        f"{question(study, rows)} Measured on {where}, {images} test images. Means with 95% intervals (Student's t over seeds); of "
         "twenty differences that are zero, one is expected to look real."
     )
 

@@ -115,7 +115,9 @@ def test_differences_are_paired_by_seed():
     assert "| all | 60.00% ± 24.84 |  | 3 |" in table
     assert "| −0.97 ± 0.14 | 4 |" in table
     assert "never run" not in table
-    assert table.startswith("Does it pay? (3 epochs) A processor, 2 cores; Python 3.13.0, JAX 0.12.0; cifar10 (0123); ")
+    assert table.startswith(
+        "Does it pay? (3 epochs) Measured on A processor, 2 cores; Python 3.13.0, JAX 0.12.0; cifar10 (0123), "
+    )
 
 
 def test_a_difference_inside_the_noise_is_called_so():
