@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -11,4 +11,8 @@ def __getattr__(name: str) -> Any:
         from alexnet_jax.inspection import run
 
         return getattr(run, name)
+    if name == "load_weights":
+        from alexnet_jax.exchange import weights
+
+        return weights.load_weights
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,9 +76,10 @@ def tables(study: Study, rows: Sequence[Row]) -> str:
     variants = present(study, rows)
     parts = [heading(study, rows), accuracy_table(study, variants, rows)]
     parts += [until_table(study, variants, rows)] if study.until else []
-    parts.append(
-        "Each row's first run, from the repository's folder:\n\n```\n" + commands(study, variants, rows) + "\n```"
-    )
+    several = len(variants) > 1
+    added = ", and the flags that each row adds to it" if several else ""
+    parts.append(f"The command for seed 0{added}:\n\n```\n{command(study, variants, rows)}\n```")
+    parts += [flags_table(variants)] if several else []
     if study.published:
         parts.append(f"Published: {study.published}.")
     return "\n\n".join(parts)
@@ -96,7 +98,7 @@ def question(study: Study, rows: Sequence[Row]) -> str:
 
 
 def heading(study: Study, rows: Sequence[Row]) -> str:
-    """What was measured, on what."""
+    """The question, machines, versions, data, and how to read the intervals."""
     devices = {_device(row) for row in rows}
     versions = {f"Python {row['versions']['python']}, JAX {row['versions']['jax']}" for row in rows}
     data = {f"{row['data']['source']} ({row['data']['fingerprint']})" for row in rows}
@@ -104,8 +106,8 @@ def heading(study: Study, rows: Sequence[Row]) -> str:
     images = ", ".join(f"{count:,}" for count in sorted(counts))
     where = "; ".join(", ".join(sorted(found)) for found in (devices, versions, data))
     return (
-        f"{question(study, rows)} {where}; {images} test images. Means with 95% intervals (Student's t over seeds); of "
-        "twenty differences that are none, one is expected to look like one."
+        f"{question(study, rows)} Measured on {where}, {images} test images. Means with 95% intervals "
+        "(Student's t over seeds); of twenty differences that are zero, one is expected to look real."
     )
 
 
@@ -168,15 +170,23 @@ def verdict(difference: Estimate) -> str:
     return f"{text} ± {100 * difference.half:.2f}" + ("" if difference.excludes_zero() else ", inside the noise")
 
 
-def commands(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> str:
-    """What to type for each row's first seed."""
-    lines = []
-    for variant in variants:
-        command = min((row for row in rows if row["variant"] == variant.name), key=lambda row: row["seed"])["command"]
-        folder = "runs/" + re.sub(r"[^a-z0-9]+", "-", variant.name.lower())
-        views = "" if study.views[-1] == 1 else f" --views {study.views[-1]}"
-        lines.append(f"{command} --workdir {folder} && python eval.py {folder}{views}")
-    return "\n".join(lines)
+def command(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> str:
+    """Shell command of a run of the first row; with several rows, without the flags of that row alone."""
+    first = variants[0]
+    run = min((row for row in rows if row["variant"] == first.name), key=lambda row: row["seed"])
+    train = run["command"]
+    if len(variants) > 1 and first.flags:
+        train = train.replace(" " + " ".join(first.flags), "", 1)
+    folder = "runs/" + re.sub(r"[^a-z0-9]+", "-", first.name.lower())
+    views = "" if study.views[-1] == 1 else f" --views {study.views[-1]}"
+    words = re.sub(r"(--\S+) (?!--)", "\\1\0", f"{train} --workdir {folder}")  # a flag and its value stay on one line
+    lines = textwrap.wrap(words, 84, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join([*lines, f"&& python eval.py {folder}{views}"]).replace("\0", " ")
+
+
+def flags_table(variants: Sequence[Variant]) -> str:
+    """What each row adds to the command."""
+    return markdown(["row", "flags"], [[v.name, f"`{' '.join(v.flags)}`" if v.flags else "none"] for v in variants])
 
 
 def draw(study: Study, rows: Sequence[Row], path: pathlib.Path) -> bool:

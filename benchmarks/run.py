@@ -382,7 +382,8 @@ def describe_device() -> Record:
       AlexNetError: JAX can't use the devices that JAX_PLATFORMS names.
     """
     code = (
-        "from alexnet_jax import cli, runtime\n"
+        "from alexnet_jax import runtime\n"
+        "from alexnet_jax.config import cli\n"
         "def main(args):\n"
         "    devices = runtime.devices()\n"
         "    print(devices[0].platform, len(devices), devices[0].device_kind, sep='\\n')\n"

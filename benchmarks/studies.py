@@ -83,7 +83,7 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             (Variant("ReLU"), Variant("tanh", ("--activation", "tanh"))),
             until=("accuracy", (0.40, 0.50, 0.60, 0.75)),
             curves="accuracy",
-            published="tanh takes six times as many epochs to 75% (paper, figure 1)",
+            published="tanh takes six times as many epochs to reach 75% (paper, figure 1)",
         ),
         "normalization": Study(
             "What does LRN do for the authors' network of section 3.3?",
@@ -102,12 +102,12 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             curves="validation_accuracy",
         ),
         "best": Study(
-            "How accurate does the seed's network get?",
+            "How accurate does the original post's network get?",
             "cifar10-best",
             (),
             (Variant("cifar10-best"), Variant("conv1 with stride 1", ("--conv1-stride", "1"))),
             views=(1, 2, 10),
-            published="64.36% (the seed), 74% to 82% (other AlexNets of 5 + 3 layers at 32x32), on the original pixels",
+            published="64.36% (the original post), 74% to 82% (other AlexNets with 5 + 3 layers on 32x32 images)",
         ),
     }
 )

@@ -16,6 +16,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "alexnet_jax"
 html_copy_source = html_show_copyright = False
+highlight_language = "none"  # blocks without a language are commands and output
 smartquotes = False  # `--flag` is no dash
 
 # Pages are Markdown as a code host shows it: $ and $$ are mathematics, every heading has an anchor of that name.

@@ -61,6 +61,20 @@ def test_the_document_shows_what_was_measured(path):
     )
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_printed_command_and_flags_give_the_recorded_settings(name):
+    path = ROOT / "results" / f"ablation-{name}-cpu.jsonl"
+    ablation = ablate.Ablation(ablate.Options(name, out=path))
+    variants = ablation_report.present(STUDIES[name], ablation.rows)
+    command = ablation_report.command(STUDIES[name], variants, ablation.rows).replace("\\\n", " ").split(" && ")[0]
+    table = ablation_report.flags_table(variants) if len(variants) > 1 else f"| {variants[0].name} | none |"
+    added = dict(re.findall(r"^\| (.+) \| (?:none|`(.+)`) \|$", table, re.MULTILINE))
+    for variant in variants:
+        settings = ablate.settings([*command.split()[2:], *added[variant.name].split()])
+        recorded = next(row for row in ablation.rows if (row["variant"], row["seed"]) == (variant.name, 0))["settings"]
+        assert settings | recorded == settings, variant.name
+
+
 def made_up(variant: str, seed: int, accuracy: float, **more) -> dict:
     epoch = {"loss": 1.0, "accuracy": 0.5, "seconds": 10.0, "validation_accuracy": None}
     return {
@@ -101,7 +115,9 @@ def test_differences_are_paired_by_seed():
     assert "| all | 60.00% ± 24.84 |  | 3 |" in table
     assert "| −0.97 ± 0.14 | 4 |" in table
     assert "never run" not in table
-    assert table.startswith("Does it pay? (3 epochs) A processor, 2 cores; Python 3.13.0, JAX 0.12.0; cifar10 (0123); ")
+    assert table.startswith(
+        "Does it pay? (3 epochs) Measured on A processor, 2 cores; Python 3.13.0, JAX 0.12.0; cifar10 (0123), "
+    )
 
 
 def test_a_difference_inside_the_noise_is_called_so():

@@ -1,7 +1,8 @@
-"""The pages in docs/: their examples run, they build without a warning, their links lead somewhere."""
+"""README, docs and the like: examples run, pages build without a warning, links lead somewhere, figures agree."""
 
 import html.parser
 import importlib.util
+import json
 import os
 import pathlib
 import re
@@ -11,6 +12,7 @@ import urllib.parse
 
 import numpy as np
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from mdit_py_plugins.anchors import anchors_plugin
 from PIL import Image
@@ -18,11 +20,15 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 from test_weights import torchvision, write_pth  # noqa: F401
 
+import alexnet_jax
+
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 IDEAS = [DOCS / f"{name}.md" for name in ("lrn", "pca_noise", "pooling", "data_parallelism")]
-LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks/README.md", ROOT / "results/README.md"]
+FOLDERS = [ROOT / f"{folder}/README.md" for folder in ("benchmarks", "results", "deploy")]
+LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *FOLDERS]
+SHORT = [DOCS / f"{name}.md" for name in ("index", "running", "imagenet")]  # their examples need a run or weights
 MARKDOWN = MarkdownIt("commonmark").enable("table").use(anchors_plugin, max_level=6)  # anchors as GitHub makes them
 
 
@@ -39,24 +45,75 @@ def test_examples_run_and_give_what_the_page_says(page, monkeypatch):
         example.evaluate()
 
 
-def test_short_examples_run(small_run, torchvision, tmp_path, monkeypatch):  # noqa: F811
-    """Blocks that need a run, weights or images: those of the README and of the first page."""
+@pytest.mark.parametrize("page", SHORT, ids=name)
+def test_short_examples_run(page, small_run, torchvision, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(small_run, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
-    blocks = [
-        token.content
-        for page in (ROOT / "README.md", DOCS / "index.md")
-        for token in MARKDOWN.parse(page.read_text("utf-8"))
-        if token.type == "fence" and token.info in ("python", "py")
-    ]
-    assert len(blocks) == 3
+    blocks = [t.content for t in MARKDOWN.parse(page.read_text("utf-8")) if t.type == "fence" and t.info == "py"]
+    assert blocks
     for block in blocks:
         side = 32
         if "alexnet.pth" in block:
             side = 224
             write_pth(tmp_path / "alexnet.pth", torchvision)
-        exec(compile(block, "block", "exec"), {"images": np.zeros((2, side, side, 3), np.uint8)})
+        exec(compile(block, page.name, "exec"), {"images": np.zeros((2, side, side, 3), np.uint8)})
+
+
+def test_every_example_is_run_or_is_quoted_code():
+    for page in [*PAGES, *LINKED]:
+        kinds = {token.info for token in MARKDOWN.parse(page.read_text("utf-8")) if token.type == "fence"}
+        assert kinds <= {"", "text", "bibtex", "python", "py", "{toctree}", "{eval-rst}"}, page
+        assert "py" not in kinds or page in [*IDEAS, *SHORT], page
+        assert "python" not in kinds or page in PAGES, page
+
+
+def test_first_screen_of_the_readme():
+    """What a newcomer needs comes first, and the page stays short."""
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 125
+    first = "\n".join(lines[:45])
+    for part in ("cifar.html", "papers.nips.cc", "](docs/kernels.png)", "<!-- run -->", "| preset | test accuracy |"):
+        assert part in first, part
+    for heading in ("a-new-network", "a-new-optimizer", "a-new-data-set"):
+        assert f"](docs/how-to-change.md#{heading})" in first
+
+
+def test_the_readme_installs_runs_and_tests():
+    commands = re.findall(r"<!-- (\w+) -->\n```\n(.+)\n```\n", (ROOT / "README.md").read_text("utf-8"))
+    checks = "ruff format --check . && ruff check . && lint-imports && mypy && pytest -n 2"
+    assert dict(commands) == {
+        "run": "pip install -e . && python train.py quickstart && python eval.py runs/quickstart",
+        "test": f'pip install -e ".[test]" && {checks}',
+    }
+
+
+def test_accuracies_are_those_of_results():
+    """The README's table has figures of docs/results.md, and those of single runs are in `results/`."""
+    tables = (DOCS / "results.md").read_text("utf-8")
+    rows = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line.startswith("| `cifar10")]
+    assert len(rows) == 3
+    for row in rows:
+        assert f" | {re.search(r'[0-9.]+%( ± [0-9.]+)?', row)[0]} | " in tables, row
+    measured = {json.loads(path.read_text())["accuracy"] for path in (ROOT / "results").glob("cifar10-*/test.json")}
+    presets = tables[tables.index("## The presets") : tables.index("## The studies")]
+    table = "\n".join(line for line in presets.splitlines() if line.startswith("|"))
+    for accuracy in measured:
+        assert f"{accuracy:.2%}" in table
+
+
+def test_version_and_citation():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # required by the format
+    assert citation["cff-version"] == "1.2.0"
+    assert all("name" in author or "family-names" in author for author in citation["authors"])
+    assert all({"type", "title", "authors"} <= reference.keys() for reference in citation["references"])
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    newest, date = re.search(r"^## \[(.+)\] - (\d{4}-\d{2}-\d{2})$", changelog, re.MULTILINE).groups()
+    assert newest == alexnet_jax.__version__ == citation["version"]
+    assert date == str(citation["date-released"])
+    (paper, _) = citation["references"]
+    assert paper["title"] in (ROOT / "README.md").read_text("utf-8").replace("{", "").replace("}", "")
 
 
 def test_every_idea_has_what_a_page_needs():
@@ -83,7 +140,7 @@ def test_quoted_code_is_the_code(page):
 
 @pytest.mark.parametrize("page", IDEAS, ids=name)
 def test_measured_rows_are_those_of_results(page):
-    """docs/results.md is held to the raw results by another test; here stand rows of its tables, word by word."""
+    """Another test holds docs/results.md to the raw results; the rows here are copies from its tables."""
     known = (DOCS / "results.md").read_text("utf-8").splitlines()
     rows = [line for line in page.read_text("utf-8").splitlines() if re.match(r"\|.*\d% ± ", line)]
     assert bool(rows) == (page.stem != "data_parallelism")

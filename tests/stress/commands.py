@@ -44,7 +44,7 @@ def commands(root: pathlib.Path = ROOT) -> dict[str, str]:
         for token in parser.parse(page.read_text()):
             lines: list[str] = []
             if token.type == "fence" and token.info.strip() in ("", "bash", "sh", "console"):
-                lines = token.content.splitlines()
+                lines = re.sub(r"\\\n\s*", "", token.content).splitlines()  # a command may take several lines
             elif token.type == "inline":
                 lines = [child.content for child in token.children or () if child.type == "code_inline"]
             for line in lines:
