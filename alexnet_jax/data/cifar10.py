@@ -13,7 +13,7 @@ import numpy as np
 from alexnet_jax.config.types import web_address
 from alexnet_jax.data import cifar10_archive, cifar10_batches, cifar10_download
 from alexnet_jax.data.cifar10_batches import BATCHES, CLASS_NAMES, LAYOUTS, RECORDS_PER_BATCH, WHICH_TO_TAKE
-from alexnet_jax.data.dataset import Dataset, Split
+from alexnet_jax.data.dataset import ArrayDataset, Split
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, shown
 from alexnet_jax.files import expanded
 
@@ -24,7 +24,7 @@ _PREPARED = ("cifar10", "3.0.2")  # where TFDS keeps it under its data_dir
 
 def load(
     data_dir: pathlib.Path | None, *, url: str | None = None, records_per_batch: int = RECORDS_PER_BATCH
-) -> Dataset:
+) -> ArrayDataset:
     """Loads batches 1 to 4 as "train" (40,000), batch 5 as "validation" and the test batch as "test" (10,000 each).
 
     The split is the original post's; within each, the images have the published order.
@@ -68,7 +68,7 @@ def _url() -> str:
         raise UsageError(f"{URL_VARIABLE} {shown(url)}: {error}") from None
 
 
-def _load_given(place: pathlib.Path, records: int) -> Dataset:
+def _load_given(place: pathlib.Path, records: int) -> ArrayDataset:
     """Loads what --data-dir names.
 
     Raises:
@@ -83,7 +83,7 @@ def _load_given(place: pathlib.Path, records: int) -> Dataset:
     return _load_folder(place, records, given=True) or _refuse(place, records)
 
 
-def _load_folder(place: pathlib.Path, records: int, given: bool) -> Dataset | None:
+def _load_folder(place: pathlib.Path, records: int, given: bool) -> ArrayDataset | None:
     """Loads what a folder holds, if it holds CIFAR-10.
 
     Args:
@@ -123,7 +123,7 @@ def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
         return []  # not there, for one of the default places
 
 
-def _refuse(place: pathlib.Path, records: int) -> Dataset:
+def _refuse(place: pathlib.Path, records: int) -> ArrayDataset:
     """Says what a folder holds in place of CIFAR-10.
 
     Raises:
@@ -153,7 +153,7 @@ def _size(path: pathlib.Path) -> int:
     return path.stat().st_size if os.path.isfile(path) else 0
 
 
-def _dataset(source: str, train: Split, test: Split) -> Dataset:
+def _dataset(source: str, train: Split, test: Split) -> ArrayDataset:
     """Divides the published images into the three splits.
 
     Raises:
@@ -165,7 +165,7 @@ def _dataset(source: str, train: Split, test: Split) -> Dataset:
             "again"
         )
     validation = len(train) - len(test)  # where the fifth batch begins
-    return Dataset(
+    return ArrayDataset(
         name="cifar10",
         source=source,
         class_names=CLASS_NAMES,
@@ -216,7 +216,7 @@ def _find_prepared(place: pathlib.Path) -> pathlib.Path | None:
     return None
 
 
-def _read_prepared(root: pathlib.Path, records: int) -> Dataset:
+def _read_prepared(root: pathlib.Path, records: int) -> ArrayDataset:
     folder = root.joinpath(*_PREPARED)
     try:
         # Imported where it is needed, as it takes half a second; array_record is not there for every system.

@@ -19,6 +19,7 @@ from alexnet_jax.config.flags import flag, flat_items
 from alexnet_jax.config.saved import differing_settings, from_json, to_json
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.config.types import PositiveInt
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.statistics import PcaBasis, Statistics
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, shown, warn
 from alexnet_jax.files import locked, read_bytes, to_bytes, write_atomically
@@ -60,6 +61,18 @@ class DatasetInfo:
     fingerprint: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
 
     __pydantic_config__: ClassVar = pydantic.ConfigDict(extra="forbid")
+
+
+def describe(dataset: Dataset) -> DatasetInfo:
+    """What a run remembers of its data set."""
+    return DatasetInfo(
+        name=dataset.name,
+        source=dataset.source,
+        class_names=dataset.class_names,
+        image_shape=dataset.image_shape,
+        counts=dict(dataset.counts),
+        fingerprint=dataset.fingerprint(),
+    )
 
 
 class RunFolder:
