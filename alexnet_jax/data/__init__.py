@@ -1,23 +1,30 @@
-"""Data sets: `Dataset` in memory over CIFAR-10 and drawn shapes, `ImageNet` streamed from disk."""
+"""Data sets: what training and evaluation read, and how raw files become it."""
+
+from typing import TYPE_CHECKING
 
 from alexnet_jax.config.settings import DataConfig
-from alexnet_jax.data import cifar10, shapes, streamed
-from alexnet_jax.data.dataset import Dataset, Split
-from alexnet_jax.data.streamed import ImageNet
 from alexnet_jax.errors import UsageError
 
-__all__ = ["Dataset", "ImageNet", "Split", "load"]
+if TYPE_CHECKING:
+    from alexnet_jax.data.dataset import Dataset
 
 
-def load(config: DataConfig) -> Dataset | ImageNet:
+def load(config: DataConfig) -> "Dataset":
     """Loads the data set that a configuration names.
 
     Raises:
-      AlexNetError: if it is not there and can't be had, or is broken.
+      AlexNetError: if it is missing and can't be downloaded, or is damaged.
     """
+    # Imported here: a process that prepares images needs none of them, nor JAX.
     if config.dataset == "imagenet":
+        from alexnet_jax.data import streamed
+
         if config.data_dir is None:
-            raise UsageError("--dataset imagenet needs --data-dir: the folder that alexnet_jax.data.prepare has made")
-        return streamed.open_prepared(config.data_dir)
+            raise UsageError(
+                "--dataset imagenet needs --data-dir: the folder written by python -m alexnet_jax.data.prepare imagenet"
+            )
+        return streamed.open_prepared(config.data_dir, config.loader_workers)
+    from alexnet_jax.data import cifar10, shapes
+
     dataset = shapes.load() if config.dataset == "shapes" else cifar10.load(config.data_dir, url=config.data_url)
     return dataset.train_on_all() if config.train_on == "all" else dataset

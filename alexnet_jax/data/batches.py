@@ -1,12 +1,29 @@
-"""Which examples make up each batch, and how a batch is laid out over devices."""
+"""Batches: which examples each holds, in which order, and how they are divided over devices.
 
-from typing import NamedTuple
+Shape letters: `D` devices, `K` batches, `B` examples in a global batch, over all devices.
+"""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
+class Batch(NamedTuple):
+    """Examples of a batch, or the part of them that one device has.
+
+    Attributes:
+      images: uint8 [..., H, W, 3], grey levels 0..255, RGB.
+      labels: int32 [...], class indices.
+      mask: bool [...], False for padding.
+    """
+
+    images: Any
+    labels: Any
+    mask: Any
+
+
 class Batches(NamedTuple):
-    """K global batches of B examples, each split over D devices; the last is padded with copies of its first example.
+    """K global batches, each divided over D devices; the last is padded with copies of its first example.
 
     Attributes:
       indices: int32 [D, K, B / D], which examples.
@@ -21,26 +38,26 @@ class Batches(NamedTuple):
         return Batches(self.indices[:, first : first + count], self.mask[:, first : first + count])
 
     def of_devices(self, rows: slice) -> "Batches":
-        """The shares of some of the devices."""
+        """The parts of some of the devices."""
         return Batches(self.indices[rows], self.mask[rows])
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Batches in a pass; the last may be smaller, none is dropped."""
+    """Batches in an epoch; the last may be smaller, none is dropped."""
     return -(-num_examples // batch_size)
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order of the training images in an epoch: a function of (seed, epoch) alone, so no iterator needs saving."""
+    """The order of the training images in an epoch, a function of (seed, epoch): no iterator needs to be saved."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def batches(order: np.ndarray, batch_size: int, num_devices: int) -> Batches:
-    """Lays out one pass over `order`.
+    """Divides one pass over `order` into batches.
 
     Args:
       order: int [N], N > 0, indices of examples.
-      batch_size: B, examples in a global batch; a multiple of `num_devices`.
+      batch_size: B; a multiple of `num_devices`.
       num_devices: D.
     """
     count = steps_per_epoch(len(order), batch_size)

@@ -16,7 +16,7 @@ import numpy as np
 from alexnet_jax.config.types import web_address
 from alexnet_jax.data import cifar10_download, cifar10_files
 from alexnet_jax.data.cifar10_files import ARCHIVES, BATCHES, CLASS_NAMES, RECORDS_PER_BATCH, WHICH_TO_TAKE
-from alexnet_jax.data.dataset import Dataset, Split
+from alexnet_jax.data.dataset import ArrayDataset, Split
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown
 from alexnet_jax.files import expanded
 
@@ -28,7 +28,7 @@ _UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp"
 
 def load(
     data_dir: pathlib.Path | None, *, url: str | None = None, records_per_batch: int = RECORDS_PER_BATCH
-) -> Dataset:
+) -> ArrayDataset:
     """Loads batches 1 to 4 as "train" (40,000), batch 5 as "validation" and the test batch as "test" (10,000 each).
 
     The split is the original post's; within each, the images are in the published order.
@@ -57,7 +57,7 @@ def load(
         )
     *train, validation, test = batches
     images, labels = (np.concatenate([getattr(batch, name) for batch in train]) for name in ("images", "labels"))
-    return Dataset(
+    return ArrayDataset(
         name="cifar10",
         source=str(source.path),
         class_names=CLASS_NAMES,

@@ -1,11 +1,15 @@
-"""The one face that every data set shows to the rest of the package."""
+"""The protocol that all data sets show to the rest of the package, and the data set that fits into memory."""
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from alexnet_jax.data.batches import Batch, Batches, batches, epoch_order, steps_per_epoch
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import AlexNetError
 
@@ -34,15 +38,110 @@ class Split:
         return len(self.labels)
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A labelled image data set in memory.
+class Placement(NamedTuple):
+    """The devices over which each batch is divided.
 
     Attributes:
-      name: the value of `--dataset` that gives it.
-      source: where the pixels came from, for a person to read.
+      num_devices: D, in all processes together.
+      rows: those of this process.
+    """
+
+    num_devices: int
+    rows: slice
+
+
+class Dataset(Protocol):
+    """A labelled image data set.
+
+    Its splits are "train" and at least one of "validation" and "test". `Resident` and `Call`, whatever they are, belong
+    to the data set: a compiled call of the train step gets both and has `fetch` make a `Batch` of them, so that a data
+    set in memory is sent to the devices once and a streamed one batch by batch.
+    """
+
+    @property
+    def name(self) -> str:
+        """The value of `--dataset`."""
+
+    @property
+    def source(self) -> str:
+        """Where the images came from, in words."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of every image."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The number of images in each split."""
+
+    def statistics(self) -> Statistics:
+        """Mean image and PCA basis of the training images."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 that identifies the images and labels of all splits."""
+
+    def examples(self, split: str, indices: np.ndarray) -> Split:
+        """Examples of a split by index, at least one; all are held in memory."""
+
+    def sample(self, count: int) -> Split:
+        """At most `count` training examples, to draw and to measure on."""
+
+    def resident(self) -> Any:
+        """Arrays that every device keeps during training."""
+
+    def calls(
+        self, seed: int, epoch: int, batch_size: int, placement: Placement, first: int, length: Callable[[int], int]
+    ) -> Iterator[Any]:
+        """The calls of the train step that remain in an epoch, from batch `first` on.
+
+        Args:
+          seed: decides the order of the examples, together with `epoch`.
+          epoch: from 0.
+          batch_size: B, a multiple of D.
+          placement: the devices.
+          first: number of batches to skip.
+          length: the number of steps that the call from a given batch on may take, at most the rest of the epoch.
+
+        Yields:
+          Trees of arrays [d, K, ...] for the d devices of this process and K steps, with a leaf `mask` [d, K, B / D].
+        """
+
+    def fetch(self, resident: Any, call: Any) -> Batch:
+        """The batch of one device and one step: `call` without its first two axes. Runs inside the compiled call."""
+
+    def batches(self, split: str, batch_size: int, placement: Placement) -> Iterator[Batch]:
+        """One pass over a split in its own order.
+
+        Yields:
+          NumPy arrays [d, B / D, ...] for the d devices of this process.
+        """
+
+
+class Examples(NamedTuple):
+    """Examples on a device.
+
+    Attributes:
+      images: uint8 [N, H, W, C].
+      labels: int32 [N].
+    """
+
+    images: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayDataset:
+    """A data set in memory. The training images are copied to every device, where each step picks its own.
+
+    Attributes:
+      name: the value of `--dataset`.
+      source: where the images came from, in words.
       class_names: the name of each label.
-      splits: the parts by name; "train" and "test" always, "validation" unless it was merged into "train".
+      splits: "train", "test" and, unless it was merged into "train", "validation".
     """
 
     name: str
@@ -60,30 +159,17 @@ class Dataset:
         """(H, W, C) of every image."""
         return self["train"].images.shape[1:]
 
-    def examples(self, split: str, indices: np.ndarray) -> Split:
-        """Those of a split, in the order of `indices`."""
-        return Split(self[split].images[indices], self[split].labels[indices])
-
-    def sample(self, count: int) -> Split:
-        """The first training images, at most `count`: to draw and to measure on."""
-        train = self["train"]
-        return Split(train.images[:count], train.labels[:count])
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The number of images in each split."""
+        return {name: len(split) for name, split in self.splits.items()}
 
     def statistics(self) -> Statistics:
         """Mean image and PCA basis of the training images."""
         return Statistics.of(self["train"].images)
 
-    def train_on_all(self) -> "Dataset":
-        """Merges the validation images into the training images in that order; no validation is left."""
-        parts = [self["train"], self["validation"]]
-        merged = Split(
-            images=np.concatenate([part.images for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
-        )
-        return dataclasses.replace(self, splits={"train": merged, "test": self["test"]})
-
     def fingerprint(self) -> str:
-        """SHA-256 over every split's pixels and labels: tells whether a run goes on with the data it began with."""
+        """SHA-256 over every split's pixels and labels."""
         digest = hashlib.sha256()
         for name in SPLITS:
             if name in self.splits:
@@ -91,3 +177,49 @@ class Dataset:
                 digest.update(np.ascontiguousarray(self.splits[name].images).data)
                 digest.update(np.ascontiguousarray(self.splits[name].labels).data)
         return digest.hexdigest()
+
+    def examples(self, split: str, indices: np.ndarray) -> Split:
+        """Examples of a split by index."""
+        return Split(self[split].images[indices], self[split].labels[indices])
+
+    def sample(self, count: int) -> Split:
+        """The first training examples, at most `count`."""
+        return Split(self["train"].images[:count], self["train"].labels[:count])
+
+    def resident(self) -> Examples:
+        """The training examples."""
+        return Examples(self["train"].images, self["train"].labels)
+
+    def calls(
+        self, seed: int, epoch: int, batch_size: int, placement: Placement, first: int, length: Callable[[int], int]
+    ) -> Iterator[Batches]:
+        """Indices of the examples of each step."""
+        number = len(self["train"])
+        layout = batches(epoch_order(seed, epoch, number), batch_size, placement.num_devices)
+        layout = layout.of_devices(placement.rows)
+        while first < steps_per_epoch(number, batch_size):
+            count = length(first)
+            yield layout.part(first, count)
+            first += count
+
+    @staticmethod
+    def fetch(resident: Examples, call: Batches) -> Batch:
+        """Picks the examples on the device."""
+        images, labels = (jnp.take(array, call.indices, axis=0, mode="clip") for array in resident)
+        return Batch(images, labels, call.mask)
+
+    def batches(self, split: str, batch_size: int, placement: Placement) -> Iterator[Batch]:
+        """One pass over a split in its own order."""
+        images, labels = self[split].images, self[split].labels
+        layout = batches(np.arange(len(labels)), batch_size, placement.num_devices).of_devices(placement.rows)
+        for indices, mask in zip(layout.indices.swapaxes(0, 1), layout.mask.swapaxes(0, 1), strict=True):
+            yield Batch(images[indices], labels[indices], mask)
+
+    def train_on_all(self) -> "ArrayDataset":
+        """Appends the validation images to the training images; no validation split remains."""
+        parts = [self["train"], self["validation"]]
+        merged = Split(
+            images=np.concatenate([part.images for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+        )
+        return dataclasses.replace(self, splits={"train": merged, "test": self["test"]})

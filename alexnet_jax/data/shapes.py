@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
-from alexnet_jax.data.dataset import SPLITS, Dataset, Split
+from alexnet_jax.data.dataset import SPLITS, ArrayDataset, Split
 
 Array = np.ndarray
 
@@ -30,7 +30,7 @@ CLUTTER_LEVELS = (0, 200)
 _CENTRES = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2  # of the pixels, from the middle of the image
 
 
-def load(seed: int = 0, *, train: int = 10_000, validation: int = 1_000, test: int = 2_000) -> Dataset:
+def load(seed: int = 0, *, train: int = 10_000, validation: int = 1_000, test: int = 2_000) -> ArrayDataset:
     """Draws the data set: uint8 [N, 32, 32, 3], in random order, with class counts that differ by at most one.
 
     Splits come from independent streams: the images of one do not depend on the size of another, and complete blocks of
@@ -46,7 +46,7 @@ def load(seed: int = 0, *, train: int = 10_000, validation: int = 1_000, test: i
       ValueError: `seed` or a size is negative.
     """
     sizes = {"train": train, "validation": validation, "test": test}
-    return Dataset(
+    return ArrayDataset(
         name="shapes",
         source=f"drawn by alexnet_jax.data.shapes from seed {seed}",
         class_names=tuple(SHAPES),

@@ -1,4 +1,4 @@
-"""ImageNet as `alexnet_jax.data.prepare` leaves it: shards on disk, streamed with Grain."""
+"""Prepared image data sets: shards on disk, streamed with Grain."""
 
 import dataclasses
 import functools
@@ -8,15 +8,15 @@ import json
 import math
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import absl.flags
 import grain
 import numpy as np
 
-from alexnet_jax.data.batches import batches, epoch_order
-from alexnet_jax.data.dataset import Split
+from alexnet_jax.data.batches import Batch, batches, epoch_order
+from alexnet_jax.data.dataset import Placement, Split
 from alexnet_jax.data.records import decode_record
 from alexnet_jax.data.statistics import PcaBasis, Statistics
 from alexnet_jax.errors import AlexNetError
@@ -27,20 +27,6 @@ THREADS = 8  # that decode a batch each
 WORKER_BUFFER = 2  # batches that a process has ready besides
 _MAX_JSON_BYTES = 64 * 1024**2
 _MAX_STATISTICS_BYTES = 64 * 1024**2
-
-
-class StreamedBatch(NamedTuple):
-    """A batch, or a process's share of it, laid out over its devices.
-
-    Attributes:
-      images: uint8 [D, B / D, S, S, 3].
-      labels: int32 [D, B / D].
-      mask: bool [D, B / D], False for padding.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    mask: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +73,18 @@ class _Examples:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageNet:
+class StreamedDataset:
     """A prepared data set, read as it is needed.
 
     Attributes:
       folder: that `alexnet_jax.data.prepare` has written.
       description: its dataset.json.
+      workers: processes that decode images; 0: threads of this one. Does not change what is read.
     """
 
     folder: pathlib.Path
     description: Mapping[str, Any]
+    workers: int = 0
     name: str = "imagenet"
 
     @property
@@ -126,6 +114,11 @@ class ImageNet:
         if split not in self.splits:
             raise AlexNetError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
         return self.splits[split]
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The number of images in each split."""
+        return {name: len(shards) for name, shards in self.splits.items()}
 
     def fingerprint(self) -> str:
         """SHA-256 over the shards' SHA-256."""
@@ -174,70 +167,65 @@ class ImageNet:
                     if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
                         raise AlexNetError(f"{self.folder / file['name']} is damaged (SHA-256): prepare it again")
 
-    def stream(
-        self,
-        split: str,
-        seed: int,
-        epoch: int | None,
-        batch_size: int,
-        num_devices: int,
-        first_batch: int = 0,
-        share: tuple[int, int] = (0, 1),
-        workers: int = 0,
-    ) -> Iterator[StreamedBatch]:
-        """One pass over a split, from a batch on.
+    def resident(self) -> None:
+        """Nothing stays on the devices."""
 
-        The order is `epoch_order(seed, epoch, N)`, a function of these alone, so a stream resumes at any batch without
-        a saved state. The last batch is padded as by `batches.batches`.
+    @staticmethod
+    def fetch(resident: None, call: Batch) -> Batch:
+        """The call's own examples."""
+        return call
 
-        Args:
-          split: its name.
-          seed: of the run; decides the order.
-          epoch: decides it too; None is the order of the files.
-          batch_size: B of the GLOBAL batch, a multiple of `num_devices` times the number of processes.
-          num_devices: D, of this process.
-          first_batch: how many batches to leave out.
-          share: (i, n): this is process i of n, and gets the i-th part of each batch.
-          workers: processes that decode; 0: threads of this one. Changes nothing in what comes out.
+    def calls(
+        self, seed: int, epoch: int, batch_size: int, placement: Placement, first: int, length: Callable[[int], int]
+    ) -> Iterator[Batch]:
+        """The images of each step; always one step in a call."""
+        order = epoch_order(seed, epoch, len(self["train"]))
+        for batch in self._stream("train", order, batch_size, placement, first):
+            yield Batch(*(array[:, None] for array in batch))
+
+    def batches(self, split: str, batch_size: int, placement: Placement) -> Iterator[Batch]:
+        """One pass over a split in the order of its files."""
+        return self._stream(split, np.arange(len(self[split])), batch_size, placement, 0)
+
+    def _stream(
+        self, split: str, order: np.ndarray, batch_size: int, placement: Placement, first: int
+    ) -> Iterator[Batch]:
+        """Images in a given order from batch `first` on, read and decoded ahead of their use.
 
         Raises:
-          AlexNetError: a record is damaged, or there is not enough shared memory for `workers`.
+          AlexNetError: a record is damaged, or there is not enough shared memory for the worker processes.
         """
-        shards = self[split]
-        order = np.arange(len(shards)) if epoch is None else epoch_order(seed, epoch, len(shards))
-        process, processes = share
-        layout = batches(order, batch_size, num_devices * processes).part(first_batch, len(order))
-        rows = slice(process * num_devices, (process + 1) * num_devices)
-        indices, masks = layout.indices[rows].swapaxes(0, 1), layout.mask[rows].swapaxes(0, 1)  # [K, D, B / D]
+        layout = batches(order, batch_size, placement.num_devices).part(first, len(order)).of_devices(placement.rows)
+        indices, masks = layout.indices.swapaxes(0, 1), layout.mask.swapaxes(0, 1)  # [K, d, B / D]
         if not len(indices):
             return
-        examples = _Examples(shards, indices.reshape(-1), self.description["size"])
-        # Batches first: threads and processes then take whole ones in turn.
+        examples = _Examples(self[split], indices.reshape(-1), self.description["size"])
+        # Batches first, so that threads and processes take whole ones in turn.
         loader = (
             grain.MapDataset.source(examples)
             .batch(indices[0].size)
             .to_iter_dataset(grain.ReadOptions(THREADS, THREADS))
         )
-        if workers:
+        if self.workers:
             if not absl.flags.FLAGS.is_parsed():
-                absl.flags.FLAGS.mark_as_parsed()  # Grain asks them about profiling
-            ahead = min(workers * (THREADS + WORKER_BUFFER), len(indices))  # batches that are made before their use
-            require_shared_memory(workers, ahead * indices[0].size * math.prod(self.image_shape))
-            loader = loader.mp_prefetch(grain.MultiprocessingOptions(workers, WORKER_BUFFER))
+                absl.flags.FLAGS.mark_as_parsed()  # Grain reads its profiling flags
+            ahead = min(self.workers * (THREADS + WORKER_BUFFER), len(indices))  # batches that wait to be used
+            require_shared_memory(self.workers, ahead * indices[0].size * math.prod(self.image_shape))
+            loader = loader.mp_prefetch(grain.MultiprocessingOptions(self.workers, WORKER_BUFFER))
         try:
             for (images, labels), mask in zip(loader, masks, strict=True):
-                yield StreamedBatch(images.reshape(*mask.shape, *self.image_shape), labels.reshape(mask.shape), mask)
+                yield Batch(images.reshape(*mask.shape, *self.image_shape), labels.reshape(mask.shape), mask)
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise AlexNetError(
-                f"--loader-workers {workers}: a process was killed, as memory or /dev/shm is too small: use fewer or "
-                "--loader-workers 0, or enlarge /dev/shm (docker run --shm-size)"
+                f"--loader-workers {self.workers}: a worker process was killed; memory or /dev/shm is too small: use "
+                "fewer or --loader-workers 0, or enlarge /dev/shm (docker run --shm-size)"
             ) from error
 
 
-def open_prepared(folder: pathlib.Path) -> ImageNet:
-    """Opens what `alexnet_jax.data.prepare` has written; sizes of files are checked, `ImageNet.verify` reads them.
+def open_prepared(folder: pathlib.Path, loader_workers: int = 0) -> StreamedDataset:
+    """Opens what `alexnet_jax.data.prepare` has written; compares the sizes of its files, not their contents.
 
     Raises:
       AlexNetError: it is not there, not whole, or not what was written; or array_record is not installed.
@@ -262,4 +250,4 @@ def open_prepared(folder: pathlib.Path) -> ImageNet:
         shard = folder / name
         if not shard.is_file() or shard.stat().st_size != size:
             raise AlexNetError(f"{shard} is missing or not as long as it was ({size:,} bytes): prepare it again")
-    return ImageNet(folder, description)
+    return StreamedDataset(folder, description, loader_workers)

@@ -14,7 +14,6 @@ from alexnet_jax import plots, runtime, terminal
 from alexnet_jax.config.settings import EvalConfig
 from alexnet_jax.data import load
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.data.streamed import ImageNet
 from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.errors import AlexNetError, UsageError, warn
 from alexnet_jax.files import to_bytes, write_atomically, write_together
@@ -112,12 +111,11 @@ def _opened(path: pathlib.Path, config: EvalConfig) -> Question:
     dataset = _load_data(run, config)
     if dataset.fingerprint() != run.dataset.fingerprint:
         raise AlexNetError(f"{path} was trained on other images than those from {dataset.source}")
-    name = config.split or ("test" if "test" in dataset.splits else "validation")
-    dataset[name]  # raises if there is none
+    name = config.split or ("test" if "test" in dataset.counts else "validation")
     return Question(run, dataset, name)
 
 
-def _load_data(run: Run, config: EvalConfig) -> Dataset | ImageNet:
+def _load_data(run: Run, config: EvalConfig) -> Dataset:
     """The run's data from --data-dir, or from where it was in training."""
     place = run.config.data.data_dir
     if config.data_dir is not None:
@@ -140,8 +138,7 @@ def _answered(question: Question, config: EvalConfig, devices: Sequence[jax.Devi
         dataset,
         name,
         config.batch_size,
-        len(devices),
-        run.config.data.loader_workers,
+        devices,
     )
     results = score(logits, labels, run.class_names) | {
         "split": name,

@@ -16,6 +16,7 @@ from alexnet_jax.config.config_json import differing_settings, from_json, to_jso
 from alexnet_jax.config.flags import flag, flat_items
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.config.types import PositiveInt
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.statistics import PcaBasis, Statistics
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown, warn
 from alexnet_jax.files import locked, npz_bytes, read_bytes, read_npz, to_bytes, write_atomically
@@ -57,6 +58,18 @@ class DatasetInfo:
     fingerprint: Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
 
     __pydantic_config__: ClassVar = pydantic.ConfigDict(extra="forbid")
+
+
+def describe(dataset: Dataset) -> DatasetInfo:
+    """What a run remembers of its data set."""
+    return DatasetInfo(
+        name=dataset.name,
+        source=dataset.source,
+        class_names=dataset.class_names,
+        image_shape=dataset.image_shape,
+        counts=dict(dataset.counts),
+        fingerprint=dataset.fingerprint(),
+    )
 
 
 class RunFolder:

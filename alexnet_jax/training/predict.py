@@ -12,11 +12,11 @@ import tqdm
 from alexnet_jax.augment.crops import CENTRE, VIEWS, View
 from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.data.batches import batches
-from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.data.streamed import ImageNet
+from alexnet_jax.data.dataset import Dataset, Placement
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import AXIS
-from alexnet_jax.training.state import PyTree
+
+PyTree = Any
 
 
 def make_predict_step(
@@ -47,17 +47,10 @@ def predict_logits(
     batch_size: int,
     num_devices: int,
 ) -> np.ndarray:
-    """Logits of every image once, in order, whatever the batch size and the number of devices.
+    """Logits, float32 [N, classes], of every image once, in order.
 
-    Args:
-      predict_step: from `make_predict_step`.
-      params: replicated over the devices.
-      images: uint8 or float32 grey levels [N, H, W, 3], N > 0.
-      batch_size: images a step; rounded up to a multiple of `num_devices`.
-      num_devices: number of devices, D.
-
-    Returns:
-      float32 [N, classes].
+    `images` are uint8 or float32 grey levels [N, H, W, 3], N > 0; `params` are replicated over the devices;
+    `batch_size` is rounded up to a multiple of `num_devices`.
     """
     batch_size = -(-batch_size // num_devices) * num_devices
     layout = batches(np.arange(len(images)), batch_size, num_devices)
@@ -81,47 +74,31 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def predict_split(
-    predict_step: Callable[[Any, np.ndarray], jax.Array],
-    params: Any,
-    dataset: Dataset | ImageNet,
+    predict_step: Callable[[PyTree, np.ndarray], jax.Array],
+    params: PyTree,
+    dataset: Dataset,
     split: str,
     batch_size: int,
-    num_devices: int,
-    workers: int,
+    devices: Sequence[jax.Device],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits, float32 [N, classes], and labels, int [N], of every image of a split once, in order.
 
-    Args:
-      predict_step: from `steps.make_predict_step`.
-      params: replicated over the devices.
-      dataset: has the split.
-      split: its name.
-      batch_size: images a step (of streamed images, in all processes); rounded up to a multiple of the devices.
-      num_devices: of this process, that the step runs on. Each of several processes predicts a share.
-      workers: processes that decode, if the images are streamed.
+    `params` are replicated over this process's part of `devices`; `batch_size` images are predicted at a time by all
+    devices together, rounded up to a multiple of their number.
     """
-    share = process, count = jax.process_index(), jax.process_count()
-    if isinstance(dataset, Dataset):
-        images, labels = dataset[split].images, dataset[split].labels
-        each = -(-len(labels) // count)
-        own = np.minimum(
-            np.arange(process * each, (process + 1) * each), len(labels) - 1
-        )  # what is too many comes last
-        own_images = images if count == 1 else images[own]
-        logits = predict_logits(predict_step, params, own_images, batch_size, num_devices)
-        return processes.gathered(logits)[: len(labels)], labels
-    batch_size = -(-batch_size // (num_devices * count)) * num_devices * count
+    batch_size = -(-batch_size // len(devices)) * len(devices)
     parts = []
     for batch in tqdm.tqdm(
-        dataset.stream(split, 0, None, batch_size, num_devices, share=share, workers=workers),
-        total=-(-len(dataset[split]) // batch_size),
+        dataset.batches(split, batch_size, Placement(len(devices), processes.local_rows(devices))),
+        total=-(-dataset.counts[split] // batch_size),
         desc=split,
         leave=False,
-        disable=None if process == 0 else True,
+        delay=2,
+        disable=None if processes.is_main() else True,
     ):
         parts.append((jax.device_get(predict_step(params, batch.images)), batch.labels, batch.mask))
-    # [devices, batches, ...] of each process, and with those of the others between batches and devices.
-    all_logits, all_labels, mask = (
+    # [d, K, ...] of this process's devices, then [K, D, ...] of all.
+    logits, labels, mask = (
         processes.gathered(np.stack(arrays, axis=1)).swapaxes(0, 1) for arrays in zip(*parts, strict=True)
     )
-    return all_logits[mask], all_labels[mask]
+    return logits[mask], labels[mask]

@@ -1,7 +1,7 @@
-"""The train state and the sums of a step."""
+"""The train state, what a step reports, and how a state is laid out over devices."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,14 +20,14 @@ PyTree = Any
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that training changes, and all that a checkpoint must hold.
+    """All that training changes, and all that a checkpoint holds.
 
     Attributes:
       step: int32 scalar, updates made.
       params: nested dict of float32 arrays.
       opt_state: the optimizer's state.
-      finite: bool scalar. Once a loss, a gradient or a new parameter is Inf or NaN it is False, and from then on no
-        update is taken: the rest stays as it was before that step.
+      finite: bool scalar. False once a loss, a gradient or a new parameter was Inf or NaN; from then on no update is
+        taken, and the rest is as it was before that step.
     """
 
     step: jax.Array
@@ -36,42 +36,14 @@ class TrainState(flax.struct.PyTreeNode):
     finite: jax.Array
 
 
-class SplitState(NamedTuple):
-    """A `TrainState` in two, for steps of hybrid parallelism: see `split`.
-
-    Attributes:
-      copied: what each device has whole; None in place of the rest.
-      divided: kernels of dense layers and what the optimizer keeps for them, [D, rows, features], one part a device (D:
-        those of this process); None in place of the rest.
-    """
-
-    copied: TrainState
-    divided: TrainState
-
-
-class Examples(NamedTuple):
-    """What a step picks its batch from.
-
-    A split of the data, whole, on every device, where it has room: then nothing waits for the host. Else each device's
-    share of the next batches, with an axis of devices in front.
-
-    Attributes:
-      images: uint8 [N, H, W, C].
-      labels: int32 [N].
-    """
-
-    images: jax.Array | np.ndarray
-    labels: jax.Array | np.ndarray
-
-
 class StepMetrics(flax.struct.PyTreeNode):
-    """Sums over the global batch of each of K steps, never means, so that they can be added up exactly.
+    """Sums over the global batch, never means, so that they can be added up exactly.
 
     Attributes:
-      loss: float32 [K], sums of cross entropies (nats).
-      correct: int32 [K], examples whose largest logit is their label's.
-      count: int32 [K], examples.
-      finite: bool [K], whether the update was taken (see `TrainState`).
+      loss: float32, sum of cross entropies (nats).
+      correct: int32, examples whose largest logit is their label's.
+      count: int32, examples.
+      finite: bool, whether the update was taken (see `TrainState`).
     """
 
     loss: jax.Array
@@ -88,35 +60,40 @@ def create_state(
     return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params), finite=jnp.bool_(True))
 
 
-def split(state: TrainState, devices: Sequence[jax.Device]) -> SplitState:
-    """Puts on each device its part of the dense layers, and a copy of all else."""
-    own, rows = processes.local(devices), processes.local_rows(devices)
-    copied, divided = _partition(state)
-    parts = jax.tree.map(lambda leaf: stacked(np.asarray(leaf), len(devices))[rows], divided)
-    mesh = Mesh(np.array(own), (AXIS,))
-    return SplitState(replicate(copied, devices), jax.device_put(parts, NamedSharding(mesh, PartitionSpec(AXIS))))
+class SplitState(NamedTuple):
+    """A `TrainState` in two, for hybrid parallelism.
 
-
-def whole(state: TrainState | SplitState, shapes: TrainState) -> TrainState:
-    """The inverse of `split`, with NumPy arrays where something had to be put together; a `TrainState` as it is.
-
-    Of several processes all must call it: each has parts.
-
-    Args:
-      state: of a train step.
-      shapes: a `TrainState` of anything that has the shapes of the whole.
+    Attributes:
+      copied: what every device has completely; None in place of the rest.
+      divided: kernels of dense layers and what the optimizer keeps for them, [D, rows, features], one part a device (D:
+        those of this process); None in place of the rest.
     """
-    if isinstance(state, TrainState):
-        return state
 
-    def together(parts: jax.Array, like: jax.ShapeDtypeStruct) -> np.ndarray:
-        return unstacked(processes.gathered(np.asarray(parts)), like.shape[0])
-
-    return _join(state.copied, jax.tree.map(together, state.divided, _partition(shapes)[1]))
+    copied: TrainState
+    divided: TrainState
 
 
-def _partition(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """What is copied to each device and what is divided, each with None in place of the other."""
+@dataclasses.dataclass(frozen=True)
+class StateLayout:
+    """How a train state is laid out over devices: `REPLICATED` or `SPLIT_DENSE`.
+
+    Attributes:
+      axes: which axis of each leaf is that of the devices, for `jax.pmap`.
+      join: inside a step, from a device's part to the `TrainState` that the step computes with.
+      divide: the inverse of `join`.
+      put: places a complete state on the devices of this process.
+      gather: the inverse of `put`, given a `TrainState` of the complete shapes. All processes must call it.
+    """
+
+    axes: Any
+    join: Callable[[Any], TrainState]
+    divide: Callable[[TrainState], Any]
+    put: Callable[[TrainState, Sequence[jax.Device]], Any]
+    gather: Callable[[Any, TrainState], TrainState]
+
+
+def split_dense(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """What each device has completely and what is divided over devices, each with None in place of the other."""
     copied, divided = (
         jax.tree_util.tree_map_with_path(lambda path, x, want=want: x if is_split(path) == want else None, tree)
         for want in (False, True)
@@ -124,27 +101,37 @@ def _partition(tree: PyTree) -> tuple[PyTree, PyTree]:
     return copied, divided
 
 
-def _join(copied: PyTree, divided: PyTree) -> PyTree:
-    """The inverse of `_partition`."""
+def join_dense(copied: PyTree, divided: PyTree) -> PyTree:
+    """The inverse of `split_dense`."""
     return jax.tree.map(lambda x, y: y if x is None else x, copied, divided, is_leaf=lambda x: x is None)
 
 
-@dataclasses.dataclass
-class Totals:
-    """Sums over examples; means are taken only when they are reported.
+def _put_split(state: TrainState, devices: Sequence[jax.Device]) -> SplitState:
+    own, rows = processes.local(devices), processes.local_rows(devices)
+    copied, divided = split_dense(state)
+    parts = jax.tree.map(lambda leaf: stacked(np.asarray(leaf), len(devices))[rows], divided)
+    sharding = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec(AXIS))
+    return SplitState(replicate(copied, devices), jax.device_put(parts, sharding))
 
-    Attributes:
-      loss: sum of cross entropies (nats).
-      correct: examples classified correctly.
-      count: examples.
-    """
 
-    loss: float = 0.0
-    correct: int = 0
-    count: int = 0
+def _gather_split(state: SplitState, shapes: TrainState) -> TrainState:
+    def gather(parts: jax.Array, like: jax.ShapeDtypeStruct) -> np.ndarray:
+        return unstacked(processes.gathered(np.asarray(parts)), like.shape[0])
 
-    def add(self, loss: float, correct: int, count: int) -> None:
-        """Adds a batch's sums."""
-        self.loss += loss
-        self.correct += correct
-        self.count += count
+    return join_dense(state.copied, jax.tree.map(gather, state.divided, split_dense(shapes)[1]))
+
+
+REPLICATED = StateLayout(
+    axes=None,
+    join=lambda state: state,
+    divide=lambda state: state,
+    put=replicate,
+    gather=lambda state, shapes: state,
+)
+SPLIT_DENSE = StateLayout(
+    axes=SplitState(copied=None, divided=0),  # type: ignore[arg-type]
+    join=lambda state: join_dense(*state),
+    divide=lambda state: SplitState(*split_dense(state)),
+    put=_put_split,
+    gather=_gather_split,
+)

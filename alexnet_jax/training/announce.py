@@ -1,0 +1,56 @@
+"""What a training prints and draws before its first step."""
+
+import jax
+import numpy as np
+
+from alexnet_jax import plots
+from alexnet_jax.augment.preprocess import Preprocessing, visible_noise
+from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.distributed import processes
+from alexnet_jax.runs.folder import RunFolder
+from alexnet_jax.training.trainer import SAMPLE, Trainer
+
+
+def noise_levels(preprocessing: Preprocessing, std: float, images: np.ndarray) -> np.ndarray:
+    """Standard deviation of the PCA colour noise in R, G and B, grey levels [3], measured on some 2,000 draws."""
+    keys = jax.random.split(jax.random.key(0), (-(-2000 // len(images)), len(images)))
+    draws = jax.jit(lambda keys, x: jax.lax.map(lambda k: preprocessing.noise(k, x, std), keys))
+    return np.asarray(draws(keys, images)).std(axis=(0, 1))
+
+
+def announce(trainer: Trainer, folder: RunFolder) -> None:
+    """Prints data, network, noise and run; draws what the data looks like, before the first step."""
+    if not processes.is_main():
+        return
+    config, dataset, devices = trainer.config, trainer.dataset, trainer.devices
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(trainer.shapes.params))
+    counts = ", ".join(f"{count:,} {name}" for name, count in dataset.counts.items())
+    print(f"data     {dataset.name}: {counts} images, {'x'.join(map(str, dataset.image_shape))}, {dataset.source}")
+    print(
+        f"network  {type(trainer.model).__name__}, {parameters:,} parameters, {config.network.dtype}, "
+        f"on {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}"
+    )
+    augmentation = config.augmentation
+    if augmentation.pca != "none":
+        red, green, blue = noise_levels(trainer.preprocessing, augmentation.pca_std, dataset.sample(SAMPLE).images)
+        print(
+            f"noise    PCA {augmentation.pca}, coefficients' std {augmentation.pca_std:g}: shifts R, G, B by "
+            f"{red:.2g}, {green:.2g}, {blue:.2g} grey levels (standard deviation)"
+        )
+    state = f"resumes after step {trainer.step:,}" if trainer.step else "new"
+    total = trainer.steps_per_epoch * config.schedule.epochs
+    print(f"run      {folder.path}, {state}, {total:,} steps in all", flush=True)
+    if not trainer.step:
+        draw_data(dataset, trainer.preprocessing, folder)
+
+
+def draw_data(dataset: Dataset, preprocessing: Preprocessing, folder: RunFolder) -> None:
+    """Draws random training images with their labels, and ten PCA perturbations of one image."""
+    train = dataset.sample(SAMPLE)
+    chosen = np.random.default_rng(0).choice(len(train), min(20, len(train)), replace=False)
+    titles = [dataset.class_names[label] for label in train.labels[chosen]]
+    plots.save(plots.portraits(train.images[chosen], titles), folder.plots / "portraits.png")
+
+    image = train.images[min(4, len(train) - 1)]  # the original post's choice
+    perturbed, noise = visible_noise(preprocessing, image)
+    plots.save(plots.pca_strip(perturbed, noise, image), folder.plots / "pca_noise.png")

@@ -1,0 +1,102 @@
+"""Sums of gradients over a batch: three ways to compute one sum, of one signature.
+
+Each calls `loss_and_gradient(params, batch, keys) -> (gradient, (loss, correct))`, whose results are sums over the
+examples that it is given, on parts of this device's examples, and adds up the results of all devices. They run inside a
+transformation that binds the axis `AXIS` (`jax.pmap`, `jax.shard_map`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from alexnet_jax.data.batches import Batch
+from alexnet_jax.distributed.devices import AXIS, MICRO_BATCHES
+from alexnet_jax.training.state import join_dense, split_dense
+
+PyTree = Any
+Sums = tuple[PyTree, tuple[jax.Array, jax.Array]]
+LossAndGradient = Callable[[PyTree, Batch, jax.Array], Sums]
+SumGradients = Callable[[LossAndGradient, PyTree, Batch, jax.Array], Sums]
+
+
+def add_up(sums: Sums) -> Sums:
+    """Adds up what all devices have."""
+    return lax.psum(sums, AXIS)
+
+
+def add_up_copied(sums: Sums) -> Sums:
+    """The same for hybrid parallelism: the gradient of a device's rows of a dense layer is a sum over all already."""
+    copied, divided = split_dense(sums)
+    return join_dense(lax.psum(copied, AXIS), divided)
+
+
+def at_once(
+    loss_and_gradient: LossAndGradient,
+    params: PyTree,
+    batch: Batch,
+    keys: jax.Array,
+    add_up: Callable[[Sums], Sums] = add_up,
+) -> Sums:
+    """One pass over this device's examples."""
+    return add_up(loss_and_gradient(params, batch, keys))
+
+
+def in_parts(
+    loss_and_gradient: LossAndGradient,
+    params: PyTree,
+    batch: Batch,
+    keys: jax.Array,
+    number: int,
+    unroll: bool,
+    add_up: Callable[[Sums], Sums] = add_up,
+) -> Sums:
+    """One part of this device's examples after another: less memory, the same sum but for rounding.
+
+    `number` parts must divide the examples. With `unroll` the compiled program has no loop, in which a CPU is slow.
+    """
+    parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), (batch, keys))
+
+    def add(total: Sums, part: tuple[Batch, jax.Array]) -> tuple[Sums, None]:
+        # The barriers keep a part from starting before the one before it has been added.
+        total, part = lax.optimization_barrier((total, part))
+        return lax.optimization_barrier(jax.tree.map(jnp.add, total, loss_and_gradient(params, *part))), None
+
+    shapes = jax.eval_shape(loss_and_gradient, params, *jax.tree.map(lambda x: x[0], parts))
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    if not unroll:
+        return add_up(lax.scan(add, total, parts)[0])
+    for index in range(number):
+        total, _ = add(total, jax.tree.map(lambda x, index=index: x[index], parts))
+    return add_up(total)
+
+
+def in_fixed_order(loss_and_gradient: LossAndGradient, params: PyTree, batch: Batch, keys: jax.Array) -> Sums:
+    """The same bits on 1, 2, 4 and 8 devices.
+
+    Sums over a batch depend in their last bits on how it is divided. Here it is always divided into the same 8
+    micro-batches, whose gradients are gathered and added in the same order; that needs memory for 8 gradients on each
+    device.
+    """
+    number = MICRO_BATCHES // lax.axis_size(AXIS)
+    sums = []
+    for index in range(number):
+        part = jax.tree.map(lambda x, index=index: x.reshape(number, -1, *x.shape[1:])[index], (batch, keys))
+        # The barriers keep the compiler from merging parts: each is compiled as it would be alone.
+        sums.append(lax.optimization_barrier(loss_and_gradient(*lax.optimization_barrier((params, *part)))))
+    gathered = lax.all_gather(jax.tree.map(lambda *x: jnp.stack(x), *sums), AXIS, tiled=True)
+    total = jax.tree.map(lambda x: functools.reduce(jnp.add, list(x)), lax.optimization_barrier(gathered))
+    return lax.optimization_barrier(total)
+
+
+def all_finite(*trees: PyTree) -> jax.Array:
+    """Whether no leaf contains Inf or NaN: bool scalar."""
+    return functools.reduce(jnp.logical_and, [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)])
+
+
+def all_finite_on_all_devices(*trees: PyTree) -> jax.Array:
+    """The same for hybrid parallelism, where devices have different rows."""
+    return lax.pmin(all_finite(*trees).astype(jnp.int32), AXIS) == 1

@@ -1,0 +1,138 @@
+"""A training's program and state: network, optimizer, compiled steps, and where the run has got to."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from alexnet_jax.augment.preprocess import Preprocessing, from_config
+from alexnet_jax.config.settings import TrainConfig
+from alexnet_jax.data.batches import steps_per_epoch
+from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.distributed import processes
+from alexnet_jax.distributed.devices import AXIS, replicate
+from alexnet_jax.network import build
+from alexnet_jax.training import gradients, health, optimizer
+from alexnet_jax.training.predict import cross_entropies, make_predict_step, predict_split
+from alexnet_jax.training.state import REPLICATED, SPLIT_DENSE, StepMetrics, TrainState, create_state
+from alexnet_jax.training.step import Step, compile_train_step, train_step
+
+SAMPLE = 512  # training images to draw and to measure on
+
+
+def build_step(
+    config: TrainConfig, model: Any, update_rule: Any, preprocessing: Preprocessing, devices: Sequence[jax.Device]
+) -> Step:
+    """The train step of a configuration, not compiled."""
+    sum_gradients: Any = gradients.at_once
+    all_finite = gradients.all_finite
+    if config.run.deterministic:
+        sum_gradients = gradients.in_fixed_order
+    elif config.schedule.accumulate > 1:
+        unroll = devices[0].platform == "cpu"
+        sum_gradients = functools.partial(gradients.in_parts, number=config.schedule.accumulate, unroll=unroll)
+    if is_split(config, devices):
+        model = model.clone(dense_axis=AXIS)
+        sum_gradients = functools.partial(sum_gradients, add_up=gradients.add_up_copied)
+        all_finite = gradients.all_finite_on_all_devices
+    return functools.partial(
+        train_step,
+        model=model,
+        optimizer=update_rule,
+        preprocess=preprocessing,
+        label_smoothing=config.optimizer.label_smoothing,
+        sum_gradients=sum_gradients,
+        all_finite=all_finite,
+    )
+
+
+def is_split(config: TrainConfig, devices: Sequence[jax.Device]) -> bool:
+    """Whether the dense layers are divided over the devices."""
+    return config.run.parallelism == "hybrid" and len(devices) > 1
+
+
+class Trainer:
+    """The program of a training and its state.
+
+    Attributes:
+      config: every setting.
+      dataset: the data.
+      devices: over which each batch is divided, of all processes.
+      steps_per_epoch: updates in an epoch.
+      model: the network.
+      preprocessing: from stored images to its input.
+      shapes: a `TrainState` of shapes and dtypes, into whose tree checkpoints are restored.
+      step: updates made.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, devices: Sequence[jax.Device]) -> None:
+        self.config, self.dataset, self.devices = config, dataset, devices
+        self.steps_per_epoch = steps_per_epoch(dataset.counts["train"], config.schedule.batch_size)
+        self.preprocessing = from_config(config.augmentation, dataset.statistics(), self.steps_per_epoch)
+        self.model = build.from_config(config.network, len(dataset.class_names))
+        update_rule, self._schedule = optimizer.from_config(
+            config.optimizer, self.steps_per_epoch, config.schedule.epochs
+        )
+        self._layout = SPLIT_DENSE if is_split(config, devices) else REPLICATED
+        step = build_step(config, self.model, update_rule, self.preprocessing, devices)
+        self._train_step = compile_train_step(step, devices, dataset.fetch, self._layout)
+        self._predict_step = make_predict_step(self.model, self.preprocessing, processes.local(devices))
+        initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))  # all randomness of the run
+        self._key = replicate(run_key, devices)
+        self._resident = replicate(dataset.resident(), devices)
+        input_shape = self.preprocessing.input_shape(dataset.image_shape)
+        state = create_state(self.model, update_rule, input_shape, initial_key)
+        self.shapes = jax.eval_shape(lambda: state)
+        self.restore(state)
+
+    def restore(self, state: TrainState) -> None:
+        """Continues from a complete state."""
+        self.step = int(state.step)
+        self._state = self._layout.put(state, self.devices)
+
+    def call(self, call: Any) -> StepMetrics:
+        """Takes the steps of a data set's call; returns without waiting for them."""
+        self._state, metrics = self._train_step(self._state, self._resident, call, self._key)
+        self.step += call.mask.shape[1]
+        return metrics
+
+    def gather(self) -> TrainState:
+        """The complete state, as checkpoints hold it; of several processes all must call it."""
+        return self._layout.gather(self._state, self.shapes)
+
+    def params(self) -> Any:
+        """The parameters as NumPy arrays; of several processes all must call it."""
+        return jax.tree.map(np.array, self.gather().params)
+
+    def learning_rate(self) -> float:
+        """The schedule's rate of the last update."""
+        return float(self._schedule(self.step - 1))
+
+    def validate(self) -> dict[str, float]:
+        """Loss (mean cross entropy, nats), accuracy and count on the validation images."""
+        state = self.gather()
+        params = replicate(optimizer.averaged(state.opt_state, state.params), self.devices)
+        logits, labels = predict_split(
+            self._predict_step, params, self.dataset, "validation", self.config.run.eval_batch_size, self.devices
+        )
+        return {
+            "loss": float(cross_entropies(logits, labels).mean()),
+            "accuracy": float(np.mean(logits.argmax(axis=1) == labels)),
+            "count": len(labels),
+        }
+
+    def lower_rate_on_plateau(self, plateau: optimizer.Plateau, accuracy: float) -> optimizer.Plateau:
+        """Takes note of an epoch's accuracy; lowers the rate if the last --plateau-patience were no better."""
+        config = self.config.optimizer
+        after = plateau.after(accuracy, config.plateau_patience or 0, config.drop_factor)
+        if after.scale != plateau.scale:
+            state = self.gather()
+            self.restore(state.replace(opt_state=optimizer.with_plateau_scale(state.opt_state, after.scale)))
+        return after
+
+    def dead_shares(self, params: Any) -> dict[str, float]:
+        """Each layer's share of dead units, on a sample of the training images."""
+        images = self.preprocessing.evaluation(self.dataset.sample(SAMPLE).images)
+        return health.dead_shares(self.model, params, jax.device_put(images, processes.local(self.devices)[0]))
