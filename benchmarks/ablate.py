@@ -38,7 +38,7 @@ from alexnet_jax.config import cli
 from alexnet_jax.config.config_json import to_json
 from alexnet_jax.config.types import Path, PositiveInt
 from alexnet_jax.data import load
-from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.data.dataset import ArrayDataset
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, shown
 from alexnet_jax.files import locked, write_atomically
 from alexnet_jax.runs.folder import RunFolder
@@ -253,7 +253,7 @@ class Ablation:
                 config = cli.parse_train(self.arguments(variant, group[0]))
                 data = dataclasses.replace(config.data, data_dir=self.data_dir)
                 dataset = load(data)
-                assert isinstance(dataset, Dataset)
+                assert isinstance(dataset, ArrayDataset)
                 about = {"source": dataset.name, "fingerprint": dataset.fingerprint()[:16]}
                 outcomes = side_by_side.train(config, dataset, group, self.study.views)
                 for seed, outcome in zip(group, outcomes, strict=True):

@@ -6,6 +6,7 @@ a line through two of them says where both kinds move the same; on paper it foll
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -25,13 +26,14 @@ from alexnet_jax.config import cli
 from alexnet_jax.config.settings import OptimizerConfig
 from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.data import statistics
-from alexnet_jax.data.batches import Batches
-from alexnet_jax.distributed.devices import select_devices
+from alexnet_jax.data.batches import Batch
+from alexnet_jax.data.streamed import StreamedDataset
+from alexnet_jax.distributed.devices import AXIS, select_devices
 from alexnet_jax.network import alexnet, layer_counts, split_dense
 from alexnet_jax.runs.folder import versions
-from alexnet_jax.training import optimizer
-from alexnet_jax.training.state import Examples, SplitState, TrainState, create_state
-from alexnet_jax.training.step import make_train_step
+from alexnet_jax.training import gradients, optimizer
+from alexnet_jax.training.state import REPLICATED, SPLIT_DENSE, SplitState, TrainState, create_state
+from alexnet_jax.training.step import compile_train_step, train_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 Parallelism = Literal["data", "hybrid"]
@@ -131,29 +133,32 @@ def compiled_text(variant: str, parallelism: Parallelism, devices: int, batch_si
     preprocessing = preprocess.Preprocessing(
         statistics.pca_basis(np.zeros((1, side, side, 3), np.uint8)), input_range=255
     )
-    step: Any = make_train_step(
-        model,
-        update,
-        preprocessing,
-        jax.devices()[:devices],
-        streams=True,
-        split_dense=parallelism == "hybrid",
-    )
+    step = functools.partial(train_step, model=model, optimizer=update, preprocess=preprocessing)
+    layout = REPLICATED
+    if parallelism == "hybrid":
+        step = functools.partial(
+            step,
+            model=model.clone(dense_axis=AXIS),
+            sum_gradients=functools.partial(gradients.at_once, add_up=gradients.add_up_copied),
+            all_finite=gradients.all_finite_on_all_devices,
+        )
+        layout = SPLIT_DENSE
+    program: Any = compile_train_step(step, jax.devices()[:devices], StreamedDataset.fetch, layout)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key: create_state(model, update, (side, side, 3), key), key)
     placed = split_shapes(state, devices) if parallelism == "hybrid" else state
-    share = (devices, batch_size // devices)
-    examples = Examples(
-        jax.ShapeDtypeStruct((*share, side, side, 3), jnp.uint8),  # type: ignore[arg-type]
-        jax.ShapeDtypeStruct(share, jnp.int32),  # type: ignore[arg-type]
+    share = (devices, 1, batch_size // devices)
+    call = Batch(
+        jax.ShapeDtypeStruct((*share, side, side, 3), jnp.uint8),
+        jax.ShapeDtypeStruct(share, jnp.int32),
+        jax.ShapeDtypeStruct(share, jnp.bool_),
     )
-    layout = Batches(*(jax.ShapeDtypeStruct((devices, 1, share[1]), dtype) for dtype in (jnp.int32, jnp.bool_)))  # type: ignore[arg-type]
-    text: str = step.lower(placed, examples, layout, key).compile().as_text()
+    text: str = program.lower(placed, None, call, key).compile().as_text()
     return text
 
 
 def split_shapes(state: TrainState, devices: int) -> SplitState:
-    """The shapes of what `steps.split` makes of a state."""
+    """The shapes of what `SPLIT_DENSE.put` makes of a state."""
 
     def part(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct | None:
         rows, features = leaf.shape if split_dense.is_split(path) else (0, 0)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 import PIL.Image
 
 from alexnet_jax.data import prepare
+from alexnet_jax.data.dataset import Placement
 from alexnet_jax.data.decode import central_square, decode
 from alexnet_jax.data.records import encode_record
 from alexnet_jax.data.streamed import open_prepared
@@ -84,17 +85,17 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def streaming(source: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Images a second from `ImageNet.stream`, including the start of threads and processes."""
+    """Images a second from `StreamedDataset.calls`, including the start of threads and processes."""
     results = {}
     for store in ("jpeg", "raw"):
         out = folder / store
         prepare.prepare(prepare.PrepareConfig(source, out, store="jpeg" if store == "jpeg" else "raw"))
-        dataset = open_prepared(out)
         for workers in (0, 1, 2):
+            dataset = open_prepared(out, workers)
             rates = []
             for epoch in range(rounds):
                 begin, count = time.perf_counter(), 0
-                for batch in dataset.stream("train", 0, epoch, BATCH, 1, workers=workers):
+                for batch in dataset.calls(0, epoch, BATCH, Placement(1, slice(None)), 0, lambda batch: 1):
                     count += int(batch.mask.sum())
                 rates.append(count / (time.perf_counter() - begin))
             results[f"{store}, {f'{workers} processes' if workers else 'threads'}"] = spread(rates)

@@ -27,12 +27,13 @@ from alexnet_jax.augment import pca, preprocess
 from alexnet_jax.config.settings import AugmentationConfig, NetworkConfig, OptimizerConfig
 from alexnet_jax.data import statistics
 from alexnet_jax.data.batches import Batches, batches
+from alexnet_jax.data.dataset import ArrayDataset, Examples
 from alexnet_jax.distributed.devices import default_steps_per_call, replicate, select_devices
 from alexnet_jax.network import layers, lrn
 from alexnet_jax.network.build import from_config
 from alexnet_jax.training import optimizer
-from alexnet_jax.training.state import Examples, create_state
-from alexnet_jax.training.step import make_train_step
+from alexnet_jax.training.state import create_state
+from alexnet_jax.training.step import compile_train_step, train_step
 
 
 def device_peak() -> int | None:
@@ -52,7 +53,8 @@ def train(spec: Spec) -> Program:
     model = from_config(network, 10 if small else IMAGENET_CLASSES)
     rule = OptimizerConfig() if small else OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4)
     update_rule, _ = optimizer.from_config(rule, turns, 1)
-    step = make_train_step(model, update_rule, preprocessing, devices)
+    step = functools.partial(train_step, model=model, optimizer=update_rule, preprocess=preprocessing)
+    call = compile_train_step(step, devices, ArrayDataset.fetch)
     key = replicate(jax.random.key(0), devices)
     state = replicate(create_state(model, update_rule, images.shape[1:], jax.random.key(1)), devices)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -66,7 +68,7 @@ def train(spec: Spec) -> Program:
         while count:
             now = per_call if count >= per_call else 1
             turn = np.arange(done, done + now) % turns
-            state, _ = step(state, data, Batches(layout.indices[:, turn], layout.mask[:, turn]), key)
+            state, _ = call(state, data, Batches(layout.indices[:, turn], layout.mask[:, turn]), key)
             count, done = count - now, done + now
         jax.block_until_ready(state)
 

@@ -28,7 +28,7 @@ from alexnet_jax.config import cli
 from alexnet_jax.config.settings import DataConfig
 from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.data import load
-from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.data.dataset import ArrayDataset
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.runs.log import read_jsonl
 from alexnet_jax.runtime import available_cores
@@ -288,7 +288,7 @@ class Benchmark:
         options = self.options
         config = DataConfig("shapes") if options.data_dir is None else DataConfig(data_dir=options.data_dir)
         dataset = load(config)
-        assert isinstance(dataset, Dataset)  # in memory
+        assert isinstance(dataset, ArrayDataset)  # in memory
         train = dataset["train"]
         count = BATCHES * max(*BATCH_SIZES, options.batch_size)
         np.savez(self.spec.data, images=train.images[:count], labels=train.labels[:count])

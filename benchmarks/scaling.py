@@ -39,14 +39,15 @@ from alexnet_jax.augment import preprocess
 from alexnet_jax.config.settings import OptimizerConfig
 from alexnet_jax.data import statistics
 from alexnet_jax.data.batches import batches
+from alexnet_jax.data.dataset import ArrayDataset, Examples
 from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.network import alexnet, layer_counts, small
 from alexnet_jax.network.convolution import fast_convolution
 from alexnet_jax.runs.folder import versions
 from alexnet_jax.training import optimizer
-from alexnet_jax.training.state import Examples, create_state
-from alexnet_jax.training.step import make_train_step
+from alexnet_jax.training.state import create_state
+from alexnet_jax.training.step import compile_train_step, train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "results" / "scaling-cpu.json"
@@ -72,11 +73,12 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         for number in DEVICES:
             own = devices[:number]
-            step = make_train_step(model, update_rule, preprocessing, own)
+            step = functools.partial(train_step, model=model, optimizer=update_rule, preprocess=preprocessing)
+            call = compile_train_step(step, own, ArrayDataset.fetch)
             examples, key = replicate((Examples(images, labels), jax.random.key(1)), own)
             for size in BATCHES:
                 layout = batches(np.arange(512), size, number).part(0)
-                run = functools.partial(_block, step, state, examples, layout, key, own, count)
+                run = functools.partial(_block, call, state, examples, layout, key, own, count)
                 cell = {"network": name, "parameters": parameters, "devices": number, "batch_size": size}
                 cells.append((cell | {"seconds": []}, run))
     for _, run in cells:

@@ -1,5 +1,6 @@
 """Several runs that differ in their seed, trained as one program: for small networks on large devices."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,17 +10,19 @@ import numpy as np
 
 from alexnet_jax import runtime
 from alexnet_jax.augment import preprocess
+from alexnet_jax.config.checks import check_training
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.batches import Batches, batches, epoch_order, steps_per_epoch
-from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.data.dataset import ArrayDataset, Examples
 from alexnet_jax.distributed.devices import replicate
 from alexnet_jax.errors import AlexNetError, UsageError
 from alexnet_jax.inspection import scores
 from alexnet_jax.network import build
 from alexnet_jax.runs.log import Record
-from alexnet_jax.training import loop, optimizer, predict
-from alexnet_jax.training.state import Examples, create_state
-from alexnet_jax.training.step import make_train_step
+from alexnet_jax.training import optimizer, predict
+from alexnet_jax.training.monitor import Stopwatch
+from alexnet_jax.training.state import create_state
+from alexnet_jax.training.step import compile_train_step, train_step
 
 
 def epoch_curve(records: Iterable[Record], examples: int, batch_size: int) -> list[dict[str, Any]]:
@@ -56,7 +59,9 @@ def epoch_curve(records: Iterable[Record], examples: int, batch_size: int) -> li
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Sequence[int]) -> list[dict[str, Any]]:
+def train(
+    config: TrainConfig, dataset: ArrayDataset, seeds: Sequence[int], views: Sequence[int]
+) -> list[dict[str, Any]]:
     """Trains `config` with each of the seeds at the same time on one device, and tests.
 
     Each run computes what `train.py` does with its seed, in its order and with its draws; only rounding differs.
@@ -72,14 +77,26 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
     if config.optimizer.plateau_patience or config.run.deterministic or config.schedule.accumulate > 1:
         raise UsageError("side by side: --plateau-patience, --deterministic and --accumulate are for train.py alone")
     devices, split = runtime.devices()[:1], dataset["train"]
-    loop.check_sizes(config, dataset.image_shape)
+    check_training(
+        config,
+        image_shape=dataset.image_shape,
+        has_validation="validation" in dataset.counts,
+        source=dataset.source,
+        num_devices=1,
+        network_input=build.input_size(config.network),
+    )
     per_epoch = steps_per_epoch(len(split), config.schedule.batch_size)
     preprocessing = preprocess.from_config(config.augmentation, dataset.statistics(), per_epoch)
     model = build.from_config(config.network, len(dataset.class_names))
     update_rule, _ = optimizer.from_config(config.optimizer, per_epoch, config.schedule.epochs)
-    train_step = make_train_step(
-        model, update_rule, preprocessing, devices, label_smoothing=config.optimizer.label_smoothing, runs=True
+    step = functools.partial(
+        train_step,
+        model=model,
+        optimizer=update_rule,
+        preprocess=preprocessing,
+        label_smoothing=config.optimizer.label_smoothing,
     )
+    call = compile_train_step(jax.vmap(step), devices, ArrayDataset.fetch)  # an axis of runs before everything
     predict_steps = {count: predict.make_predict_step(model, preprocessing, devices, count) for count in {1, *views}}
 
     keys = [jax.random.split(jax.random.key(seed)) for seed in seeds]
@@ -96,17 +113,17 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
         )
 
     curves: list[list[dict[str, Any]]] = [[] for _ in seeds]
-    watch = loop.Stopwatch()
+    watch = Stopwatch()
     for epoch in range(config.schedule.epochs):
         watch.restart()
         orders = [epoch_order(seed, epoch, len(split)) for seed in seeds]
         layouts = [batches(order, config.schedule.batch_size, 1) for order in orders]
-        stacked = Batches(*(np.stack(arrays, axis=1) for arrays in zip(*layouts, strict=True)))
-        state, metrics = train_step(state, examples, stacked, key)
+        stacked = Batches(*(np.stack(arrays, axis=2) for arrays in zip(*layouts, strict=True)))
+        state, metrics = call(state, examples, stacked, key)
         metrics = jax.device_get(metrics)
         seconds = watch.seconds()
         for run, curve in enumerate(curves):
-            if not metrics.finite[run].all():
+            if not metrics.finite[:, run].all():
                 raise AlexNetError(f"seed {seeds[run]}: loss or gradient is not finite in epoch {epoch + 1}")
             accuracy = None
             if "validation" in dataset.splits:
@@ -114,8 +131,8 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
                 accuracy = float(np.mean(predicted == dataset["validation"].labels))
             curve.append(
                 {
-                    "loss": float(metrics.loss[run].sum(dtype=np.float64)) / len(split),
-                    "accuracy": int(metrics.correct[run].sum()) / len(split),
+                    "loss": float(metrics.loss[:, run].sum(dtype=np.float64)) / len(split),
+                    "accuracy": int(metrics.correct[:, run].sum()) / len(split),
                     "seconds": seconds,
                     "validation_accuracy": accuracy,
                 }

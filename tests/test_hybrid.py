@@ -1,6 +1,7 @@
 """Hybrid parallelism computes what data parallelism does, with a part of the dense layers on each device."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -15,16 +16,17 @@ from test_steps import everything_on, relative_difference
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config.settings import OptimizerConfig
 from alexnet_jax.data import statistics
-from alexnet_jax.data.batches import Batches, batches
+from alexnet_jax.data.batches import Batch, batches
+from alexnet_jax.data.dataset import ArrayDataset, Examples
+from alexnet_jax.data.streamed import StreamedDataset
 from alexnet_jax.distributed.devices import replicate
 from alexnet_jax.network import split_dense
 from alexnet_jax.network.alexnet import AlexNet
 from alexnet_jax.network.small import AlexNetSmall
 from alexnet_jax.runs.checkpoint import Checkpoints
-from alexnet_jax.training import loop, optimizer
-from alexnet_jax.training import state as state_module
-from alexnet_jax.training.state import Examples, SplitState, StepMetrics, TrainState, create_state, whole
-from alexnet_jax.training.step import make_train_step
+from alexnet_jax.training import gradients, loop, optimizer
+from alexnet_jax.training.state import REPLICATED, SPLIT_DENSE, SplitState, StepMetrics, TrainState, create_state
+from alexnet_jax.training.step import compile_train_step, train_step
 
 SGD = OptimizerConfig("sgd", 1e-3, momentum=0.9, weight_decay=5e-4, average_decay=0.9)
 UPDATE, _ = optimizer.from_config(SGD, 5, 1)
@@ -61,20 +63,37 @@ class Outcome:
     placed: TrainState | SplitState
 
 
+def compiled(
+    model, update, preprocessing, devices, parts, fetch=ArrayDataset.fetch, sum_gradients=gradients.at_once, **options
+):
+    step = functools.partial(train_step, optimizer=update, preprocess=preprocessing, **options)
+    if not parts:
+        step = functools.partial(step, model=model, sum_gradients=sum_gradients)
+        return compile_train_step(step, devices, fetch), REPLICATED
+    sum_gradients = functools.partial(sum_gradients, add_up=gradients.add_up_copied)
+    step = functools.partial(
+        step,
+        model=model.clone(dense_axis="batch"),
+        sum_gradients=sum_gradients,
+        all_finite=gradients.all_finite_on_all_devices,
+    )
+    return compile_train_step(step, devices, fetch, SPLIT_DENSE), SPLIT_DENSE
+
+
 def train(split, model, devices, parts, update=UPDATE, spoil=lambda state: state, **options):
     """The second half of an epoch of 100 images in batches of 24: batches 2 and 3, and one of 4 images."""
     devices = jax.devices()[:devices]
-    step = make_train_step(model, update, everything_on(split.images), devices, split_dense=parts, **options)
+    step, layout = compiled(model, update, everything_on(split.images), devices, parts, **options)
     state = spoil(jax.device_get(create_state(model, update, (32, 32, 3), jax.random.key(0))))
     shapes = jax.eval_shape(lambda: state)
-    state = state_module.split(state, devices) if parts else replicate(state, devices)
+    state = layout.put(state, devices)
     examples, key = replicate((Examples(split.images, split.labels), jax.random.key(1)), devices)
     metrics = []
     for number in (2, 3, 4):
-        layout = batches(np.arange(100), 24, len(devices)).part(number)
-        state, sums = step(state, examples, layout, key)
+        call = batches(np.arange(100), 24, len(devices)).part(number)
+        state, sums = step(state, examples, call, key)
         metrics.append(jax.device_get(sums))
-    return Outcome(jax.device_get(whole(state, shapes)), metrics, state)
+    return Outcome(jax.device_get(layout.gather(state, shapes)), metrics, state)
 
 
 def assert_alike(a: Outcome, b: Outcome, tolerance: float = 1e-5) -> None:
@@ -111,27 +130,26 @@ def test_adam_smoothed_labels_and_parts_of_a_share_in_one_program(tiny):
 
     update, _ = optimizer.from_config(OptimizerConfig("adam", 1e-3), 5, 1)
     one = train(tiny["train"], Tiny(), 1, False, update, label_smoothing=0.1)
-    assert_alike(one, train(tiny["train"], Counting(), 3, True, update, label_smoothing=0.1, accumulate=2), 1e-4)
+    halves = functools.partial(gradients.in_parts, number=2, unroll=True)
+    assert_alike(
+        one, train(tiny["train"], Counting(), 3, True, update, label_smoothing=0.1, sum_gradients=halves), 1e-4
+    )
     assert traces == 3  # for the shapes, and once for each part
 
 
 def test_several_steps_in_a_call_and_streams(tiny, tiny_reference):
     split, devices = tiny["train"], jax.devices()[:3]
     first = jax.device_get(create_state(Tiny(), UPDATE, (32, 32, 3), jax.random.key(0)))
-    layout = batches(np.arange(100), 24, 3)
-    layout = Batches(layout.indices[:, 2:], layout.mask[:, 2:])
-    shares = Examples(*(x[layout.indices].reshape(3, 24, *x.shape[1:]) for x in (split.images, split.labels)))
-    places = np.broadcast_to(np.arange(24, dtype=np.int32).reshape(3, 8), layout.mask.shape)
-    for examples, indices, streams in (
-        (Examples(split.images, split.labels), layout.indices, False),
-        (shares, places, True),
+    calls = batches(np.arange(100), 24, 3).part(2, 3)
+    images = Batch(split.images[calls.indices], split.labels[calls.indices], calls.mask)
+    for resident, call, fetch in (
+        (Examples(split.images, split.labels), calls, ArrayDataset.fetch),
+        (None, images, StreamedDataset.fetch),
     ):
-        step = make_train_step(Tiny(), UPDATE, everything_on(split.images), devices, streams=streams, split_dense=True)
-        state, metrics = step(
-            state_module.split(first, devices), examples, Batches(indices, layout.mask), jax.random.key(1)
-        )
+        step, layout = compiled(Tiny(), UPDATE, everything_on(split.images), devices, True, fetch)
+        state, metrics = step(layout.put(first, devices), resident, call, jax.random.key(1))
         one_each = [jax.tree.map(lambda x, i=i: np.asarray(x)[i : i + 1], metrics) for i in range(3)]
-        assert_alike(tiny_reference, Outcome(jax.device_get(whole(state, first)), one_each, state))
+        assert_alike(tiny_reference, Outcome(jax.device_get(layout.gather(state, first)), one_each, state))
 
 
 def test_what_one_device_finds_infinite_no_device_takes(tiny):
@@ -152,23 +170,16 @@ def test_what_one_device_finds_infinite_no_device_takes(tiny):
     jax.tree.map(np.testing.assert_array_equal, first.params, outcome.state.params)
 
 
-def test_what_does_not_go_together(tiny):
-    for wrong in ({"deterministic": True}, {"runs": True}):
-        with pytest.raises(ValueError, match="split_dense goes with neither"):
-            train(tiny["train"], Tiny(), 2, parts=True, **wrong)
-
-
 def full_network_after_a_step(parts):
     """AlexNet on 8 devices with 16 random images of 67x67, the smallest it takes."""
     images = np.random.default_rng(0).integers(0, 256, (16, 67, 67, 3), np.uint8)
     devices, model = jax.devices(), AlexNet("paper")
     preprocessing = preprocess.Preprocessing(statistics.pca_basis(images), input_range=255)
-    step = make_train_step(model, UPDATE, preprocessing, devices, split_dense=parts)
+    step, layout = compiled(model, UPDATE, preprocessing, devices, parts)
     state = jax.device_get(create_state(model, UPDATE, (67, 67, 3), jax.random.key(0)))
     examples = Examples(images, np.arange(16, dtype=np.int32))
-    placed = state_module.split(state, devices) if parts else replicate(state, devices)
-    new, metrics = step(placed, examples, batches(np.arange(16), 16, 8).part(0), jax.random.key(1))
-    return jax.device_get((whole(new, state).params, metrics.loss, state.params))
+    new, metrics = step(layout.put(state, devices), examples, batches(np.arange(16), 16, 8).part(0), jax.random.key(1))
+    return jax.device_get((layout.gather(new, state).params, metrics.loss, state.params))
 
 
 @pytest.mark.stress

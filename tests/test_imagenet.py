@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import json
 import shutil
 import signal
@@ -21,7 +20,8 @@ from alexnet_jax import data, runtime
 from alexnet_jax.config.recipes import PRESETS
 from alexnet_jax.config.settings import DataConfig, EvalConfig
 from alexnet_jax.data import prepare
-from alexnet_jax.data.batches import batches, epoch_order
+from alexnet_jax.data.batches import Batch, batches, epoch_order
+from alexnet_jax.data.dataset import Placement
 from alexnet_jax.data.streamed import open_prepared
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.inspection import evaluate
@@ -51,17 +51,23 @@ def assert_equal(some, others):
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+def epoch(folder, number=1, num_devices=2, rows=slice(None), first=0, workers=0):
+    """The batches of 8 of an epoch, each over `num_devices` devices."""
+    calls = open_prepared(folder, workers).calls(3, number, 8, Placement(num_devices, rows), first, lambda batch: 1)
+    return (Batch(*(array[:, 0] for array in call)) for call in calls)
+
+
 @pytest.fixture(scope="module")
 def whole(prepared):
     """An epoch of batches of 8 on 2 devices: 8, 8, and 5 with padding."""
-    return stack(open_prepared(prepared).stream("train", 3, 1, 8, 2))
+    return stack(epoch(prepared))
 
 
 def test_the_order_is_that_of_the_epoch(prepared, whole):
     dataset = open_prepared(prepared)
     in_order = [
         (image, label)
-        for batch in dataset.stream("train", 0, None, 1, 1)
+        for batch in dataset.batches("train", 1, Placement(1, slice(None)))
         for image, label in zip(batch.images[0], batch.labels[0], strict=True)
     ]
     assert len(in_order) == 21
@@ -74,24 +80,23 @@ def test_the_order_is_that_of_the_epoch(prepared, whole):
             assert labels[place] == label
     assert whole[-1][2].sum() == 5
     with contextlib.suppress(StopIteration):
-        other = next(dataset.stream("train", 3, 2, 8, 2))
+        other = next(epoch(prepared, 2))
         assert not np.array_equal(other.images, whole[0][0])
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
 def test_a_stream_goes_on_at_any_batch(prepared, whole, first):
-    assert_equal(stack(open_prepared(prepared).stream("train", 3, 1, 8, 2, first_batch=first)), whole[first:])
+    assert_equal(stack(epoch(prepared, first=first)), whole[first:])
 
 
 def test_worker_processes_change_nothing(prepared, whole):
-    assert_equal(stack(open_prepared(prepared).stream("train", 3, 1, 8, 2, workers=2)), whole)
+    assert_equal(stack(epoch(prepared, workers=2)), whole)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_shares_make_up_the_whole(prepared, processes):
-    dataset = open_prepared(prepared)
-    everything = stack(dataset.stream("train", 3, 1, 8, 2 * processes))
-    shares = [stack(dataset.stream("train", 3, 1, 8, 2, share=(i, processes))) for i in range(processes)]
+    everything = stack(epoch(prepared, num_devices=2 * processes))
+    shares = [stack(epoch(prepared, num_devices=2 * processes, rows=slice(2 * i, 2 * i + 2))) for i in range(processes)]
     assert_equal(
         [tuple(np.concatenate(x) for x in zip(*parts, strict=True)) for parts in zip(*shares, strict=True)], everything
     )
@@ -134,7 +139,7 @@ def test_a_stream_names_a_damaged_shard(prepared, tmp_path, workers):
     folder = shutil.copytree(prepared, tmp_path / "copy")
     damage(folder, "flipped")
     with pytest.raises(AlexNetError, match=r"train-00001-of-00003\.array_record is damaged"):
-        stack(open_prepared(folder).stream("train", 0, 0, 8, 1, workers=workers))
+        stack(epoch(folder, workers=workers))
 
 
 def make_config(prepared, workdir, epochs=2, **run):
@@ -168,7 +173,7 @@ def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
     assert results["top5_accuracy"] == 1.0  # of three classes
     one = evaluate.evaluate(EvalConfig(tmp_path / "whole"))
     run = alexnet_jax.open_run(tmp_path / "whole")
-    stream = dataset.stream("validation", 0, None, 6, 1)
+    stream = dataset.batches("validation", 6, Placement(1, slice(None)))
     images, labels, _ = (array[0] for array in next(stream))
     assert one["correct"] == int((run.predict_class(images) == labels).sum())
     assert {p.name for p in (tmp_path / "whole" / "plots").iterdir()} == {
@@ -185,7 +190,7 @@ def test_processes_train_on_streams_like_one(prepared, tmp_path):
     """Two processes, each of which reads its share, then one: bit for bit like one from the first to the last."""
     flags = ["imagenet-2012", "--data-dir", str(prepared), "--network", "small", "--crop-size", "32", "--input-range"]
     flags += ["1", "--batch-size", "8", "--learning-rate", "1e-4", "--log-every", "1", "--deterministic", "--epochs"]
-    worker = "import train\nfrom alexnet_jax import cli\ncli.run(train.main)"
+    worker = "import train\nfrom alexnet_jax.config import cli\ncli.run(train.main)"
     for name, epochs, processes, devices, more in (
         ("one", 3, 1, 2, ()),
         ("two", 1, 2, 1, ()),
@@ -214,11 +219,10 @@ def test_too_little_shared_memory_is_told_before_a_process_starts(prepared, monk
     """Two batches of 8 and one of 5 for each worker, which is all that there is to load."""
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(runtime, "SHARED_MEMORY", prepared)
-    stream = functools.partial(open_prepared(prepared).stream, "train", 3, 1, 8, 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 3 * 8 * SIDE * SIDE * 3 - 1))
     with pytest.raises(AlexNetError, match=r"^--loader-workers 2 needs 0 MB of shared memory, and .* --shm-size"):
-        next(stream(workers=2))
-    next(stream(workers=0))
+        next(epoch(prepared, workers=2))
+    next(epoch(prepared))
 
 
 def test_a_loader_that_is_killed_is_one_line(prepared, monkeypatch):
@@ -229,5 +233,7 @@ def test_a_loader_that_is_killed_is_one_line(prepared, monkeypatch):
             raise RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search the logs")
 
     monkeypatch.setattr(grain.MapDataset, "source", lambda examples: Loader())
-    with pytest.raises(AlexNetError, match=r"^--loader-workers 2: a process was killed, as memory or /dev/shm is too"):
-        next(open_prepared(prepared).stream("train", 3, 1, 8, 2, workers=2))
+    with pytest.raises(
+        AlexNetError, match=r"^--loader-workers 2: a worker process was killed; memory or /dev/shm is too"
+    ):
+        next(epoch(prepared, workers=2))

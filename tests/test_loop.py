@@ -18,13 +18,17 @@ import alexnet_jax
 from alexnet_jax import data
 from alexnet_jax.config.recipes import PRESETS
 from alexnet_jax.config.settings import TrainConfig
-from alexnet_jax.data.dataset import Dataset, Split
+from alexnet_jax.data.dataset import ArrayDataset, Split
+from alexnet_jax.distributed.devices import select_devices
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.runs import folder as run_module
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import RunFolder
-from alexnet_jax.runs.log import JsonlWriter, read_jsonl
-from alexnet_jax.training import loop
+from alexnet_jax.runs.log import read_jsonl
+from alexnet_jax.training import loop, optimizer
+from alexnet_jax.training import trainer as trainer_module
+from alexnet_jax.training.state import create_state
+from alexnet_jax.training.trainer import Trainer
 
 
 def make_config(workdir: pathlib.Path, epochs: int = 3, **run) -> TrainConfig:
@@ -90,17 +94,10 @@ def test_metrics_lines(finished, tiny):
     assert validation[-1]["accuracy"] == np.mean(run.predict_class(split.images) == split.labels)
 
 
-def test_many_steps_in_a_call_change_nothing_that_is_logged(finished, tiny, tmp_path, monkeypatch):
+def test_many_steps_in_a_call_change_nothing_that_is_logged(finished, tiny, tmp_path):
     """Lines of the log stand at steps 3, 6, 7, ..; a call never goes beyond the next."""
-    calls = []
-    take_steps = loop.Trainer._take_steps
-
-    def counting(self, examples, layout, *args):
-        calls.append(layout.indices.shape[1])
-        take_steps(self, examples, layout, *args)
-
-    monkeypatch.setattr(loop.Trainer, "_take_steps", counting)
-    loop.train_and_evaluate(make_config(tmp_path, steps_per_call=2), tiny)
+    steps = [call.step for call in loop.training(make_config(tmp_path, steps_per_call=2), tiny)]
+    calls = np.diff(steps, prepend=0).tolist()
     # Step 7 ends the epoch; then the log is due at 9.
     assert calls[:5] == [2, 1, 2, 1, 1]
     assert sum(calls) == 21
@@ -116,17 +113,12 @@ def test_more_epochs_go_on_bit_for_bit(finished, tiny, tmp_path):
     assert_same_run(finished, tmp_path / "run")
 
 
-def stop_after(monkeypatch, step: int, number: int) -> None:
-    """Has the process send itself a signal once `step` is reached."""
-    take_steps = loop.Trainer._take_steps
-
-    def stopping(self, *args):
-        take_steps(self, *args)
-        if self.step == step:
+def train_until(config: TrainConfig, dataset, step: int, number: int) -> None:
+    """Trains; the process sends itself a signal after `step`."""
+    for call in loop.training(config, dataset):
+        if call.step == step:
             os.kill(os.getpid(), number)
             time.sleep(0.1)  # a thread notes it
-
-    monkeypatch.setattr(loop.Trainer, "_take_steps", stopping)
 
 
 @pytest.fixture(scope="module")
@@ -140,34 +132,30 @@ def whole(tiny, tmp_path_factory):
 @pytest.mark.parametrize(
     "stop", [stop if stop in (7, 10) else pytest.param(stop, marks=pytest.mark.stress) for stop in range(1, 15)]
 )
-def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(whole, tiny, tmp_path, monkeypatch, stop):
+def test_a_run_stopped_at_any_step_goes_on_bit_for_bit(whole, tiny, tmp_path, stop):
     number = signal.SIGHUP if stop % 2 else signal.SIGINT
     config = make_config(tmp_path / "broken", 2, eval_every=2)
-    stop_after(monkeypatch, stop, number)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with pytest.raises(StoppedError, match=f"{number.name}: saved step {stop};") as stopped:
-        loop.train_and_evaluate(config, tiny)
+        train_until(config, tiny, stop, number)
     assert stopped.value.exit_code == 128 + number
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
-    monkeypatch.undo()
     loop.train_and_evaluate(config, tiny)
     assert_same_run(whole, tmp_path / "broken")
 
 
 @pytest.mark.stress
-def test_a_run_of_several_steps_in_a_call_goes_on_bit_for_bit(tiny, tmp_path, monkeypatch):
+def test_a_run_of_several_steps_in_a_call_goes_on_bit_for_bit(tiny, tmp_path):
     config = make_config(tmp_path / "whole", 2, steps_per_call=2)
     loop.train_and_evaluate(config, tiny)
     config = make_config(tmp_path / "broken", 2, steps_per_call=2)
-    stop_after(monkeypatch, 9, signal.SIGTERM)
     with pytest.raises(StoppedError):
-        loop.train_and_evaluate(config, tiny)
-    monkeypatch.undo()
+        train_until(config, tiny, 9, signal.SIGTERM)
     loop.train_and_evaluate(config, tiny)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
-def test_a_plateau_lowers_the_rate_also_across_a_stop(tiny, tmp_path, monkeypatch):
+def test_a_plateau_lowers_the_rate_also_across_a_stop(tiny, tmp_path):
     """At a rate of 1e-9 validation never changes: the first epoch is the best, each later one lowers the rate."""
 
     def configure(name):
@@ -182,10 +170,8 @@ def test_a_plateau_lowers_the_rate_also_across_a_stop(tiny, tmp_path, monkeypatc
         if r["split"] == "train"
     }
     assert rates == pytest.approx({0: 1e-9, 1: 1e-9, 2: 1e-10})
-    stop_after(monkeypatch, 17, signal.SIGTERM)
     with pytest.raises(StoppedError):
-        loop.train_and_evaluate(configure("broken"), tiny)
-    monkeypatch.undo()
+        train_until(configure("broken"), tiny, 17, signal.SIGTERM)
     loop.train_and_evaluate(configure("broken"), tiny)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
     tree, memory = Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True).restore_newest()
@@ -270,7 +256,7 @@ def test_the_place_of_the_data_is_remembered_as_an_absolute_path(tiny, tmp_path,
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=given))
         folder = RunFolder(config.workdir)
         source = {"found": tmp_path / "data" / "here", "cached": tmp_path}.get(name, tiny.source)
-        info = loop.describe(dataclasses.replace(tiny, source=str(source)))
+        info = run_module.describe(dataclasses.replace(tiny, source=str(source)))
         folder.prepare(config, info, tiny.statistics())
         assert folder.read_config().data.data_dir == expected
 
@@ -285,8 +271,10 @@ def test_a_run_can_be_pickled_before_and_after_predict(finished, tiny):
 def test_one_process_at_a_time_trains_in_a_folder(tiny, tmp_path):
     config = make_config(tmp_path / "run", 1)
     message = f"process {os.getpid()} is training there"
-    with contextlib.closing(loop.Trainer(config, tiny)), pytest.raises(AlexNetError, match=message):
-        loop.train_and_evaluate(config, tiny)
+    with contextlib.closing(loop.training(config, tiny)) as first:
+        next(first)
+        with pytest.raises(AlexNetError, match=message):
+            loop.train_and_evaluate(config, tiny)
     loop.train_and_evaluate(config, tiny)
 
 
@@ -309,12 +297,14 @@ def test_an_update_that_is_not_finite_is_not_taken(tiny, tmp_path, monkeypatch, 
         return training(self, keys, images, step) + jnp.where(step == poison, jnp.inf, 0.0)
 
     monkeypatch.setattr(Preprocessing, "training", poisoned)
-    trainer = loop.Trainer(config, tiny)
-    with contextlib.closing(trainer), pytest.raises(AlexNetError) as error:
-        trainer.train()
+    with pytest.raises(AlexNetError) as error:
+        loop.train_and_evaluate(config, tiny)
     assert "the loss is nan at step 10 (epoch 2, batch 3 of 7)" in str(error.value)
-    assert "checkpoints there are: [7]" in str(error.value)
-    state = jax.device_get(trainer.state)
+    assert "existing checkpoints: [7]" in str(error.value)
+    trainer = Trainer(config, tiny, select_devices(2))
+    for _ in loop.take_steps(trainer):
+        pass
+    state = jax.device_get(trainer.gather())
     assert int(state.step) == 9
     assert not state.finite
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
@@ -326,54 +316,42 @@ def test_an_update_that_is_not_finite_is_not_taken(tiny, tmp_path, monkeypatch, 
 
 def test_a_gradient_that_is_not_finite_is_named(tiny, tmp_path, monkeypatch):
     config = make_config(tmp_path, 1)
-    monkeypatch.setattr(loop.optimizer, "from_config", lambda *args: (optax.sgd(1e38), lambda step: jnp.float32(1e38)))
-    with pytest.raises(AlexNetError, match=r"the (loss is|gradient or the update holds)"):
+    monkeypatch.setattr(optimizer, "from_config", lambda *args: (optax.sgd(1e38), lambda step: jnp.float32(1e38)))
+    with pytest.raises(AlexNetError, match=r"the (loss is|gradient or the update contains)"):
         loop.train_and_evaluate(config, tiny)
 
 
-def test_a_loss_that_stays_that_of_guessing_gets_one_warning(tiny, tmp_path, capsys):
+def test_a_loss_that_stays_that_of_guessing_gets_one_warning(tiny, tmp_path, monkeypatch, capsys):
     base = make_config(tmp_path / "stalls", 3, stall_steps=5)
     config = dataclasses.replace(
         base,
         optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-12),
         network=dataclasses.replace(base.network, dropout_rate=0.0),
     )
-    trainer = loop.Trainer(config, tiny)
-    small = jax.tree.map(lambda x: x * 1e-4, trainer.state.params["logits"])
-    trainer.state = trainer.state.replace(params=trainer.state.params | {"logits": small})
-    with contextlib.closing(trainer):
-        trainer.train()
+
+    def small_logits(*args):
+        state = create_state(*args)
+        small = jax.tree.map(lambda x: x * 1e-4, state.params["logits"])
+        return state.replace(params=state.params | {"logits": small})
+
+    monkeypatch.setattr(trainer_module, "create_state", small_logits)
+    loop.train_and_evaluate(config, tiny)
     err = capsys.readouterr().err
     assert err.count("warning:") == 1
     assert "the loss is 2.303, that of guessing: the weights hardly move" in err
     assert "conv1" in err
 
 
-def test_a_full_disk_under_the_metrics(tiny, tmp_path, monkeypatch):
-    """/dev/full takes nothing."""
-    config = make_config(tmp_path / "run", 1)
-    loop.train_and_evaluate(config, tiny)
-    if not pathlib.Path("/dev/full").exists():
-        pytest.skip("no /dev/full")
-    writer = JsonlWriter(tmp_path / "run" / "metrics.jsonl", 7)
-    writer._file.close()
-    writer._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
-    with contextlib.closing(writer), pytest.raises(AlexNetError, match=r"can't write .*metrics\.jsonl: No space left"):
-        writer.write({"step": 8})
-
-
 @pytest.mark.stress  # the short form is in test_steps.py
-def test_deterministic_runs_leave_the_same_bits(tiny, tmp_path, monkeypatch):
+def test_deterministic_runs_leave_the_same_bits(tiny, tmp_path):
     """One on a single device, the other stopped on 8 and gone on with on 2."""
     one, many, two = (
         make_config(tmp_path / name, 3, deterministic=True, num_devices=count)
         for name, count in (("one", 1), ("many", 8), ("many", 2))
     )
     loop.train_and_evaluate(one, tiny)
-    stop_after(monkeypatch, 11, signal.SIGTERM)
     with pytest.raises(StoppedError):
-        loop.train_and_evaluate(many, tiny)
-    monkeypatch.undo()
+        train_until(many, tiny, 11, signal.SIGTERM)
     loop.train_and_evaluate(two, tiny)
     states = [Checkpoints(config.workdir / "checkpoints").restore_tree(21)[0] for config in (one, two)]
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -556,7 +534,7 @@ def test_a_checkpoint_of_another_network_is_refused(finished, tiny, tmp_path, mo
         loop.train_and_evaluate(make_config(finished), tiny)
 
 
-def test_merging_keeps_every_image(tiny: Dataset):
+def test_merging_keeps_every_image(tiny: ArrayDataset):
     merged = tiny.train_on_all()
     assert set(merged.splits) == {"train", "test"}
     np.testing.assert_array_equal(merged["train"].images[:100], tiny["train"].images)

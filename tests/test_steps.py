@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -6,16 +8,18 @@ import optax
 import pytest
 
 from alexnet_jax.augment import preprocess
-from alexnet_jax.data.batches import Batches, batches, epoch_order
+from alexnet_jax.data.batches import Batch, batches, epoch_order
+from alexnet_jax.data.dataset import ArrayDataset, Examples
 from alexnet_jax.data.statistics import Statistics, pca_basis
+from alexnet_jax.data.streamed import StreamedDataset
 from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.errors import UsageError
 from alexnet_jax.network.layers import dropout, max_pool
 from alexnet_jax.network.lrn import local_response_norm
 from alexnet_jax.network.small import AlexNetSmall
-from alexnet_jax.training import optimizer, predict
-from alexnet_jax.training.state import Examples, create_state
-from alexnet_jax.training.step import make_train_step
+from alexnet_jax.training import gradients, optimizer, predict
+from alexnet_jax.training.state import create_state
+from alexnet_jax.training.step import compile_train_step, train_step
 
 # At higher rates rounding can grow a thousandfold in a step: which of two equal elements is a window's maximum hangs on
 # the last bit, and shapes have plenty of equal pixels. At twice this rate it did, on one processor and JAX 0.10 alone.
@@ -27,11 +31,16 @@ def everything_on(images: np.ndarray) -> preprocess.Preprocessing:
     return preprocess.Preprocessing(statistics.basis, statistics.mean_image, 4, "reflect", True, "per-image", 0.1, 15)
 
 
+def compiled(model, update, preprocessing, devices, fetch=ArrayDataset.fetch, **options):
+    step = functools.partial(train_step, model=model, optimizer=update, preprocess=preprocessing, **options)
+    return compile_train_step(step, devices, fetch)
+
+
 def train(split, num_devices: int, num_steps: int, seed: int = 1, steps_per_call: int = 1):
     """Trains with everything on; 100 images in batches of 16 leave a padded last batch of 4 in each pass."""
     devices = jax.devices()[:num_devices]
     model = AlexNetSmall()
-    step = make_train_step(model, UPDATE, everything_on(split.images), devices)
+    step = compiled(model, UPDATE, everything_on(split.images), devices)
     state = create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
     initial = jax.device_get(state.params)
     state = replicate(state, devices)
@@ -100,7 +109,7 @@ def test_every_parameter_gets_a_gradient_and_moves(one_device):
 def test_gradient_without_weight_decay_reaches_every_tensor(tiny):
     split, model = tiny["train"], AlexNetSmall()
     update = optax.sgd(1.0)
-    step = make_train_step(model, update, everything_on(split.images), jax.devices()[:1])
+    step = compiled(model, update, everything_on(split.images), jax.devices()[:1])
     state = create_state(model, update, (32, 32, 3), jax.random.key(0))
     before = jax.device_get(state.params)
     batch = batches(np.arange(100), 16, 1).part(0)
@@ -124,7 +133,7 @@ def test_the_step_compiles_once(tiny):
 
     split, devices = tiny["train"], jax.devices()[:2]
     model = Counting()
-    step = make_train_step(model, UPDATE, everything_on(split.images), devices)
+    step = compiled(model, UPDATE, everything_on(split.images), devices)
     state = replicate(create_state(model, UPDATE, (32, 32, 3), jax.random.key(0)), devices)
     key = replicate(jax.random.key(1), devices)
     traces = 0
@@ -144,7 +153,7 @@ def test_padding_changes_nothing(tiny):
     preprocessing = preprocess.Preprocessing(pca_basis(split.images))
     results = []
     for size in (4, 16):
-        step = make_train_step(model, update, preprocessing, devices)
+        step = compiled(model, update, preprocessing, devices)
         state = replicate(create_state(model, update, (32, 32, 3), jax.random.key(0)), devices)
         examples, batch = Examples(split.images, split.labels), batches(np.arange(4), size, 1)
         results.append(jax.device_get(step(state, examples, batch, jax.random.key(1))))
@@ -157,7 +166,7 @@ def test_padding_changes_nothing(tiny):
 def test_metrics_are_sums_of_the_true_loss(tiny):
     split, devices = tiny["train"], jax.devices()[:2]
     model = AlexNetSmall(dropout_rate=0.0)
-    step = make_train_step(model, UPDATE, preprocess.Preprocessing(pca_basis(split.images)), devices)
+    step = compiled(model, UPDATE, preprocess.Preprocessing(pca_basis(split.images)), devices)
     state = create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
     logits = np.asarray(
         jax.jit(model.apply)({"params": state.params}, jnp.asarray(split.images[:16] / 255.0, jnp.float32))
@@ -170,9 +179,10 @@ def test_metrics_are_sums_of_the_true_loss(tiny):
     assert int(metrics.correct[0]) == (logits.argmax(axis=1) == split.labels[:16]).sum()
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("batch_size", [1, 64, 100])
-@pytest.mark.parametrize("count", [1, 7, 63, 64, 65, 70])
+@pytest.mark.parametrize(
+    ("num_devices", "batch_size", "count"),
+    [(1, 1, 7), (1, 64, 64), (1, 64, 65), (2, 1, 1), (2, 100, 63), (4, 64, 70), (8, 1, 7), (8, 64, 65)],
+)
 def test_every_image_is_predicted_once_and_in_order(tiny, num_devices, count, batch_size):
     class MeanLevel(AlexNetSmall):
         def __call__(self, images, dropout_keys=None):
@@ -196,24 +206,31 @@ class Tiny(nn.Module):
         return nn.Dense(10)(x)
 
 
-def tiny_update(split, num_devices: int, streams: bool = False, **options):
+def tiny_update(split, num_devices: int, streamed: bool = False, **options):
     """The state after a padded batch of 12 images, and the step's metrics."""
     devices = jax.devices()[:num_devices]
     model, update = Tiny(), optax.sgd(1.0)
-    step = make_train_step(model, update, everything_on(split.images), devices, streams=streams, **options)
     state = replicate(create_state(model, update, (32, 32, 3), jax.random.key(0)), devices)
     layout = batches(np.arange(20, 32), 16, num_devices)
-    examples = Examples(split.images, split.labels)
-    if streams:  # each device's share, and places in it
-        examples = Examples(*(x[layout.indices[:, 0]] for x in examples))
-        places = np.broadcast_to(np.arange(16 // num_devices, dtype=np.int32), layout.mask[:, 0].shape)
-        layout = Batches(places[:, None], layout.mask)
-    return jax.device_get(step(state, examples, layout, replicate(jax.random.key(1), devices)))
+    resident, call, fetch = Examples(split.images, split.labels), layout, ArrayDataset.fetch
+    if streamed:  # each call brings its own images
+        resident, fetch = None, StreamedDataset.fetch
+        call = Batch(split.images[layout.indices], split.labels[layout.indices], layout.mask)
+    step = compiled(model, update, everything_on(split.images), devices, fetch, **options)
+    return jax.device_get(step(state, resident, call, replicate(jax.random.key(1), devices)))
+
+
+IN_TWO_PARTS = [functools.partial(gradients.in_parts, number=2, unroll=unroll) for unroll in (True, False)]
 
 
 @pytest.mark.parametrize(
     ("num_devices", "options"),
-    [(2, {"accumulate": 2}), (4, {"streams": True})],
+    [
+        (2, {"sum_gradients": IN_TWO_PARTS[0]}),
+        (2, {"sum_gradients": IN_TWO_PARTS[1]}),
+        (2, {"sum_gradients": gradients.in_fixed_order}),
+        (4, {"streamed": True}),
+    ],
 )
 def test_parts_and_streams_give_the_same_update(tiny, num_devices, options):
     state, metrics = tiny_update(tiny["train"], 1)
@@ -242,7 +259,7 @@ def test_views_are_averaged_as_probabilities(tiny):
     assert np.ptp(expected) > 0.1
 
 
-def deterministic_state(split, devices_at, deterministic=True):
+def deterministic_state(split, devices_at, sum_gradients=gradients.in_fixed_order):
     """The state after 20 steps on `devices_at(step)` devices, the last batch of each pass padded."""
     programs, model = {}, Tiny()
     update = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.01, [15], 0.1)), 0.9, 5e-4)
@@ -251,9 +268,7 @@ def deterministic_state(split, devices_at, deterministic=True):
         count = devices_at(number)
         devices = jax.devices()[:count]
         if count not in programs:
-            programs[count] = make_train_step(
-                model, update, everything_on(split.images), devices, deterministic=deterministic
-            )
+            programs[count] = compiled(model, update, everything_on(split.images), devices, sum_gradients=sum_gradients)
         batch = batches(epoch_order(0, number // 7, len(split)), 16, count).part(number % 7)
         arguments = Examples(split.images, split.labels), batch, jax.random.key(1)
         state = jax.device_get(programs[count](replicate(state, devices), *arguments)[0])
@@ -266,8 +281,8 @@ def test_deterministic_steps_compute_the_same_bits(tiny):
     one = deterministic_state(split, lambda step: 1)
     for devices_at in (lambda step: 2, lambda step: 4, lambda step: 8 if step < 11 else 2):
         jax.tree.map(np.testing.assert_array_equal, one, deterministic_state(split, devices_at))
-    # Without the flag the bits differ, so that equality above says something.
-    plain = deterministic_state(split, lambda step: 2, deterministic=False)
+    # At once the bits differ, so that equality above says something.
+    plain = deterministic_state(split, lambda step: 2, gradients.at_once)
     assert any((x != y).any() for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(plain), strict=True))
 
 
@@ -283,7 +298,7 @@ def test_label_smoothing_spreads_a_share_of_the_label(tiny):
     split, model, devices = tiny["train"], AlexNetSmall(dropout_rate=0.0, initial_bias=0.0), jax.devices()[:1]
     preprocessing = preprocess.Preprocessing(Statistics.of(split.images).basis)
     update = optax.sgd(1.0)
-    step = make_train_step(model, update, preprocessing, devices, label_smoothing=0.3)
+    step = compiled(model, update, preprocessing, devices, label_smoothing=0.3)
     before = create_state(model, update, (32, 32, 3), jax.random.key(0))
     params = jax.device_get(before.params)
     layout = batches(np.arange(100), 16, 1).part(6)  # 4 images and 12 of padding

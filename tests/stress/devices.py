@@ -3,6 +3,7 @@
 import argparse
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -73,11 +74,12 @@ def cost(num_devices: int, rounds: int = 5, steps_a_round: int = 10) -> dict[str
     from alexnet_jax.config.recipes import PRESETS
     from alexnet_jax.data import shapes, statistics
     from alexnet_jax.data.batches import batches
+    from alexnet_jax.data.dataset import ArrayDataset, Examples
     from alexnet_jax.distributed.devices import replicate, select_devices
     from alexnet_jax.network import build
-    from alexnet_jax.training import optimizer
-    from alexnet_jax.training.state import Examples, create_state
-    from alexnet_jax.training.step import make_train_step
+    from alexnet_jax.training import gradients, optimizer
+    from alexnet_jax.training.state import create_state
+    from alexnet_jax.training.step import compile_train_step, train_step
 
     config, split = PRESETS["cifar10"].config, shapes.load(train=1280, validation=1, test=1)["train"]
     devices = select_devices(num_devices)
@@ -88,7 +90,14 @@ def cost(num_devices: int, rounds: int = 5, steps_a_round: int = 10) -> dict[str
     layout, key = batches(np.arange(1280), 128, num_devices), replicate(jax.random.key(0), devices)
     programs, states = {}, {}
     for deterministic in (False, True):
-        programs[deterministic] = make_train_step(model, rule, preprocessing, devices, deterministic)
+        step = functools.partial(
+            train_step,
+            model=model,
+            optimizer=rule,
+            preprocess=preprocessing,
+            sum_gradients=gradients.in_fixed_order if deterministic else gradients.at_once,
+        )
+        programs[deterministic] = compile_train_step(step, devices, ArrayDataset.fetch)
         state = create_state(model, rule, (32, 32, 3), jax.random.key(0))
         states[deterministic], _ = programs[deterministic](replicate(state, devices), examples, layout.part(0), key)
     rates = collections.defaultdict(list)
