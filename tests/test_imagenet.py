@@ -13,7 +13,7 @@ import numpy as np
 import process_faults
 import pytest
 from image_folders import configure, make_folder
-from test_loop import assert_same_run, stop_after
+from test_loop import assert_same_run, train_until
 
 import alexnet_jax
 from alexnet_jax import data, runtime
