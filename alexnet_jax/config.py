@@ -445,6 +445,13 @@ def _from_nested(config_type: type[C], nested: Mapping[str, Any], context: str |
     return config
 
 
+def layers_of(network: str) -> tuple[str, ...]:
+    """Names of a network's layers, in order."""
+    if network.startswith("convnet-"):
+        return ("conv1", "conv2", *(("conv3",) if network == "convnet-18pct" else ("local3", "local4")), "logits")
+    return ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
+
+
 def _check_processes(run: RunConfig) -> None:
     given = {"--coordinator": run.coordinator, "--num-processes": run.num_processes, "--process-id": run.process_id}
     missing = [name for name, value in given.items() if value is None]
@@ -472,6 +479,11 @@ def _check_together(config: TrainConfig) -> None:
     layers = [layer for layer, _ in optimizer.layer_decays]
     if len(set(layers)) < len(layers):
         raise UsageError(f"--layer-decays names a layer twice: {' '.join(layers)}")
+    own = layers_of(config.network.network)
+    if others := [layer for layer in layers if layer not in own]:
+        raise UsageError(
+            f"--layer-decays {others[0]}: the layers of --network {config.network.network} are {', '.join(own)}"
+        )
     if optimizer.rate_schedule == "cosine" and (optimizer.drop_epochs or optimizer.plateau_patience):
         raise UsageError("--rate-schedule cosine: --drop-epochs and --plateau-patience are for drops")
     if optimizer.warmup_epochs and optimizer.rate_schedule != "cosine":

@@ -1,10 +1,13 @@
 import dataclasses
 import json
 import pathlib
+from typing import get_args, get_type_hints
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from alexnet_jax import cli, config
+from alexnet_jax import cli, config, models
 from alexnet_jax.config import PRESETS, AugmentationConfig, EvalConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from alexnet_jax.errors import UsageError
 from alexnet_jax.export import ExportConfig
@@ -66,6 +69,14 @@ def test_every_value_survives_json():
             {"optimizer": "sgd", "layer_decays": [["fc1", 0.1], ["fc1", 0.2]]},
             "--layer-decays names a layer twice: fc1 fc1",
         ),
+        (
+            {"optimizer": "sgd", "layer_decays": [["local3", 0.1]]},
+            "--layer-decays local3: the layers of --network small are conv1, conv2, conv3,",
+        ),
+        (
+            {"optimizer": "sgd", "network": "convnet-11pct", "dropout_rate": 0.0, "layer_decays": [["fc1", 0.1]]},
+            "--layer-decays fc1: the layers of --network convnet-11pct are conv1, conv2, local3, local4, logits",
+        ),
         ({"rate_schedule": "cosine", "drop_epochs": [5]}, "--rate-schedule cosine: --drop-epochs and --plateau"),
         ({"warmup_epochs": 1.0}, "--warmup-epochs is for --rate-schedule cosine"),
         ({"rate_schedule": "cosine", "warmup_epochs": 50.0}, "--warmup-epochs 50: --epochs 50 are needed after"),
@@ -109,6 +120,14 @@ def test_impossible_values_are_named(change, message):
         config.from_json(settings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_names_of_layers_are_those_of_the_parameters():
+    for network in get_args(get_type_hints(config.NetworkConfig)["network"]):
+        model = models.from_config(config.NetworkConfig(network=network), 10)
+        images = jnp.zeros((1, *[models.input_size(config.NetworkConfig(network=network)) or 32] * 2, 3))
+        params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+        assert set(params) == set(config.layers_of(network)), network
 
 
 def test_a_missing_setting_is_named():
