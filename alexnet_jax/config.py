@@ -447,9 +447,13 @@ def _from_nested(config_type: type[C], nested: Mapping[str, Any], context: str |
 
 def layers_of(network: str) -> tuple[str, ...]:
     """Names of a network's layers, in order."""
-    if network.startswith("convnet-"):
-        return ("conv1", "conv2", *(("conv3",) if network == "convnet-18pct" else ("local3", "local4")), "logits")
-    return ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
+    match network:
+        case "convnet-18pct":
+            return ("conv1", "conv2", "conv3", "logits")
+        case "convnet-11pct":
+            return ("conv1", "conv2", "local3", "local4", "logits")
+        case _:
+            return ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
 
 
 def _check_processes(run: RunConfig) -> None:

@@ -169,6 +169,7 @@ def test_the_command_goes_on_after_a_signal(number, tmp_path):
     # A shard is finished when its statistics are written too; one without them is written again.
     finished = [out / path.stem for path in out.glob(".work/*.npz")]
     finished = {path: path.stat().st_mtime_ns for path in finished}
+    assert finished
     prepare.main(["imagenet", *flags, str(out)])
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
     assert len(open_prepared(out).splits["train"]) == 2500
