@@ -156,14 +156,12 @@ def make_config(prepared, workdir, epochs=2, **run):
     )
 
 
-def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
-    """Trained, stopped in the middle of an epoch and gone on with, evaluated with 10 views."""
+def test_the_whole_way(prepared, tmp_path, capsys):
+    """Trained, stopped in the middle of an epoch and resumed, evaluated with 10 views."""
     dataset = data.load(DataConfig("imagenet", prepared))
     loop.train_and_evaluate(make_config(prepared, tmp_path / "whole"), dataset)
-    stop_after(monkeypatch, 5, signal.SIGTERM)
     with pytest.raises(StoppedError):
-        loop.train_and_evaluate(make_config(prepared, tmp_path / "broken"), dataset)
-    monkeypatch.undo()
+        train_until(make_config(prepared, tmp_path / "broken"), dataset, 5, signal.SIGTERM)
     loop.train_and_evaluate(make_config(prepared, tmp_path / "broken"), dataset)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
