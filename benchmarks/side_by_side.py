@@ -74,7 +74,7 @@ def train(config: TrainConfig, dataset: Dataset, seeds: Sequence[int], views: Se
     devices, split = runtime.devices()[:1], dataset["train"]
     loop.check_sizes(config, dataset.image_shape)
     per_epoch = steps_per_epoch(len(split), config.schedule.batch_size)
-    preprocessing = preprocess.from_config(config.augmentation, dataset.statistics(), per_epoch)
+    preprocessing = preprocess.Preprocessing(config.augmentation, dataset.statistics(), per_epoch)
     model = build.from_config(config.network, len(dataset.class_names))
     update_rule, _ = optimizer.from_config(config.optimizer, per_epoch, config.schedule.epochs)
     train_step = make_train_step(

@@ -233,7 +233,7 @@ def _wanted(variant: str) -> Iterator[_Wanted]:
     lrn = {"local_size": 5, "alpha": 1e-4, "beta": 0.75, "norm_region": 0, "k": network.lrn_k}
     pooling = {"pool": 0, "global_pooling": False, "stride": 2, "pad": 0, "kernel_size": 3}
     after = {
-        "ReLU": _Wanted("ReLU", {"negative_slope": 0.0}),
+        "activation": _Wanted("ReLU", {"negative_slope": 0.0}),
         "LRN": _Wanted("LRN", lrn),
         "pool": _Wanted("Pooling", pooling),
     }
@@ -248,7 +248,7 @@ def _wanted(variant: str) -> Iterator[_Wanted]:
         dense = {"bias_term": True, "axis": 1, "transpose": False}
         yield _Wanted("InnerProduct", dense | ({"num_output": features} if features else {}))
         if features:
-            yield after["ReLU"]
+            yield after["activation"]
 
 
 def _variant(path: Sequence[Any]) -> str:

@@ -77,7 +77,9 @@ def describe(dataset: Dataset | ImageNet) -> DatasetInfo:
 def noise_levels(preprocessing: preprocess.Preprocessing, images: np.ndarray) -> np.ndarray:
     """Standard deviation of the PCA colour noise in R, G and B, grey levels [3], measured on some 2,000 draws."""
     keys = jax.random.split(jax.random.key(0), (-(-2000 // len(images)), len(images)))
-    draws = jax.jit(lambda keys, x: jax.lax.map(lambda k: preprocessing.noise(k, x, preprocessing.pca_std), keys))
+    draws = jax.jit(
+        lambda keys, x: jax.lax.map(lambda k: preprocessing.noise(k, x, preprocessing.config.pca_std), keys)
+    )
     return np.asarray(draws(keys, images)).std(axis=(0, 1))
 
 
@@ -134,7 +136,7 @@ class Trainer:
     def _set_up(self, info: DatasetInfo, statistics: Statistics, opened: contextlib.ExitStack) -> None:
         config, dataset, devices = self.config, self.dataset, self.devices
         self.steps_per_epoch = steps_per_epoch(len(dataset["train"]), config.schedule.batch_size)
-        preprocessing = preprocess.from_config(config.augmentation, statistics, self.steps_per_epoch)
+        preprocessing = preprocess.Preprocessing(config.augmentation, statistics, self.steps_per_epoch)
         self.preprocessing = preprocessing
         self.model = model = build.from_config(config.network, len(dataset.class_names))
         update_rule, self.learning_rate = optimizer.from_config(
@@ -436,11 +438,11 @@ class Trainer:
             f"network  {type(model).__name__}, {parameters:,} parameters, {self.config.network.dtype}, "
             f"on {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}"
         )
-        if preprocessing.pca != "none":
+        if preprocessing.config.pca != "none":
             red, green, blue = noise_levels(preprocessing, self.dataset.sample(SAMPLE).images)
             print(
-                f"noise    PCA {preprocessing.pca}, coefficients' std {preprocessing.pca_std:g}: shifts R, G, B by "
-                f"{red:.2g}, {green:.2g}, {blue:.2g} grey levels (standard deviation)"
+                f"noise    PCA {preprocessing.config.pca}, coefficients' std {preprocessing.config.pca_std:g}: "
+                f"shifts R, G, B by {red:.2g}, {green:.2g}, {blue:.2g} grey levels (standard deviation)"
             )
         state = f"resumes after step {self.step:,}" if self.step else "new"
         print(f"run      {self.folder.path}, {state}, {self.last_step:,} steps in all", flush=True)

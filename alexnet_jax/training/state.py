@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import AXIS, replicate
-from alexnet_jax.network.split_dense import is_split, stacked, unstacked
+from alexnet_jax.network.split_dense import is_split_kernel, join_kernel, split_kernel
 
 PyTree = Any
 
@@ -92,7 +92,7 @@ def split(state: TrainState, devices: Sequence[jax.Device]) -> SplitState:
     """Puts on each device its part of the dense layers, and a copy of all else."""
     own, rows = processes.local(devices), processes.local_rows(devices)
     copied, divided = _partition(state)
-    parts = jax.tree.map(lambda leaf: stacked(np.asarray(leaf), len(devices))[rows], divided)
+    parts = jax.tree.map(lambda leaf: split_kernel(np.asarray(leaf), len(devices))[rows], divided)
     mesh = Mesh(np.array(own), (AXIS,))
     return SplitState(replicate(copied, devices), jax.device_put(parts, NamedSharding(mesh, PartitionSpec(AXIS))))
 
@@ -110,7 +110,7 @@ def whole(state: TrainState | SplitState, shapes: TrainState) -> TrainState:
         return state
 
     def together(parts: jax.Array, like: jax.ShapeDtypeStruct) -> np.ndarray:
-        return unstacked(processes.gathered(np.asarray(parts)), like.shape[0])
+        return join_kernel(processes.gathered(np.asarray(parts)), like.shape[0])
 
     return _join(state.copied, jax.tree.map(together, state.divided, _partition(shapes)[1]))
 
@@ -118,7 +118,7 @@ def whole(state: TrainState | SplitState, shapes: TrainState) -> TrainState:
 def _partition(tree: PyTree) -> tuple[PyTree, PyTree]:
     """What is copied to each device and what is divided, each with None in place of the other."""
     copied, divided = (
-        jax.tree_util.tree_map_with_path(lambda path, x, want=want: x if is_split(path) == want else None, tree)
+        jax.tree_util.tree_map_with_path(lambda path, x, want=want: x if is_split_kernel(path) == want else None, tree)
         for want in (False, True)
     )
     return copied, divided
