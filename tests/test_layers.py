@@ -22,7 +22,7 @@ CONVENTIONS = [
 
 
 def by_the_book(x: np.ndarray, *convention: float) -> np.ndarray:
-    return local_response_norm_by_the_book(x.astype(np.float64), *convention)  # type: ignore[arg-type]
+    return local_response_norm_by_the_book(x.astype(np.float64), *convention)
 
 
 def inputs(scale: float, shape: tuple[int, ...] = (2, 3, 3, 13)) -> np.ndarray:
@@ -186,7 +186,7 @@ POOLINGS = [(3, 2, "SAME"), (3, 2, "VALID"), (2, 2, "SAME"), (3, 1, "SAME"), (5,
 
 
 @pytest.mark.parametrize("pooling", POOLINGS, ids=str)
-@pytest.mark.parametrize("side", [5, 8, 16])
+@pytest.mark.parametrize("side", [5, 8])
 def test_max_pool_equals_flax(pooling, side):
     window, stride, padding = pooling
     x = jnp.asarray(inputs(1.0, (2, side, side + 1, 3))) - 2.0  # all negative: padding with 0 would show
@@ -201,7 +201,7 @@ def test_max_pool_equals_flax(pooling, side):
     np.testing.assert_allclose(vjp(cotangent)[0], their_vjp(cotangent)[0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("side", [5, 8, 16])
+@pytest.mark.parametrize("side", [5, 8])
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (5, 3)])
 def test_average_pool_equals_flax(window, stride, side):
     x = jnp.asarray(inputs(1.0, (2, side, side + 1, 3)))

@@ -315,7 +315,7 @@ def test_the_document_shows_the_networks_as_they_are():
 @pytest.mark.parametrize("name", build.NETWORKS)
 def test_every_network_keeps_to_what_the_rest_relies_on(name):
     """The list in `alexnet_jax.network`."""
-    config = NetworkConfig(network=name)  # type: ignore[arg-type]
+    config = NetworkConfig(network=name)
     side = build.input_size(config) or 32
     model, calls = build.from_config(config, 7), []
 
