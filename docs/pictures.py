@@ -1,6 +1,6 @@
-"""The pictures of the four pages about ideas: `python docs/pictures.py` draws them into docs/images/ again.
+"""Figures of the four pages about ideas: `python docs/pictures.py` draws them into docs/images/.
 
-What they show is computed by the package itself; images are drawn shapes, so no data set is needed.
+They are computed by the package itself, from drawn shapes, so no data set is needed.
 """
 
 import io
@@ -263,7 +263,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 
 
 def main(folder: pathlib.Path = IMAGES) -> None:
-    """Draws every picture into the folder."""
+    """Draws every figure into the folder."""
     for name, draw in PICTURES.items():
         save(draw(), folder / name)
 
