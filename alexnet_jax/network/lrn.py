@@ -17,7 +17,7 @@ def local_response_norm(
     k: float = 2.0,
     divide_by_size: bool = False,
 ) -> jax.Array:
-    """Divides each activation by a power of the squares of its neighbours in other channels.
+    """Divides each activation by a power of the sum of squares over its neighbouring channels and itself.
 
         y_c = x_c / (k + a * sum of x_j^2 over the window of c) ^ beta
 
@@ -49,7 +49,7 @@ def local_response_norm(
     [0.1818181872367859, 0.13793103396892548, 0.2222222238779068]
     """
     check_arguments("local_response_norm", x, size, alpha, k)
-    return normalize(x, size, alpha / size if divide_by_size else alpha, beta, k, channel_sum)
+    return normalize(x, size, alpha / size if divide_by_size else alpha, beta, k, _channel_sum)
 
 
 def local_response_norm_by_the_book(
@@ -63,10 +63,10 @@ def local_response_norm_by_the_book(
 
 
 # From here on: the same, fast and with its gradient. `window_sum(x, before, after)` is the only part that depends on
-# the kind of window: `channel_sum` here, a square of pixels in lrn_within_channel.py.
+# the kind of window: `_channel_sum` here, a square of pixels in lrn_within_channel.py.
 
 
-def channel_sum(x: jax.Array, before: int, after: int) -> jax.Array:
+def _channel_sum(x: jax.Array, before: int, after: int) -> jax.Array:
     """Sums [..., C] over channels c - before to c + after; channels outside the map count as 0."""
     return sum_along(x, before, after, axis=-1)
 

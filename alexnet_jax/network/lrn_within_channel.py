@@ -8,7 +8,7 @@ from alexnet_jax.network.lrn import check_arguments, normalize, sum_along
 def local_response_norm_within_channel(
     x: jax.Array, size: int = 5, alpha: float = 1e-3, beta: float = 0.75, k: float = 1.0
 ) -> jax.Array:
-    """Divides each activation by a power of the squares around it in the same channel.
+    """Divides each activation by a power of the sum of squares over a square of pixels around it in its channel.
 
         y_hw = x_hw / (k + alpha / size^2 * sum of x_ij^2 over the size x size pixels around h, w) ^ beta
 
