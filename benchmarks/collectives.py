@@ -23,7 +23,7 @@ from worker import peak_host_memory
 
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config import cli
-from alexnet_jax.config.settings import OptimizerConfig
+from alexnet_jax.config.settings import AugmentationConfig, OptimizerConfig
 from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.data import statistics
 from alexnet_jax.data.batches import Batch
@@ -130,9 +130,8 @@ def compiled_text(variant: str, parallelism: Parallelism, devices: int, batch_si
     model, side = alexnet.AlexNet(variant), alexnet.architecture(variant).input_size
     settings = OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4)
     update, _ = optimizer.from_config(settings, 1, 1)
-    preprocessing = preprocess.Preprocessing(
-        statistics.pca_basis(np.zeros((1, side, side, 3), np.uint8)), input_range=255
-    )
+    measured = statistics.Statistics.of(np.zeros((1, side, side, 3), np.uint8))
+    preprocessing = preprocess.Preprocessing(AugmentationConfig(input_range=255), measured, steps_per_epoch=1)
     step = functools.partial(train_step, model=model, optimizer=update, preprocess=preprocessing)
     layout = REPLICATED
     if parallelism == "hybrid":
@@ -161,10 +160,12 @@ def split_shapes(state: TrainState, devices: int) -> SplitState:
     """The shapes of what `SPLIT_DENSE.put` makes of a state."""
 
     def part(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct | None:
-        rows, features = leaf.shape if split_dense.is_split(path) else (0, 0)
+        rows, features = leaf.shape if split_dense.is_split_kernel(path) else (0, 0)
         return jax.ShapeDtypeStruct((devices, -(-rows // devices), features), leaf.dtype) if rows else None
 
-    copied = jax.tree_util.tree_map_with_path(lambda path, leaf: None if split_dense.is_split(path) else leaf, state)
+    copied = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: None if split_dense.is_split_kernel(path) else leaf, state
+    )
     return SplitState(copied, jax.tree_util.tree_map_with_path(part, state))
 
 

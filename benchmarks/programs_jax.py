@@ -47,7 +47,7 @@ def train(spec: Spec) -> Program:
     devices = select_devices(spec.devices)
     images, labels = examples(spec)
     turns = len(images) // spec.batch_size
-    preprocessing = preprocess.from_config(AugmentationConfig(), statistics.Statistics.of(images[:1000]), turns)
+    preprocessing = preprocess.Preprocessing(AugmentationConfig(), statistics.Statistics.of(images[:1000]), turns)
     network = NetworkConfig(network=spec.network, dtype=spec.dtype, convolution=spec.variant or "auto")  # type: ignore[arg-type]
     small = spec.network == "small"
     model = from_config(network, 10 if small else IMAGENET_CLASSES)

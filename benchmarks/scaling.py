@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 
 from alexnet_jax import plots, runtime
 from alexnet_jax.augment import preprocess
-from alexnet_jax.config.settings import OptimizerConfig
+from alexnet_jax.config.settings import AugmentationConfig, OptimizerConfig
 from alexnet_jax.data import statistics
 from alexnet_jax.data.batches import batches
 from alexnet_jax.data.dataset import ArrayDataset, Examples
@@ -68,7 +68,7 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
         images, labels = rng.integers(0, 256, (512, side, side, 3), np.uint8), rng.integers(0, 10, 512, np.int32)
         model = network.clone(convolution=fast_convolution)
         update_rule, _ = optimizer.from_config(OptimizerConfig(optimizer="sgd", momentum=0.9), 100, 1)
-        preprocessing = preprocess.Preprocessing(statistics.pca_basis(images))
+        preprocessing = preprocess.Preprocessing(AugmentationConfig(), statistics.Statistics.of(images), 1)
         state = jax.device_get(create_state(model, update_rule, (side, side, 3), jax.random.key(0)))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         for number in DEVICES:

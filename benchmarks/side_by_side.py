@@ -86,7 +86,7 @@ def train(
         network_input=build.input_size(config.network),
     )
     per_epoch = steps_per_epoch(len(split), config.schedule.batch_size)
-    preprocessing = preprocess.from_config(config.augmentation, dataset.statistics(), per_epoch)
+    preprocessing = preprocess.Preprocessing(config.augmentation, dataset.statistics(), per_epoch)
     model = build.from_config(config.network, len(dataset.class_names))
     update_rule, _ = optimizer.from_config(config.optimizer, per_epoch, config.schedule.epochs)
     step = functools.partial(

@@ -1,6 +1,6 @@
-"""The pictures of the four pages about ideas: `python docs/pictures.py` draws them into docs/images/ again.
+"""Figures of the four pages about ideas: `python docs/pictures.py` draws them into docs/images/.
 
-What they show is computed by the package itself; images are drawn shapes, so no data set is needed.
+They are computed by the package itself, from drawn shapes, so no data set is needed.
 """
 
 import io
@@ -18,9 +18,10 @@ from PIL import Image, PngImagePlugin
 from alexnet_jax import plots
 from alexnet_jax.augment.pca import dataset_noise
 from alexnet_jax.augment.preprocess import Preprocessing
+from alexnet_jax.config.settings import AugmentationConfig
 from alexnet_jax.data import shapes
 from alexnet_jax.data.batches import batches
-from alexnet_jax.data.statistics import PcaBasis, pca_basis
+from alexnet_jax.data.statistics import PcaBasis, Statistics, pca_basis
 from alexnet_jax.files import write_atomically
 from alexnet_jax.network.layers import max_pool
 from alexnet_jax.network.lrn import local_response_norm
@@ -83,12 +84,14 @@ def pca_noise() -> Figure:
     """The cloud of a data set's colours, and one image with each kind of colour noise."""
     images = shapes.load(train=500, validation=0, test=0)["train"].images
     basis, image, std, draws = _signed(pca_basis(images)), images[0], 0.1, 3
+    statistics = Statistics(basis, images.mean(axis=0, dtype=np.float32))
     batch = np.repeat(image[np.newaxis], draws, axis=0)
     keys = jax.random.split(jax.random.key(7), draws)
     noise_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T[2]  # as `Preprocessing.training` splits them
     rows: list[tuple[str, np.ndarray, np.ndarray]] = []
     for kind in ("per-image", "dataset-eigenvalue", "dataset-std"):
-        preprocessing = Preprocessing(basis, pca=kind, pca_std=std)
+        config = AugmentationConfig(pca=kind, pca_std=std)
+        preprocessing = Preprocessing(config, statistics, steps_per_epoch=1)
         shifts = np.asarray(preprocessing.noise(noise_keys, batch, std))
         rows.append((kind, shifts, np.asarray(preprocessing.training(keys, batch, jnp.int32(0)))))
     shifts = np.asarray(dataset_noise(noise_keys, basis.eigenvalues, basis.eigenvectors, std))
@@ -260,7 +263,7 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 
 
 def main(folder: pathlib.Path = IMAGES) -> None:
-    """Draws every picture into the folder."""
+    """Draws every figure into the folder."""
     for name, draw in PICTURES.items():
         save(draw(), folder / name)
 

@@ -6,10 +6,11 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from alexnet_jax.augment import preprocess
-from alexnet_jax.augment.crops import VIEWS, random_crop, random_flip, random_window
-from alexnet_jax.augment.pca import deviation_scales, eigenvalue_scales, image_covariance, per_image_noise
-from alexnet_jax.data import statistics
+from alexnet_jax.augment.crops import VIEWS, pad, random_crop, random_flip
+from alexnet_jax.augment.pca import deviation_scales, eigenvalue_scales, image_covariance, pca_noise
+from alexnet_jax.augment.preprocess import Preprocessing, visible_noise
+from alexnet_jax.config.settings import AugmentationConfig
+from alexnet_jax.data.statistics import PcaBasis, Statistics
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,19 @@ def images(tiny):
 
 
 @pytest.fixture(scope="module")
-def basis(images):
-    return statistics.pca_basis(images)
+def statistics(images):
+    return Statistics.of(images)
+
+
+@pytest.fixture(scope="module")
+def basis(statistics):
+    return statistics.basis
+
+
+@pytest.fixture(scope="module")
+def make(statistics):
+    """Preprocessing with some settings and, in all cases, 5 steps an epoch."""
+    return lambda **settings: Preprocessing(AugmentationConfig(**settings), statistics, steps_per_epoch=5)
 
 
 def keys(n, seed=0):
@@ -34,15 +46,15 @@ def test_basis_equals_sklearn(images, basis):
     np.testing.assert_allclose(np.abs((pca.components_ * basis.eigenvectors.T).sum(axis=1)), 1, atol=1e-7)
 
 
-def seeds_pca(image: np.ndarray) -> PCA:
-    """Chapter 2 of the seed."""
+def posts_pca(image: np.ndarray) -> PCA:
+    """Chapter 2 of the original post."""
     return PCA(3).fit(StandardScaler().fit_transform(image.reshape(-1, 3).astype(np.float64)))
 
 
-def test_image_covariance_is_the_seeds(images):
+def test_image_covariance_is_the_posts(images):
     ours = np.asarray(image_covariance(jnp.asarray(images[:20], jnp.float32)))
     for image, matrix in zip(images[:20], ours, strict=True):
-        pca = seeds_pca(image)
+        pca = posts_pca(image)
         expected = pca.components_.T @ np.diag(pca.explained_variance_) @ pca.components_
         np.testing.assert_allclose(matrix, expected, atol=2e-5)
 
@@ -70,14 +82,14 @@ DRAWS = 100_000
 
 
 @pytest.mark.parametrize("index", [0, 3, 4])
-def test_per_image_noise_has_the_seeds_distribution(images, index):
+def test_per_image_noise_has_the_posts_distribution(images, basis, index):
     """sum_i p_i alpha_i lambda_i with the image's own eigenvectors and eigenvalues, alpha ~ N(0, 0.1^2)."""
     image = jnp.asarray(images[index], jnp.float32)[None]
     matrix = image_covariance(image)
-    pca = seeds_pca(images[index])
+    pca = posts_pca(images[index])
     expected = 0.1**2 * pca.components_.T @ np.diag(pca.explained_variance_**2) @ pca.components_
     # The same image each time: 1,000 calls' worth of pixels need not be stacked.
-    noise = jax.jit(jax.vmap(lambda key: per_image_noise(key[None], image, 0.1)[0]))
+    noise = jax.jit(jax.vmap(lambda key: pca_noise(key[None], image, basis, "per-image", 0.1)[0]))
     draws = np.asarray(noise(keys(DRAWS)))
     assert matrix.shape == (1, 3, 3)
     assert_covariance(draws, expected)
@@ -86,8 +98,7 @@ def test_per_image_noise_has_the_seeds_distribution(images, index):
 
 @pytest.mark.parametrize(("mode", "exponent", "divisor"), [("dataset-std", 1, 1), ("dataset-eigenvalue", 2, 255**2)])
 def test_dataset_noise_has_the_published_distribution(basis, mode, exponent, divisor):
-    preprocessing = preprocess.Preprocessing(basis, pca=mode)
-    draws = np.asarray(preprocessing.noise(keys(DRAWS), jnp.zeros((1, 1, 1, 3)), 0.1))
+    draws = np.asarray(pca_noise(keys(DRAWS), jnp.zeros((1, 1, 1, 3)), basis, mode, 0.1))
     vectors, values = basis.eigenvectors, basis.eigenvalues
     assert_covariance(draws, 0.1**2 * vectors @ np.diag(values**exponent) @ vectors.T / divisor)
 
@@ -95,36 +106,36 @@ def test_dataset_noise_has_the_published_distribution(basis, mode, exponent, div
 def test_imagenet_noise_in_grey_levels():
     """The published deviations 121.78, 37.09, 19.72 give 12.2, 3.7 and 2.0 levels; the common port 5.5, 0.48, 0.11."""
     values = np.array([121.78, 37.09, 19.72]) ** 2
-    basis = statistics.PcaBasis(np.zeros(3), values, np.eye(3))
+    basis = PcaBasis(np.zeros(3), values, np.eye(3))
     np.testing.assert_allclose(0.1 * deviation_scales(basis), [12.2, 3.7, 2.0], atol=0.05)
-    port = statistics.PcaBasis(np.zeros(3), np.array([0.2175, 0.0188, 0.0045]) * 255**2, np.eye(3))
+    port = PcaBasis(np.zeros(3), np.array([0.2175, 0.0188, 0.0045]) * 255**2, np.eye(3))
     np.testing.assert_allclose(0.1 * eigenvalue_scales(port), [5.5, 0.48, 0.11], atol=0.05)
 
 
-def test_noise_is_one_shift_for_all_pixels_and_std_mode_divides_by_1_1(images, basis):
-    step = jnp.int32(0)
-    plain = preprocess.Preprocessing(basis).training(keys(8), images[:8], step)
-    noisy = preprocess.Preprocessing(basis, pca="dataset-eigenvalue").training(keys(8), images[:8], step)
-    shift = np.asarray(noisy - plain)
-    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
-    assert np.all(np.abs(shift).max(axis=(1, 2, 3)) > 0)
+def test_other_kinds_of_noise_are_refused(images, basis):
+    with pytest.raises(ValueError, match="there is no PCA noise 'none'; choose from per-image, dataset-std"):
+        pca_noise(keys(1), images[:1], basis, "none", 0.1)
 
-    mean = images.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = preprocess.Preprocessing(basis, mean).training(keys(8), images[:8], step)
-    divided = preprocess.Preprocessing(basis, mean, pca="dataset-std").training(keys(8), images[:8], step)
-    shift = np.asarray(divided * 1.1 - centred)
-    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
 
-    # Without a mean image the same division goes about the mean colour.
+def test_noise_is_one_shift_for_all_pixels_and_std_mode_divides_by_1_1(images, basis, make):
+    def training(**settings):
+        return np.asarray(make(**settings).training(keys(8), images[:8], jnp.int32(0)))
+
+    def assert_one_shift(difference):
+        np.testing.assert_allclose(difference, np.broadcast_to(difference[:, :1, :1], difference.shape), atol=1e-6)
+        assert np.all(np.abs(difference).max(axis=(1, 2, 3)) > 0)
+
+    assert_one_shift(training(pca="dataset-eigenvalue") - training())
+    centred = {"subtract_mean": True}
+    assert_one_shift(training(pca="dataset-std", **centred) * 1.1 - training(**centred))
+    # Without a mean image the same division is about the mean colour.
     centre = basis.mean / 255
-    uncentred = preprocess.Preprocessing(basis, pca="dataset-std").training(keys(8), images[:8], step)
-    shift = (np.asarray(uncentred) - centre) * 1.1 - (np.asarray(plain) - centre)
-    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
+    assert_one_shift((training(pca="dataset-std") - centre) * 1.1 - (training() - centre))
 
 
 @pytest.mark.parametrize("mode", ["per-image", "dataset-std", "dataset-eigenvalue"])
-def test_noise_stops_at_its_step(images, basis, mode):
-    preprocessing = preprocess.Preprocessing(basis, pca=mode, pca_off_step=10)
+def test_noise_stops_at_its_epoch(images, make, mode):
+    preprocessing = make(pca=mode, pca_off_epoch=2)  # of 5 steps
     plain = preprocessing.evaluation(images[:4])
     before = preprocessing.training(keys(4), images[:4], jnp.int32(9))
     after = preprocessing.training(keys(4), images[:4], jnp.int32(10))
@@ -132,10 +143,24 @@ def test_noise_stops_at_its_step(images, basis, mode):
     np.testing.assert_allclose(after, plain, atol=1e-6)
 
 
+def test_visible_noise_is_drawn_where_the_settings_have_too_little(images, make):
+    def shifts(**settings):
+        noisy, noise = visible_noise(make(**settings), images[0], count=100)
+        levels = images[0] + noise[:, None, None]
+        assert noisy.dtype == np.uint8
+        assert np.all(noisy == np.clip(levels, 0, 255).astype(np.uint8))
+        return noise
+
+    none, large = shifts(), shifts(pca="dataset-std")
+    np.testing.assert_array_equal(none, shifts(pca="per-image", pca_std=0.1))
+    assert 3 < none.std(axis=0).max() < 12  # 50 times the 0.1 to 0.17 of the settings
+    assert not np.array_equal(none, large)
+
+
 @pytest.mark.parametrize(("mode", "numpy_mode"), [("reflect", "reflect"), ("zero", "constant")])
 def test_crops_are_windows_of_the_padded_image(images, mode, numpy_mode):
     image = images[0]
-    crops = np.asarray(random_crop(keys(500), jnp.asarray(np.stack([image] * 500)), 2, mode))
+    crops = np.asarray(random_crop(keys(500), pad(jnp.asarray(np.stack([image] * 500)), 2, mode), (32, 32)))
     padded = np.pad(image, [(2, 2), (2, 2), (0, 0)], mode=numpy_mode)
     windows = {padded[r : r + 32, c : c + 32].tobytes(): (r, c) for r in range(5) for c in range(5)}
     offsets = [windows[crop.tobytes()] for crop in crops]
@@ -153,8 +178,8 @@ def test_flips_mirror_left_to_right_half_the_time(images):
     assert 430 < mirrored.sum() < 570
 
 
-def test_an_examples_draws_depend_on_its_key_alone(images, basis):
-    preprocessing = preprocess.Preprocessing(basis, None, 4, "reflect", True, "per-image")
+def test_an_examples_draws_depend_on_its_key_alone(images, make):
+    preprocessing = make(crop_padding=4, flip=True, pca="per-image")
     together = preprocessing.training(keys(8), images[:8], jnp.int32(0))
     half = preprocessing.training(keys(8)[4:], images[4:8], jnp.int32(0))
     np.testing.assert_allclose(together[4:], half, atol=1e-6)
@@ -162,21 +187,18 @@ def test_an_examples_draws_depend_on_its_key_alone(images, basis):
     assert float(jnp.abs(again - together).mean()) > 0.01
 
 
-def test_evaluation_only_scales(images, basis):
-    np.testing.assert_allclose(
-        preprocess.Preprocessing(basis, pca="dataset-std").evaluation(images), images / 255.0, 1e-6
-    )
-    mean = statistics.Statistics.of(images).mean_image
-    centred = preprocess.Preprocessing(basis, mean).evaluation(images)
+def test_evaluation_only_scales(images, make):
+    augmented = make(pca="dataset-std", crop_padding=4, flip=True)
+    np.testing.assert_allclose(augmented.evaluation(images), images / 255.0, 1e-6)
+    centred = make(subtract_mean=True).evaluation(images)
     np.testing.assert_allclose(np.asarray(centred).mean(axis=0), 0, atol=1e-5)
 
 
-def test_windows_of_larger_images(images):
+def test_windows_of_larger_images(images, statistics, make):
     """Every place comes up, and the mean image's own window is subtracted."""
-    mean = np.arange(32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
-    image = images[0]
-    windows = np.asarray(random_window(keys(400), np.stack([image] * 400), mean, 29))
-    whole = image.astype(np.float32) - mean
+    image, preprocessing = images[0], make(crop_size=29, subtract_mean=True, input_range=255)
+    windows = np.asarray(preprocessing.training(keys(400), np.stack([image] * 400), jnp.int32(0)))
+    whole = image - statistics.mean_image
     places = {whole[r : r + 29, c : c + 29].tobytes(): (r, c) for r in range(4) for c in range(4)}
     found = [places[window.tobytes()] for window in windows]
     _, counts = np.unique(found, axis=0, return_counts=True)
@@ -185,9 +207,9 @@ def test_windows_of_larger_images(images):
     assert ((counts - 25) ** 2 / 25).sum() < 45
 
 
-def test_training_windows_lie_within_the_views(images, basis):
+def test_training_windows_are_those_of_the_views(images, make):
     """Without noise, training by windows sees what evaluation's centre view shows, shifted."""
-    preprocessing = preprocess.Preprocessing(basis, crop_size=30, flip=True, input_range=255)
+    preprocessing = make(crop_size=30, flip=True, input_range=255)
     assert preprocessing.input_shape((32, 32, 3)) == (30, 30, 3)
     trained = np.asarray(preprocessing.training(keys(64), np.stack([images[0]] * 64), jnp.int32(0)))
     mirrored = images[0][:, ::-1]
@@ -198,8 +220,8 @@ def test_training_windows_lie_within_the_views(images, basis):
 
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
-def test_views_of_a_padded_image(images, basis, mode):
-    preprocessing = preprocess.Preprocessing(basis, crop_padding=4, crop_mode=mode, input_range=255)
+def test_views_of_a_padded_image(images, make, mode):
+    preprocessing = make(crop_padding=4, crop_mode=mode, input_range=255)
     padded = np.pad(images[:2], [(0, 0), (4, 4), (4, 4), (0, 0)], "reflect" if mode == "reflect" else "constant")
     for view in VIEWS[10]:
         row, column = int(8 * view.row), int(8 * view.column)
@@ -209,8 +231,8 @@ def test_views_of_a_padded_image(images, basis, mode):
     assert len(set(VIEWS[10])) == 10
 
 
-def test_enlarging(images, basis):
-    preprocessing = preprocess.Preprocessing(basis, enlarge_to=64, input_range=255)
+def test_enlarging(images, make):
+    preprocessing = make(enlarge_to=64, input_range=255)
     assert preprocessing.input_shape((32, 32, 3)) == (64, 64, 3)
     enlarged = np.asarray(preprocessing.evaluation(images[:1]))[0]
     expected = np.asarray(PIL.Image.fromarray(images[0]).resize((64, 64), PIL.Image.Resampling.BILINEAR), np.float32)

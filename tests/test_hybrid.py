@@ -14,7 +14,7 @@ from test_loop import comparable, make_config
 from test_steps import everything_on, relative_difference
 
 from alexnet_jax.augment import preprocess
-from alexnet_jax.config.settings import OptimizerConfig
+from alexnet_jax.config.settings import AugmentationConfig, OptimizerConfig
 from alexnet_jax.data import statistics
 from alexnet_jax.data.batches import Batch, batches
 from alexnet_jax.data.dataset import ArrayDataset, Examples
@@ -174,7 +174,8 @@ def full_network_after_a_step(parts):
     """AlexNet on 8 devices with 16 random images of 67x67, the smallest it takes."""
     images = np.random.default_rng(0).integers(0, 256, (16, 67, 67, 3), np.uint8)
     devices, model = jax.devices(), AlexNet("paper")
-    preprocessing = preprocess.Preprocessing(statistics.pca_basis(images), input_range=255)
+    measured = statistics.Statistics.of(images)
+    preprocessing = preprocess.Preprocessing(AugmentationConfig(input_range=255), measured, steps_per_epoch=1)
     step, layout = compiled(model, UPDATE, preprocessing, devices, parts)
     state = jax.device_get(create_state(model, UPDATE, (67, 67, 3), jax.random.key(0)))
     examples = Examples(images, np.arange(16, dtype=np.int32))
@@ -251,9 +252,9 @@ def test_two_processes_compute_what_one_does(tmp_path):
 
 def test_layers_with_unequal_parts():
     kernel = np.arange(14.0).reshape(7, 2)
-    parts = split_dense.stacked(kernel, 3)
+    parts = split_dense.split_kernel(kernel, 3)
     assert parts.shape == (3, 3, 2)
-    np.testing.assert_array_equal(split_dense.unstacked(parts, 7), kernel)
+    np.testing.assert_array_equal(split_dense.join_kernel(parts, 7), kernel)
     x = np.random.default_rng(0).random((6, 7)).astype(np.float32)
     bias = np.array([1.0, 2.0], np.float32)
     layer = split_dense.SplitDense(2, "devices")

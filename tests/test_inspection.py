@@ -52,10 +52,10 @@ def test_only_what_is_asked_for_comes(run, images):
 @pytest.mark.parametrize(
     ("network", "side", "expected"),
     [
-        ("paper", 67, ["conv1", "conv1 ReLU", "conv1 LRN", "conv1 pool", "conv2"]),
-        ("2012", 67, ["conv1", "conv1 LRN", "conv1 pool", "conv1 ReLU", "conv2"]),
-        ("convnet-18pct", 32, ["conv1", "conv1 max pool", "conv1 activation", "conv1 LRN within", "conv2"]),
-        ("convnet-11pct", 24, ["conv1", "conv1 activation", "conv1 max pool", "conv1 LRN", "conv2"]),
+        ("paper", 67, ["conv1", "conv1 activation", "conv1 LRN", "conv1 pool", "conv2"]),
+        ("2012", 67, ["conv1", "conv1 LRN", "conv1 pool", "conv1 activation", "conv2"]),
+        ("convnet-18pct", 32, ["conv1", "conv1 pool", "conv1 activation", "conv1 LRN within", "conv2"]),
+        ("convnet-11pct", 24, ["conv1", "conv1 activation", "conv1 pool", "conv1 LRN", "conv2"]),
     ],
 )
 def test_every_network_names_its_operations_in_order(network, side, expected):

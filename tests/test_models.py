@@ -1,4 +1,6 @@
 import pathlib
+import runpy
+import typing
 
 import flax
 import flax.linen as nn
@@ -10,12 +12,18 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.signal import convolve2d
 
 from alexnet_jax.config.settings import NetworkConfig
+from alexnet_jax.config.types import LayerName
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.network import build, split_dense
 from alexnet_jax.network.alexnet import LAYERS, VARIANTS, AlexNet
 from alexnet_jax.network.build import from_config
-from alexnet_jax.network.layer_counts import count_layers, tables
-from alexnet_jax.network.lrn import local_response_norm, local_response_norm_within_channel
+from alexnet_jax.network.layer_counts import count_layers
+from alexnet_jax.network.lrn import local_response_norm
+from alexnet_jax.network.lrn_within_channel import local_response_norm_within_channel
+from alexnet_jax.network.operations import Operation
 from alexnet_jax.network.small import AlexNetSmall
+
+COLUMNS = ("one-column", "torchvision")  # variants without towers
 
 
 @jax.jit
@@ -28,7 +36,7 @@ def params():
     return jax.jit(AlexNetSmall().init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
 
 
-def test_parameters_are_the_seeds(params):
+def test_parameters_are_the_posts(params):
     shapes = {name: layer["kernel"].shape for name, layer in params.items()}
     assert shapes == {
         "conv1": (7, 7, 3, 48),
@@ -158,7 +166,7 @@ def by_hand(images, params, activation, normalize, window, stride):
     ],
 )
 def test_options_of_the_small_network(settings, activation, normalize, window, stride):
-    # So large that normalization is strong, but for tanh, which they would drive to its ends.
+    # So large that normalization is strong, except for tanh, which would saturate.
     images = np.random.default_rng(0).uniform(0, 1 if settings.get("activation") else 300, (2, 32, 32, 3))
     images = images.astype(np.float32)
     logits, params = logits_of(images, **settings)
@@ -169,7 +177,7 @@ def test_options_of_the_small_network(settings, activation, normalize, window, s
         assert np.abs(usual - logits).max() > 1e-3 * np.abs(logits).max()
 
 
-def test_the_seeds_mistake_drops_after_fc1_alone(params):
+def test_the_posts_mistake_drops_after_fc1_alone(params):
     """The logits of dropout after both layers and after the first differ by what the second mask takes away."""
     images, keys = jnp.ones((1, 32, 32, 3)), jax.random.split(jax.random.key(3), 1)
 
@@ -180,7 +188,7 @@ def test_the_seeds_mistake_drops_after_fc1_alone(params):
             changed = params | {"logits": params["logits"] | {"kernel": kernel}}
             return model.apply({"params": changed}, images, keys)[0, 0]
 
-        return np.asarray(jax.jit(jax.grad(logit))(params["logits"]["kernel"]))[:, 0]  # = what fc2 hands on
+        return np.asarray(jax.jit(jax.grad(logit))(params["logits"]["kernel"]))[:, 0]  # = the inputs of the logits
 
     both, first = gradient("both"), gradient("fc1")
     active = first > 0
@@ -257,60 +265,87 @@ def test_four_layer_networks_are_cuda_convnets(variant):
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-PAPER_PARAMETERS = [34_944, 307_456, 885_120, 663_936, 442_624, 37_752_832, 16_781_312, 4_097_000]
-ONE_COLUMN_PARAMETERS = [23_296, 307_392, 663_936, 884_992, 590_080, 37_752_832, 16_781_312, 4_097_000]
+PARAMETERS = {
+    "paper": [34_944, 307_456, 885_120, 663_936, 442_624, 37_752_832, 16_781_312, 4_097_000],
+    "one-column": [23_296, 307_392, 663_936, 884_992, 590_080, 37_752_832, 16_781_312, 4_097_000],
+}
 # By hand: places x kernel x input channels (of a group) x output channels.
-PAPER_PRODUCTS = [
-    55**2 * 11**2 * 3 * 96,
-    27**2 * 5**2 * 48 * 256,
-    13**2 * 3**2 * 256 * 384,
-    13**2 * 3**2 * 192 * 384,
-    13**2 * 3**2 * 192 * 256,
-    9216 * 4096,
-    4096 * 4096,
-    4096 * 1000,
-]
+PRODUCTS = {
+    "paper": [
+        55**2 * 11**2 * 3 * 96,
+        27**2 * 5**2 * 48 * 256,
+        13**2 * 3**2 * 256 * 384,
+        13**2 * 3**2 * 192 * 384,
+        13**2 * 3**2 * 192 * 256,
+        9216 * 4096,
+        4096 * 4096,
+        4096 * 1000,
+    ],
+    "one-column": [
+        55**2 * 11**2 * 3 * 64,
+        27**2 * 5**2 * 64 * 192,
+        13**2 * 3**2 * 192 * 384,
+        13**2 * 3**2 * 384 * 256,
+        13**2 * 3**2 * 256 * 256,
+        9216 * 4096,
+        4096 * 4096,
+        4096 * 1000,
+    ],
+}
+TOTALS = {"paper": 60_965_224, "one-column": 61_100_840}
 
 
-@pytest.mark.parametrize("variant", ["paper", "2012", "caffe", "caffenet"])
-def test_two_towers_have_the_papers_size(variant):
-    counts = count_layers(variant)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_has_the_published_size(variant):
+    shape, counts = "one-column" if variant in COLUMNS else "paper", count_layers(variant)
     assert list(counts) == list(LAYERS)
-    assert [layer.parameters for layer in counts.values()] == PAPER_PARAMETERS
-    assert sum(PAPER_PARAMETERS) == 60_965_224
-    assert [layer.multiply_accumulates for layer in counts.values()] == PAPER_PRODUCTS
-    assert counts["conv4"].kernel == (3, 3, 192, 384)
+    assert [layer.parameters for layer in counts.values()] == PARAMETERS[shape]
+    assert sum(PARAMETERS[shape]) == TOTALS[shape]
+    assert [layer.multiply_accumulates for layer in counts.values()] == PRODUCTS[shape]
     assert counts["fc1"].kernel == (6 * 6 * 256, 4096)
-
-
-@pytest.mark.parametrize("variant", ["one-column", "torchvision"])
-def test_one_column_has_torchvisions_size(variant):
-    counts = count_layers(variant)
-    assert [layer.parameters for layer in counts.values()] == ONE_COLUMN_PARAMETERS
-    assert sum(ONE_COLUMN_PARAMETERS) == 61_100_840
-    assert [layer.output[:2] for layer in counts.values()][:5] == [(55, 55), (27, 27), (13, 13), (13, 13), (13, 13)]
-    assert counts["fc1"].kernel == (6 * 6 * 256, 4096)
-
-
-@pytest.mark.parametrize("variant", ["paper", "torchvision"])
-def test_flaxs_table_has_the_same_counts(variant):
-    side, counts = VARIANTS[variant].input_size, count_layers(variant)
-    table = nn.tabulate(AlexNet(variant), jax.random.key(0), console_kwargs={"width": 250, "force_terminal": False})
-    text = table(np.zeros((1, side, side, 3), np.float32))
-    rows = [line for line in text.splitlines() if any(f" {name} " in line for name in counts)]
-    assert len(rows) == len(counts)
-    for row, (name, count) in zip(rows, counts.items(), strict=True):
-        assert f" {name} " in row
-        assert f"[1,{','.join(map(str, count.output))}]" in row
-    total = sum(count.parameters for count in counts.values())
-    assert f"{total:,}" in text
 
 
 def test_the_document_shows_the_networks_as_they_are():
-    document = pathlib.Path(__file__).parent.parent / "docs" / "networks.md"
-    assert document.read_text(encoding="utf-8").endswith(tables()), (
-        "put the output of python -m alexnet_jax.network.layer_counts at its end"
-    )
+    docs = pathlib.Path(__file__).parent.parent / "docs"
+    tables = runpy.run_path(str(docs / "tables.py"))["tables"]()
+    text = (docs / "networks.md").read_text(encoding="utf-8")
+    assert text.endswith(tables), "put the output of python docs/tables.py at its end"
+
+
+@pytest.mark.parametrize("name", build.NETWORKS)
+def test_every_network_keeps_to_what_the_rest_relies_on(name):
+    """The list in `alexnet_jax.network`."""
+    config = NetworkConfig(network=name)
+    side = build.input_size(config) or 32
+    model, calls = build.from_config(config, 7), []
+
+    def shapes(images, keys):
+        params = model.init(jax.random.key(0), images)["params"]
+        logits, state = model.apply({"params": params}, images, keys, capture_intermediates=True)
+        calls.extend(state["intermediates"])
+        return params, logits
+
+    images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    params, logits = jax.eval_shape(shapes, images, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)))
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    layers = [call for call in calls if call in params]
+    assert layers == sorted(params)
+    assert layers[0] == "conv1"
+    assert layers[-1] == "logits"
+    assert params["conv1"]["kernel"].ndim == 4
+    assert params["conv1"]["kernel"].shape[2] == 3
+    assert params["logits"]["bias"].shape == (7,)
+    dense = [layer for layer in layers if params[layer]["kernel"].ndim == 2]
+    assert set(dense) <= set(split_dense.LAYERS)
+    assert set(layers) <= set(typing.get_args(LayerName))
+    followed = {call.split(" ")[0] for call in calls if " " in call}
+    assert followed == set(layers) - {"logits"}
+    assert {call.split(" ", 1)[1] for call in calls if " " in call} <= set(typing.get_args(Operation))
+
+
+def test_every_network_of_the_settings_can_be_built():
+    names = typing.get_args(typing.get_type_hints(NetworkConfig)["network"])
+    assert set(build.NETWORKS) == {*names, "caffenet"}  # for weights from elsewhere
 
 
 SIDE_LESS = 156  # the input size less this gives a 16 x 16 map after conv1, and 1 x 1 before fc1
@@ -335,8 +370,7 @@ def large():
         return jax.tree.map(draw, shapes["params"])
 
     towers, column = parameters("paper"), parameters("one-column")
-    columns = ("one-column", "torchvision")
-    return {variant: column if variant in columns else towers for variant in VARIANTS}
+    return {variant: column if variant in COLUMNS else towers for variant in VARIANTS}
 
 
 def convolve(x, layer, stride=1, pads=(0, 0), groups=1):
@@ -370,7 +404,7 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-# What stands between conv1 and conv2, between conv2 and conv3, and the zeros around the image: not taken from VARIANTS.
+# The operations after conv1, those after conv2, and the zeros around the image: not taken from VARIANTS.
 REFERENCES = {
     "paper": (lambda x: pool(across(relu(x), 1e-4, 2)), lambda x: pool(across(relu(x), 1e-4, 2)), (0, 0)),
     "2012": (
@@ -388,7 +422,7 @@ REFERENCES = {
 def reference(variant, params, image):
     """The whole network for one image, in float64."""
     first, second, pads = REFERENCES[variant]
-    towers = 1 if variant in ("one-column", "torchvision") else 2
+    towers = 1 if variant in COLUMNS else 2
     x = first(convolve(image.astype(np.float64), params["conv1"], 4, pads))
     x = second(convolve(x, params["conv2"], 1, (2, 2), towers))
     x = relu(convolve(x, params["conv3"], 1, (1, 1)))

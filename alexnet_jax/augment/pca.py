@@ -1,4 +1,9 @@
-"""PCA colour noise, as pure functions of keys and images."""
+"""PCA colour noise: one random RGB shift per image, along the principal components of its colours.
+
+The paper (section 4.1) adds sum_i p_i alpha_i lambda_i, with p_i and lambda_i the eigenvectors and eigenvalues of the
+3x3 covariance of RGB pixels and alpha_i ~ N(0, 0.1^2). An eigenvalue is in squared grey levels, so programs differ in
+what they add: `pca_noise` has three kinds.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +12,40 @@ import numpy as np
 from alexnet_jax.data.statistics import PcaBasis
 
 
-def image_covariance(images: jax.Array) -> jax.Array:
-    """The 3x3 covariance of each image's own STANDARDIZED pixels, as the seed computes it.
-
-    Each channel is centred and divided by its population standard deviation (a constant channel keeps scale 1); sums of
-    products are divided by n - 1, n = H * W pixels. So it is the correlation matrix times n / (n - 1): its trace, the
-    sum of the eigenvalues, is 3 n / (n - 1).
+def pca_noise(
+    keys: jax.Array, images: jax.Array | np.ndarray, basis: PcaBasis, kind: str, std: jax.Array | float
+) -> jax.Array:
+    """PCA colour noise, float32 [B, 3]: a shift of R, G and B in grey levels for each image.
 
     Args:
-      images: float32 [B, H, W, 3]. Any scale: the result doesn't depend on it.
+      keys: [B] PRNG keys.
+      images: uint8 or float [B, H, W, 3], grey levels; only "per-image" uses their pixels.
+      basis: PCA basis of the training set; not used by "per-image".
+      kind: "per-image" (the original post), "dataset-std" (the 2012 program) or "dataset-eigenvalue" (most ports).
+      std: standard deviation of alpha, 0.1 in the paper.
+
+    Raises:
+      ValueError: for another kind.
+    """
+    match kind:
+        case "per-image":
+            return per_image_noise(keys, jnp.asarray(images, jnp.float32), std)
+        case "dataset-std":
+            return dataset_noise(keys, deviation_scales(basis), basis.eigenvectors, std)
+        case "dataset-eigenvalue":
+            return dataset_noise(keys, eigenvalue_scales(basis), basis.eigenvectors, std)
+    raise ValueError(f"there is no PCA noise {kind!r}; choose from per-image, dataset-std, dataset-eigenvalue")
+
+
+def image_covariance(images: jax.Array) -> jax.Array:
+    """The 3x3 covariance of each image's own STANDARDIZED pixels, as the original post computes it.
+
+    Each channel is centred and divided by its population standard deviation (a constant channel keeps scale 1); sums of
+    products are divided by n - 1, n = H * W pixels. The result is the correlation matrix times n / (n - 1): its trace,
+    the sum of the eigenvalues, is 3 n / (n - 1).
+
+    Args:
+      images: float32 [B, H, W, 3], at any scale: the result does not depend on it.
 
     Returns:
       float32 [B, 3, 3].
@@ -25,13 +55,13 @@ def image_covariance(images: jax.Array) -> jax.Array:
     centred = pixels - pixels.mean(axis=1, keepdims=True)
     products = jnp.einsum("bni,bnj->bij", centred, centred, precision="highest")
     deviation = jnp.sqrt(jnp.diagonal(products, axis1=1, axis2=2) / n)
-    # A constant channel is 0 after centring, but for rounding; levels are whole numbers, so a real one is far above.
+    # A constant channel is 0 after centring, up to rounding; levels are whole numbers, so any other is far above 1e-3.
     scale = jnp.where(deviation > 1e-3, 1 / jnp.maximum(deviation, 1e-3), 0.0)
     return products * scale[:, :, None] * scale[:, None, :] / (n - 1)
 
 
 def per_image_noise(keys: jax.Array, images: jax.Array, std: jax.Array | float) -> jax.Array:
-    """The seed's PCA colour noise: one RGB shift an image from that image's own principal components.
+    """The original post's noise: the shift comes from the image's own principal components.
 
         sum_i p_i alpha_i lambda_i,  alpha_i ~ N(0, std^2)
 
@@ -44,7 +74,7 @@ def per_image_noise(keys: jax.Array, images: jax.Array, std: jax.Array | float) 
     Args:
       keys: [B] PRNG keys.
       images: float32 [B, H, W, 3], grey levels.
-      std: standard deviation of alpha; the seed and the paper have 0.1.
+      std: standard deviation of alpha; the original post and the paper have 0.1.
 
     Returns:
       float32 [B, 3], grey levels.
@@ -54,7 +84,7 @@ def per_image_noise(keys: jax.Array, images: jax.Array, std: jax.Array | float) 
 
 
 def dataset_noise(keys: jax.Array, scales: np.ndarray, eigenvectors: np.ndarray, std: jax.Array | float) -> jax.Array:
-    """PCA colour noise from the whole training set's principal components.
+    """Noise along the principal components of the whole training set.
 
         sum_i p_i alpha_i s_i,  alpha_i ~ N(0, std^2)
 

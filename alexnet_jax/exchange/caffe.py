@@ -201,7 +201,7 @@ def _expected_layers(variant: str) -> Iterator[_Expected]:
     lrn = {"local_size": 5, "alpha": 1e-4, "beta": 0.75, "norm_region": 0, "k": network.lrn_k}
     pooling = {"pool": 0, "global_pooling": False, "stride": 2, "pad": 0, "kernel_size": 3}
     after = {
-        "ReLU": _Expected("ReLU", {"negative_slope": 0.0}),
+        "activation": _Expected("ReLU", {"negative_slope": 0.0}),
         "LRN": _Expected("LRN", lrn),
         "pool": _Expected("Pooling", pooling),
     }
@@ -216,7 +216,7 @@ def _expected_layers(variant: str) -> Iterator[_Expected]:
         dense = {"bias_term": True, "axis": 1, "transpose": False}
         yield _Expected("InnerProduct", dense | ({"num_output": features} if features else {}))
         if features:
-            yield after["ReLU"]
+            yield after["activation"]
 
 
 def _variant(chain: Sequence[Any]) -> str:

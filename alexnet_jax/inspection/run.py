@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.distributed.devices import replicate
 from alexnet_jax.errors import AlexNetError, UsageError, shown
 from alexnet_jax.files import expanded
-from alexnet_jax.network import alexnet, build, convnet, small
+from alexnet_jax.network import build
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import DatasetInfo, RunFolder
 from alexnet_jax.training import optimizer, predict
@@ -66,14 +67,14 @@ class Run:
         return self.dataset.class_names
 
     @property
-    def model(self) -> small.AlexNetSmall | alexnet.AlexNet | convnet.ConvNet:
+    def model(self) -> nn.Module:
         """The Linen module that `params` belong to."""
         return build.from_config(self.config.network, len(self.class_names))
 
     @property
     def preprocessing(self) -> preprocess.Preprocessing:
         """What happens to pixels before the network."""
-        return preprocess.from_config(self.config.augmentation, self.statistics, steps_per_epoch=1)
+        return preprocess.Preprocessing(self.config.augmentation, self.statistics, steps_per_epoch=1)
 
     def logits(self, images: Any) -> np.ndarray:
         """Unnormalized scores, float32 [N, classes]; `images` as for `predict`."""

@@ -1,11 +1,11 @@
-"""The networks, as Flax Linen modules."""
+"""AlexNet for ImageNet, in the variants that go by that name."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,34 +14,34 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.network.layers import _kept, dropout, max_pool
-from alexnet_jax.network.lrn import local_response_norm, local_response_norm_within_channel
-from alexnet_jax.network.split_dense import _dense
+from alexnet_jax.network.layers import dropout, max_pool, split_keys
+from alexnet_jax.network.lrn import local_response_norm
+from alexnet_jax.network.lrn_within_channel import local_response_norm_within_channel
+from alexnet_jax.network.operations import Operation, apply_operations
+from alexnet_jax.network.split_dense import dense_layer
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
 KERNEL_SIDES = (11, 5, 3, 3, 3)
 SMALLEST_INPUT = 67  # below it, some variant's third pooling has no window
 
-Operation = Literal["ReLU", "LRN", "LRN within", "pool"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What tells one AlexNet from another. Tuples go by layer, in the order of `LAYERS`.
+    """The numbers by which one AlexNet differs from another. Tuples go by layer, in the order of `LAYERS`.
 
     Attributes:
       source: where the numbers come from.
       input_size: height and width of the images in pixels; other sizes change the shape of fc1's kernel.
       conv1_padding: rows and columns of zeros before and after the image. The other convolutions keep the map's size.
-      features: channels that each convolution makes.
-      groups: groups of channels in each convolution that see each other; the towers where it is 2.
-      operations: what follows each convolution, in order.
+      features: output channels of each convolution.
+      groups: `feature_group_count` of each convolution; the towers where it is 2.
+      operations: what follows each convolution, in order; "activation" is the ReLU.
       lrn_k: k of the normalization across channels. Its size 5, alpha 1e-4 and beta 0.75 are the same in all variants.
       lrn_divide_by_size: whether that alpha is divided by 5.
-      lrn_groups: groups of channels over whose borders that normalization does not look.
-      deviations: standard deviation of each layer's first weights, N(0, deviation). None: PyTorch's default, weights
-        and biases uniform within +- 1 / sqrt(weights of one output).
-      biases: start value of each layer's biases; unused where `deviations` is None.
+      lrn_groups: groups of channels that are normalized separately.
+      deviations: standard deviation of each layer's initial weights, N(0, deviation). None: PyTorch's default, weights
+        and biases uniform within +- 1 / sqrt(fan-in).
+      biases: initial value of each layer's biases; unused where `deviations` is None.
       dropped: the two dense layers whose inputs are dropped out.
     """
 
@@ -65,14 +65,20 @@ _PAPER = Architecture(
     conv1_padding=(0, 0),
     features=(96, 256, 384, 384, 256),
     groups=(1, 2, 1, 2, 2),
-    operations=(("ReLU", "LRN", "pool"), ("ReLU", "LRN", "pool"), ("ReLU",), ("ReLU",), ("ReLU", "pool")),
+    operations=(
+        ("activation", "LRN", "pool"),
+        ("activation", "LRN", "pool"),
+        ("activation",),
+        ("activation",),
+        ("activation", "pool"),
+    ),
 )
 _PROGRAM = dataclasses.replace(
     _PAPER,
     source="authors' 2012 program, run 145",
     input_size=224,
     conv1_padding=(0, 3),
-    operations=(("LRN", "pool", "ReLU"), ("ReLU", "LRN", "LRN within", "pool"), *_PAPER.operations[2:]),
+    operations=(("LRN", "pool", "activation"), ("activation", "LRN", "LRN within", "pool"), *_PAPER.operations[2:]),
     lrn_divide_by_size=True,
     lrn_groups=2,
     deviations=(0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01),
@@ -98,7 +104,7 @@ VARIANTS: Mapping[str, Architecture] = MappingProxyType(
             conv1_padding=(2, 2),
             features=(64, 192, 384, 256, 256),
             groups=(1, 1, 1, 1, 1),
-            operations=(("ReLU", "pool"), ("ReLU", "pool"), *_PAPER.operations[2:]),
+            operations=(("activation", "pool"), ("activation", "pool"), *_PAPER.operations[2:]),
             deviations=None,
             dropped=("fc1", "fc2"),
         ),
@@ -113,7 +119,7 @@ VARIANTS: Mapping[str, Architecture] = MappingProxyType(
         "caffenet": dataclasses.replace(
             _PAPER,
             source="Caffe, bvlc_reference_caffenet",
-            operations=(("ReLU", "pool", "LRN"), ("ReLU", "pool", "LRN"), *_PAPER.operations[2:]),
+            operations=(("activation", "pool", "LRN"), ("activation", "pool", "LRN"), *_PAPER.operations[2:]),
             lrn_k=1.0,
             lrn_divide_by_size=True,
             deviations=(0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01),
@@ -123,32 +129,32 @@ VARIANTS: Mapping[str, Architecture] = MappingProxyType(
 
 
 class AlexNet(nn.Module):
-    """AlexNet for ImageNet, in six variants that differ in what `VARIANTS` says; docs/networks.md compares them.
+    """AlexNet for ImageNet, in six variants that differ in the numbers of `VARIANTS`; docs/networks.md compares them.
 
-    All have five convolutions, 11x11 / 4, 5x5 and three of 3x3, 3x3 / 2 max pooling after the first, the second and the
-    fifth, two hidden dense layers of 4096, and make a 6 x 6 x 256 map before these from images of their `input_size`.
+    All have five convolutions, 11x11 / 4, 5x5 and three of 3x3, with 3x3 / 2 max pooling after the first, second and
+    fifth, and two hidden dense layers of 4096; images of their `input_size` give a 6 x 6 x 256 map before these.
 
     - `"paper"`: the paper's text to the letter, 60,965,224 parameters. The text's 224x224 images are 227x227 here: with
-      an 11x11 kernel, stride 4 and no padding only these give the 55x55 map that its neuron counts ask for.
-    - `"2012"`: what the authors ran, and got 40.7% / 18.2% with. The program counts 1 + ceil((size - 11) / 4) outputs,
-      so its 224x224 images give 55x55 too: the last row and column of windows hang 3 pixels over the edge, into
+      an 11x11 kernel, stride 4 and no padding only these give the 55x55 map that its neuron counts require.
+    - `"2012"`: what the authors ran, with 40.7% / 18.2% error. The program computes 1 + ceil((size - 11) / 4) outputs,
+      so its 224x224 images give 55x55 too: the last row and column of windows extend 3 pixels past the edge, into
       zeros. The same rule for pooling needs no padding at 55, 27 and 13. Each tower normalizes its own channels.
     - `"one-column"`: the same author's network for one GPU (2014), 64-192-384-256-256 channels, 61,100,840 parameters.
-    - `"torchvision"`: that with no normalization.
-    - `"caffe"`: the paper's shape with Caffe's normalization and first values.
-    - `"caffenet"`: Caffe's reference network, which pools before it normalizes. Only its order and its first biases
-      differ from `"caffe"`, so the arrays of one load into the other, and give other answers.
+    - `"torchvision"`: one-column's shape without normalization.
+    - `"caffe"`: the paper's shape with Caffe's normalization and initial values.
+    - `"caffenet"`: Caffe's reference network, which pools before it normalizes. Only this order and the initial biases
+      differ from `"caffe"`, so the weights of one load into the other, and give other answers.
 
     Kernels are [height, width, input channels / groups, output channels]; the map is flattened in the order H, W, C.
-    The programs of 2012, Caffe and torchvision flatten C, H, W: reorder fc1's rows to take over their weights.
+    The programs of 2012, Caffe and torchvision flatten C, H, W: reorder fc1's rows to use their weights.
 
     Attributes:
       variant: a key of `VARIANTS`.
       num_classes: number of logits.
       dropout_rate: probability that an input of a `dropped` layer is dropped; the paper has 0.5.
       dtype: dtype of the computation, float32 or bfloat16; parameters and logits stay float32.
-      convolution: how convolutions are computed, `lax.conv_general_dilated` or a function with its signature.
-      dense_axis: name of the axis of devices that the dense layers are split over (`hybrid.SplitDense`); None: whole.
+      convolution: `lax.conv_general_dilated` or a function with its signature.
+      dense_axis: name of the device axis over which the dense layers are split (`split_dense`); None: not split.
     """
 
     variant: str = "paper"
@@ -160,45 +166,34 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Computes logits.
+        """Computes unnormalized logits, float32 [B, num_classes].
 
         Args:
-          images: float [B, H, W, 3] in grey levels (0 to 255) less the training mean: the first weights and alpha are
-            made for this scale. H and W are the variant's `input_size`.
-          dropout_keys: [B] PRNG keys, one an example: training. None: evaluation, no dropout.
-
-        Returns:
-          float32 [B, num_classes], not normalized.
+          images: float [B, H, W, 3] in grey levels (0 to 255) less the training mean: the initial weights and alpha
+            are made for this scale. H and W are the variant's `input_size`.
+          dropout_keys: [B] PRNG keys, one per example: training. None: evaluation, no dropout.
 
         Raises:
-          AlexNetError: for a variant that does not exist, or images of less than 67x67 pixels.
-          flax.errors.ScopeParamShapeError: for images of another size than the one the parameters were made for.
+          AlexNetError: the variant does not exist, or the images are smaller than 67x67 pixels.
+          flax.errors.ScopeParamShapeError: the images have another size than those the parameters were made for.
         """
         network = architecture(self.variant)
-        if min(images.shape[1:3]) < SMALLEST_INPUT:
-            raise AlexNetError(
-                f"AlexNet needs images of at least {SMALLEST_INPUT}x{SMALLEST_INPUT} pixels "
-                f"(made for {network.input_size}x{network.input_size}), not {images.shape[1]}x{images.shape[2]}"
-            )
+        _check_size(images.shape, network.input_size)
+        after = functools.partial(apply_operations, self, _functions(network))
         x = images.astype(self.dtype)
-        for i, operations in enumerate(network.operations):
-            x = self._convolve(network, i, x)
-            for operation in operations:
-                x = _kept(self, f"{LAYERS[i]} {operation}", _operate(network, operation, x))
+        for i, name in enumerate(LAYERS[:5]):
+            x = after(name, network.operations[i], self._convolution(network, i, x.shape[-1])(x))
         x = x.reshape(x.shape[0], -1)
-        layer_keys = None if dropout_keys is None else jax.vmap(jax.random.split)(dropout_keys)
+        keys = dict(zip(network.dropped, split_keys(dropout_keys), strict=True))
         for name, features in zip(LAYERS[5:], (4096, 4096, self.num_classes), strict=True):
-            if layer_keys is not None and name in network.dropped:
-                x = dropout(x, self.dropout_rate, layer_keys[:, network.dropped.index(name)])
-            kernel_init, bias_init = _initializers(network, name, x.shape[1])
-            dense = functools.partial(_dense(self.dense_axis), dtype=self.dtype, name=name)
-            x = dense(features, kernel_init=kernel_init, bias_init=bias_init)(x)
-            x = _kept(self, f"{name} ReLU", nn.relu(x)) if name != "logits" else x
+            x = dropout(x, self.dropout_rate, keys.get(name))
+            dense = functools.partial(dense_layer(self.dense_axis), **_initializers(network, name, x.shape[1]))
+            x = dense(features, dtype=self.dtype, name=name)(x)
+            x = after(name, ["activation"] if name != "logits" else [], x)
         return x.astype(jnp.float32)
 
-    def _convolve(self, network: Architecture, i: int, x: jax.Array) -> jax.Array:
+    def _convolution(self, network: Architecture, i: int, channels: int) -> nn.Conv:
         side, groups = KERNEL_SIDES[i], network.groups[i]
-        kernel_init, bias_init = _initializers(network, LAYERS[i], side**2 * x.shape[-1] // groups)
         return nn.Conv(
             network.features[i],
             (side, side),
@@ -206,45 +201,54 @@ class AlexNet(nn.Module):
             padding=[network.conv1_padding] * 2 if i == 0 else "SAME",
             feature_group_count=groups,
             dtype=self.dtype,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
             conv_general_dilated=self.convolution,
             name=LAYERS[i],
-        )(x)
+            **_initializers(network, LAYERS[i], side**2 * channels // groups),
+        )
 
 
 def architecture(variant: str) -> Architecture:
-    """The variant of that name; raises AlexNetError where there is none."""
+    """The variant of that name; raises AlexNetError if there is none."""
     if variant not in VARIANTS:
         raise AlexNetError(f"there is no AlexNet variant {variant!r}; choose from {', '.join(VARIANTS)}")
     return VARIANTS[variant]
 
 
-def _operate(network: Architecture, operation: Operation, x: jax.Array) -> jax.Array:
-    """Applies one of the operations after a convolution to a map [B, H, W, C]."""
-    match operation:
-        case "ReLU":
-            return nn.relu(x)
-        case "pool":
-            return max_pool(x, padding="VALID")
-        case "LRN within":
-            return local_response_norm_within_channel(x)
-        case "LRN":
-            towers = x.reshape(*x.shape[:-1], network.lrn_groups, -1)
-            towers = local_response_norm(towers, k=network.lrn_k, divide_by_size=network.lrn_divide_by_size)
-            return towers.reshape(x.shape)
+def _check_size(shape: tuple[int, ...], input_size: int) -> None:
+    if min(shape[1:3]) < SMALLEST_INPUT:
+        raise AlexNetError(
+            f"AlexNet needs images of at least {SMALLEST_INPUT}x{SMALLEST_INPUT} pixels "
+            f"(made for {input_size}x{input_size}), not {shape[1]}x{shape[2]}"
+        )
 
 
-def _initializers(
-    network: Architecture, layer: str, fan_in: int
-) -> tuple[nn.initializers.Initializer, nn.initializers.Initializer]:
-    """How the kernel and the bias of a layer begin."""
+def _functions(network: Architecture) -> dict[Operation, Callable[[jax.Array], jax.Array]]:
+    """The operations of a variant, on maps [B, H, W, C]."""
+
+    def normalize(x: jax.Array) -> jax.Array:
+        towers = x.reshape(*x.shape[:-1], network.lrn_groups, -1)
+        towers = local_response_norm(towers, k=network.lrn_k, divide_by_size=network.lrn_divide_by_size)
+        return towers.reshape(x.shape)
+
+    return {
+        "activation": nn.relu,
+        "LRN": normalize,
+        "LRN within": local_response_norm_within_channel,
+        "pool": functools.partial(max_pool, padding="VALID"),
+    }
+
+
+def _initializers(network: Architecture, layer: str, fan_in: int) -> dict[str, Any]:
+    """Initial values of a layer's kernel and bias, as arguments of Flax's layers."""
     if network.deviations is None:
         bound = 1 / math.sqrt(fan_in)
 
         def uniform(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        return uniform, uniform
+        return {"kernel_init": uniform, "bias_init": uniform}
     i = LAYERS.index(layer)
-    return nn.initializers.normal(network.deviations[i]), nn.initializers.constant(network.biases[i])
+    return {
+        "kernel_init": nn.initializers.normal(network.deviations[i]),
+        "bias_init": nn.initializers.constant(network.biases[i]),
+    }

@@ -1,5 +1,6 @@
-"""The authors' small networks for CIFAR-10."""
+"""The authors' small networks for CIFAR-10 (cuda-convnet)."""
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -10,18 +11,20 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from alexnet_jax.network.layers import _kept, average_pool, locally_connected, max_pool
-from alexnet_jax.network.lrn import local_response_norm, local_response_norm_within_channel
+from alexnet_jax.network.layers import average_pool, locally_connected, max_pool
+from alexnet_jax.network.lrn import local_response_norm
+from alexnet_jax.network.lrn_within_channel import local_response_norm_within_channel
+from alexnet_jax.network.operations import Operation, apply_operations
 
 
-class ConvNetLayer(NamedTuple):
+class HiddenLayer(NamedTuple):
     """A hidden layer of `ConvNet`.
 
     Attributes:
-      name: "conv..." shares its kernel over the map, "local..." has one for each place.
+      name: "conv..." is a convolution, "local..." has a kernel for each place.
       size: side of the kernel; the map keeps its size.
-      features: channels that it makes.
-      deviation: standard deviation of the first weights.
+      features: output channels.
+      deviation: standard deviation of the initial weights.
       operations: what follows, in order.
     """
 
@@ -29,138 +32,121 @@ class ConvNetLayer(NamedTuple):
     size: int
     features: int
     deviation: float
-    operations: tuple[str, ...]
+    operations: tuple[Operation, ...]
 
 
-class FourLayers(NamedTuple):
+class Layers(NamedTuple):
     """A variant of `ConvNet`.
 
     Attributes:
-      input_size: side of the images that it takes.
+      input_size: height and width of the images in pixels.
       hidden: the layers before the logits.
     """
 
     input_size: int
-    hidden: tuple[ConvNetLayer, ...]
+    hidden: tuple[HiddenLayer, ...]
 
 
-CONVNETS: Mapping[str, FourLayers] = MappingProxyType(
+CONVNETS: Mapping[str, Layers] = MappingProxyType(
     {
-        "convnet-18pct": FourLayers(
+        "convnet-18pct": Layers(
             32,
             (
-                ConvNetLayer("conv1", 5, 32, 1e-4, ("max pool", "activation", "LRN within")),
-                ConvNetLayer("conv2", 5, 32, 0.01, ("activation", "average pool", "LRN within")),
-                ConvNetLayer("conv3", 5, 64, 0.01, ("activation", "average pool")),
+                HiddenLayer("conv1", 5, 32, 1e-4, ("pool", "activation", "LRN within")),
+                HiddenLayer("conv2", 5, 32, 0.01, ("activation", "average pool", "LRN within")),
+                HiddenLayer("conv3", 5, 64, 0.01, ("activation", "average pool")),
             ),
         ),
-        "convnet-11pct": FourLayers(
+        "convnet-11pct": Layers(
             24,
             (
-                ConvNetLayer("conv1", 5, 64, 1e-4, ("activation", "max pool", "LRN")),
-                ConvNetLayer("conv2", 5, 64, 0.01, ("activation", "LRN", "max pool")),
-                ConvNetLayer("local3", 3, 64, 0.04, ("activation",)),
-                ConvNetLayer("local4", 3, 32, 0.04, ("activation",)),
+                HiddenLayer("conv1", 5, 64, 1e-4, ("activation", "pool", "LRN")),
+                HiddenLayer("conv2", 5, 64, 0.01, ("activation", "LRN", "pool")),
+                HiddenLayer("local3", 3, 64, 0.04, ("activation",)),
+                HiddenLayer("local4", 3, 32, 0.04, ("activation",)),
             ),
         ),
     }
 )
 
 
-class LocallyConnected(nn.Module):
-    """A layer of `locally_connected` with a kernel and a bias for each place of the map.
-
-    Attributes:
-      features: channels that it makes.
-      size: side of the kernels, odd.
-      deviation: standard deviation of the first weights; biases begin with 0.
-      dtype: dtype of the computation.
-    """
-
-    features: int
-    size: int
-    deviation: float
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, features]."""
-        places, window = x.shape[1:3], (self.size, self.size)
-        kernel = self.param(
-            "kernel", nn.initializers.normal(self.deviation), (*places, *window, x.shape[3], self.features)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (*places, self.features))
-        return locally_connected(x.astype(self.dtype), kernel.astype(self.dtype)) + bias[None].astype(self.dtype)
-
-
 class ConvNet(nn.Module):
-    """The authors' small networks for CIFAR-10, which the paper's figure 1 and section 3.3 speak of.
+    """The authors' small networks for CIFAR-10, to which the paper's figure 1 and section 3.3 refer.
 
-    - `"convnet-18pct"`: 18% test error without augmentation; 32-32-64 channels, 5x5, pooling 3x3 / 2. Its three
-      convolutions and the dense layer are four layers with weights.
+    - `"convnet-18pct"`: 18% test error without augmentation; three convolutions of 32-32-64 channels, 5x5, and the
+      dense layer are its four layers with weights.
     - `"convnet-11pct"`: 11% from 24x24 crops; two convolutions of 64 channels, 5x5, and two locally connected layers
-      of 64 and 32 channels, 3x3, which have a kernel and a bias for each place of the map. Without `normalize` it is
-      the 13% network.
+      of 64 and 32 channels, 3x3. With `lrn="none"` it is the 13% network.
 
     All pooling is 3x3 / 2 with "SAME" padding; the average counts only pixels of the map. Normalization: k 1, beta
-    0.75; within channels over 3x3 pixels, alpha 5e-5 / 9; across 9 channels, alpha 1e-3 / 9. Biases begin with 0.
+    0.75; within channels over 3x3 pixels, alpha 5e-5 / 9; across 9 channels, alpha 1e-3 / 9. Biases start at 0.
 
     Source: cuda-convnet, example-layers (layers-18pct.cfg, layers-conv-local-11pct.cfg).
 
     Attributes:
       variant: a key of `CONVNETS`.
       num_classes: number of logits.
-      normalize: whether there is local response normalization.
-      activation: after each hidden layer.
+      activation: applied after each hidden layer.
+      lrn: "own" or "none".
       dtype: dtype of the computation; parameters and logits stay float32.
-      convolution: how convolutions are computed, `lax.conv_general_dilated` or a function with its signature.
+      convolution: `lax.conv_general_dilated` or a function with its signature.
     """
 
     variant: str
     num_classes: int = 10
-    normalize: bool = True
     activation: Callable[[jax.Array], jax.Array] = nn.relu
+    lrn: str = "own"
     dtype: DTypeLike = jnp.float32
     convolution: Callable[..., jax.Array] = lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, images: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Computes logits, float32 [B, num_classes].
+        """Computes unnormalized logits, float32 [B, num_classes].
 
         Args:
           images: float [B, H, W, 3] in grey levels (0 to 255) less the training mean.
           dropout_keys: not used: there is no dropout.
         """
+        functions: dict[Operation, Callable[[jax.Array], jax.Array]] = {
+            "activation": self.activation,
+            "LRN": functools.partial(local_response_norm, size=9, alpha=1e-3, k=1.0, divide_by_size=True),
+            "LRN within": functools.partial(local_response_norm_within_channel, size=3, alpha=5e-5),
+            "pool": max_pool,
+            "average pool": average_pool,
+        }
+        conv = functools.partial(nn.Conv, conv_general_dilated=self.convolution)
         x = images.astype(self.dtype)
-        for layer in CONVNETS[self.variant].hidden:
-            if layer.name.startswith("local"):
-                x = LocallyConnected(layer.features, layer.size, layer.deviation, self.dtype, name=layer.name)(x)
-            else:
-                x = nn.Conv(
-                    layer.features,
-                    (layer.size, layer.size),
-                    dtype=self.dtype,
-                    kernel_init=nn.initializers.normal(layer.deviation),
-                    conv_general_dilated=self.convolution,
-                    name=layer.name,
-                )(x)
-            for operation in layer.operations:
-                if self.normalize or not operation.startswith("LRN"):
-                    x = _kept(self, f"{layer.name} {operation}", self._operate(operation, x))
-        logits = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), name="logits")(
-            x.reshape(x.shape[0], -1)
-        )
+        for name, size, features, deviation, operations in CONVNETS[self.variant].hidden:
+            layer = LocallyConnected if name.startswith("local") else conv
+            initial = nn.initializers.normal(deviation)
+            x = layer(features, (size, size), dtype=self.dtype, kernel_init=initial, name=name)(x)
+            chosen = [one for one in operations if self.lrn != "none" or not one.startswith("LRN")]
+            x = apply_operations(self, functions, name, chosen, x)
+        x = x.reshape(x.shape[0], -1)
+        initial = nn.initializers.normal(0.01)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=initial, name="logits")(x)
         return logits.astype(jnp.float32)
 
-    def _operate(self, operation: str, x: jax.Array) -> jax.Array:
-        match operation:
-            case "activation":
-                return self.activation(x)
-            case "max pool":
-                return max_pool(x)
-            case "average pool":
-                return average_pool(x)
-            case "LRN within":
-                return local_response_norm_within_channel(x, size=3, alpha=5e-5)
-            case _:
-                return local_response_norm(x, size=9, alpha=1e-3, k=1.0, divide_by_size=True)
+
+class LocallyConnected(nn.Module):
+    """`locally_connected` as a layer, with a kernel and a bias for each place of the map; biases start at 0.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernels, equal and odd.
+      dtype: dtype of the computation.
+      kernel_init: as in `flax.linen.Conv`.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, features]."""
+        places = x.shape[1:3]
+        kernel = self.param("kernel", self.kernel_init, (*places, *self.kernel_size, x.shape[3], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (*places, self.features))
+        return locally_connected(x.astype(self.dtype), kernel.astype(self.dtype)) + bias[None].astype(self.dtype)

@@ -1,8 +1,8 @@
-"""Convolutions as matrix products, for CPUs: the sums of `lax.conv_general_dilated`, in half the time and less.
+"""Convolutions as matrix products, for CPUs: the sums of `lax.conv_general_dilated`, in half the time or less.
 
 On a CPU, XLA runs the gradient of a convolution with respect to its kernel at a fraction of the speed of a matrix
-product. So here convolution and gradients are matrix products: with stride 1 by Winograd's algorithm, which needs
-fewer multiplications too, with larger strides by cutting out the patches. A GPU gains nothing from either.
+product. Here convolution and gradients are matrix products: with stride 1 by Winograd's algorithm, which also needs
+fewer multiplications, with larger strides by extracting patches. A GPU gains nothing from either.
 """
 
 import functools
@@ -23,12 +23,12 @@ _product = functools.partial(jnp.matmul, precision="highest")  # less than float
 def fast_convolution(
     lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Any, **options: Any
 ) -> jax.Array:
-    """Stands in for `lax.conv_general_dilated` as `nn.Conv(conv_general_dilated=...)`.
+    """Replaces `lax.conv_general_dilated` as `nn.Conv(conv_general_dilated=...)`.
 
     A float32 convolution of [B, H, W, C] with "SAME" padding, one group, no dilation and a square kernel is computed by
-    `winograd` (3x3 and 5x5 with stride 1, where its transforms are not too many, see `_winograd_pays`) or
-    `patches_product` (both strides above 1). All else goes to `lax.conv_general_dilated`, and so do images of half
-    precision, for which Winograd's numbers grow too large. Sums are in full float32, whatever `precision` says.
+    `winograd` (3x3 and 5x5 with stride 1, where that is faster, see `_winograd_pays`) or `patches_product` (both
+    strides above 1). All others are computed by `lax.conv_general_dilated`, including those in half precision, for
+    which Winograd's intermediate values grow too large. Sums are in full float32, whatever `precision` says.
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
     size = rhs.shape[0]
@@ -51,8 +51,8 @@ def fast_convolution(
 def _winograd_pays(images: Sequence[int], kernel: Sequence[int]) -> bool:
     """Whether `winograd` is faster, from the shapes [B, H, W, C] and [R, R, C, F].
 
-    Its products with dense maps grow with the square of the pixels, and with C + F where the convolution's grow with
-    C F. With 1.3 times the multiplications of a direct convolution it took 0.86 of the time, gradients included (16x16,
+    The cost of its transforms grows with the square of the pixels and with C + F, that of the convolution with C F.
+    With 1.3 times the multiplications of a direct convolution it took 0.86 of the time, gradients included (16x16,
     48 to 128 channels, 5x5), with 2.7 times twice as long (16x16, 32 to 32): `benchmarks/layers.py --choices`.
     """
     (_, height, width, channels), (size, *_, features) = images, kernel
@@ -91,8 +91,8 @@ def winograd(images: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves with stride 1 and "SAME" padding by Winograd's F(TILE x TILE, R x R).
 
     Along an axis, a tile of m outputs is y = A^T [(G g) * (B^T d)], with n = m + R - 1 inputs d and kernel g, so n
-    multiplications do the work of m R; along both, n^2 that of m^2 R^2 (4x4 tiles: 1/4 for R = 3, 1/6 for R = 5). The
-    price is rounding: about 1e-5 of the largest value, where a plain float32 convolution has 1e-6.
+    multiplications replace m R; along both, n^2 replace m^2 R^2 (4x4 tiles: 1/4 for R = 3, 1/6 for R = 5). The cost
+    is rounding: about 1e-5 of the largest value, where a plain float32 convolution has 1e-6.
 
     Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 
@@ -124,12 +124,12 @@ def winograd(images: jax.Array, kernel: jax.Array) -> jax.Array:
 def _winograd_maps(size: int, kernel_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The linear maps of F(TILE, kernel_size) along an axis of `size` pixels with "SAME" padding, float32.
 
-    The product of two polynomials is known from its values at n points (Cook and Toom); a convolution is the transpose
-    of that: with V_k the values of 1, x, .., x^(k-1) at the points, G = V_R, A = V_TILE, B = V_n^-1.
+    The product of two polynomials is determined by its values at n points (Cook and Toom); a convolution is its
+    transpose: with V_k the values of 1, x, .., x^(k-1) at the points, G = V_R, A = V_TILE, B = V_n^-1.
 
     Returns:
       B^T for each tile, without the columns that meet the zero padding, [n, tiles, size]; G, [n, kernel_size];
-      A^T for each tile, without the rows that hang over the edge, [size, n, tiles].
+      A^T for each tile, without the rows that extend past the edge, [size, n, tiles].
     """
     n, tiles, before = TILE + kernel_size - 1, -(-size // TILE), (kernel_size - 1) // 2
 

@@ -1,8 +1,8 @@
-"""Dense layers that are split over the devices of a data-parallel step: hybrid parallelism.
+"""Dense layers split over the devices of a data-parallel step: hybrid parallelism.
 
 Convolutions have few weights and many activations, dense layers the reverse: 58.6 of the 61 million parameters of
-AlexNet are in its dense layers. So Krizhevsky (One weird trick for parallelizing convolutional neural networks, 2014,
-arXiv:1404.5997) divides the examples for the ones and the weights for the others.
+AlexNet are in its dense layers. Krizhevsky (One weird trick for parallelizing convolutional neural networks, 2014,
+arXiv:1404.5997) therefore splits the examples for the former and the weights for the latter.
 """
 
 import functools
@@ -20,26 +20,32 @@ from jax.typing import DTypeLike
 LAYERS = ("fc1", "fc2", "logits")
 
 
+def dense_layer(axis: str | None) -> Callable[..., nn.Module]:
+    """`flax.linen.Dense`, or its form that is split over a device axis."""
+    return nn.Dense if axis is None else functools.partial(SplitDense, axis=axis)
+
+
 class SplitDense(nn.Module):
-    """`flax.linen.Dense`, with the rows of its kernel divided over devices; to be called under `jax.pmap`.
+    """`flax.linen.Dense`, with the rows of its kernel split over devices; to be called under `jax.pmap`.
 
         y = sum over devices d of x[:, rows of d] @ kernel[rows of d] + bias
 
-    Of D devices each has b examples, B = D b in all. An all-to-all gives each its columns of all examples, [B, F / D].
+    Each of D devices has b examples, B = D b in all. An all-to-all gives each its columns of all examples, [B, F / D].
     Their product with its rows of the kernel is its part of the sum for all examples, [B, features]; a reduce-scatter
-    adds up the parts and gives each device its own examples again, [b, features]. So what follows (bias, activation,
-    dropout) is what it is without the split. Backward, an all-gather takes the place of the reduce-scatter and another
-    all-to-all that of the first. The gradient of a device's rows is that of the whole batch: nothing is left to add up.
+    adds up the parts and gives each device its own examples again, [b, features]. What follows (bias, activation,
+    dropout) is the same as without the split. In the backward pass an all-gather replaces the reduce-scatter, and
+    another all-to-all the first. The gradient of a device's rows is that of the whole batch: no sum over devices is
+    needed.
 
     A device sends (D - 1) / D * B * (F / D + features) numbers forward and as many backward. With a kernel split by
-    outputs (gather x, multiply, gather or exchange y) it would be F in place of F / D and, at the last layer,
-    features / D in place of features: more for every layer of AlexNet together, 1.5 times as much on 8 devices.
+    outputs (gather x, multiply, gather or exchange y) it would be F instead of F / D and, at the last layer,
+    features / D instead of features: more for the layers of AlexNet together, 1.5 times as much on 8 devices.
 
-    Where D does not divide F, the last device's rows are filled up with zeros, whose gradient is zero.
+    Where D does not divide F, the last device's rows are padded with zeros, whose gradient is zero.
 
     Attributes:
       features: number of outputs.
-      axis: name of the axis of devices.
+      axis: name of the device axis.
       dtype: dtype of the computation; parameters are float32.
       kernel_init: as in `flax.linen.Dense`.
       bias_init: as in `flax.linen.Dense`.
@@ -65,23 +71,18 @@ class SplitDense(nn.Module):
         return lax.psum_scatter(parts, self.axis, scatter_dimension=0, tiled=True) + bias[None]
 
 
-def is_split(path: tuple[Any, ...]) -> bool:
+def is_split_kernel(path: tuple[Any, ...]) -> bool:
     """Whether a path in a tree of parameters, or in an optimizer's state, is that of a kernel that is split."""
     layer, name = [getattr(key, "key", None) for key in (None, None, *path)[-2:]]
     return layer in LAYERS and name == "kernel"
 
 
-def stacked(kernel: np.ndarray, devices: int) -> np.ndarray:
-    """Each device's rows, filled up with zeros: [F, features] -> [D, ceil(F / D), features]."""
+def split_kernel(kernel: np.ndarray, devices: int) -> np.ndarray:
+    """Each device's rows, padded with zeros: [F, features] -> [D, ceil(F / D), features]."""
     rows = -(-len(kernel) // devices)
     return np.pad(kernel, [(0, rows * devices - len(kernel)), (0, 0)]).reshape(devices, rows, -1)
 
 
-def unstacked(kernel: np.ndarray, rows: int) -> np.ndarray:
-    """The inverse of `stacked`, for a kernel of so many rows."""
-    return kernel.reshape(-1, kernel.shape[-1])[:rows]
-
-
-def _dense(axis: str | None) -> Callable[..., nn.Module]:
-    """`nn.Dense`, or its form that is split over an axis of devices."""
-    return nn.Dense if axis is None else functools.partial(SplitDense, axis=axis)
+def join_kernel(parts: np.ndarray, rows: int) -> np.ndarray:
+    """The inverse of `split_kernel`: [D, ceil(F / D), features] -> [F, features], with F = `rows`."""
+    return parts.reshape(-1, parts.shape[-1])[:rows]

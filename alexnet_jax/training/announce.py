@@ -11,9 +11,10 @@ from alexnet_jax.runs.folder import RunFolder
 from alexnet_jax.training.trainer import SAMPLE, Trainer
 
 
-def noise_levels(preprocessing: Preprocessing, std: float, images: np.ndarray) -> np.ndarray:
+def noise_levels(preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
     """Standard deviation of the PCA colour noise in R, G and B, grey levels [3], measured on some 2,000 draws."""
     keys = jax.random.split(jax.random.key(0), (-(-2000 // len(images)), len(images)))
+    std = preprocessing.config.pca_std
     draws = jax.jit(lambda keys, x: jax.lax.map(lambda k: preprocessing.noise(k, x, std), keys))
     return np.asarray(draws(keys, images)).std(axis=(0, 1))
 
@@ -32,7 +33,7 @@ def announce(trainer: Trainer, folder: RunFolder) -> None:
     )
     augmentation = config.augmentation
     if augmentation.pca != "none":
-        red, green, blue = noise_levels(trainer.preprocessing, augmentation.pca_std, dataset.sample(SAMPLE).images)
+        red, green, blue = noise_levels(trainer.preprocessing, dataset.sample(SAMPLE).images)
         print(
             f"noise    PCA {augmentation.pca}, coefficients' std {augmentation.pca_std:g}: shifts R, G, B by "
             f"{red:.2g}, {green:.2g}, {blue:.2g} grey levels (standard deviation)"

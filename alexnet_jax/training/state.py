@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import AXIS, replicate
-from alexnet_jax.network.split_dense import is_split, stacked, unstacked
+from alexnet_jax.network.split_dense import is_split_kernel, join_kernel, split_kernel
 
 PyTree = Any
 
@@ -95,7 +95,7 @@ class StateLayout:
 def split_dense(tree: PyTree) -> tuple[PyTree, PyTree]:
     """What each device has completely and what is divided over devices, each with None in place of the other."""
     copied, divided = (
-        jax.tree_util.tree_map_with_path(lambda path, x, want=want: x if is_split(path) == want else None, tree)
+        jax.tree_util.tree_map_with_path(lambda path, x, want=want: x if is_split_kernel(path) == want else None, tree)
         for want in (False, True)
     )
     return copied, divided
@@ -109,14 +109,14 @@ def join_dense(copied: PyTree, divided: PyTree) -> PyTree:
 def _put_split(state: TrainState, devices: Sequence[jax.Device]) -> SplitState:
     own, rows = processes.local(devices), processes.local_rows(devices)
     copied, divided = split_dense(state)
-    parts = jax.tree.map(lambda leaf: stacked(np.asarray(leaf), len(devices))[rows], divided)
+    parts = jax.tree.map(lambda leaf: split_kernel(np.asarray(leaf), len(devices))[rows], divided)
     sharding = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec(AXIS))
     return SplitState(replicate(copied, devices), jax.device_put(parts, sharding))
 
 
 def _gather_split(state: SplitState, shapes: TrainState) -> TrainState:
     def gather(parts: jax.Array, like: jax.ShapeDtypeStruct) -> np.ndarray:
-        return unstacked(processes.gathered(np.asarray(parts)), like.shape[0])
+        return join_kernel(processes.gathered(np.asarray(parts)), like.shape[0])
 
     return join_dense(state.copied, jax.tree.map(gather, state.divided, split_dense(shapes)[1]))
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alexnet_jax.augment.preprocess import Preprocessing, from_config
+from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.batches import steps_per_epoch
 from alexnet_jax.data.dataset import Dataset
@@ -70,7 +70,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, dataset: Dataset, devices: Sequence[jax.Device]) -> None:
         self.config, self.dataset, self.devices = config, dataset, devices
         self.steps_per_epoch = steps_per_epoch(dataset.counts["train"], config.schedule.batch_size)
-        self.preprocessing = from_config(config.augmentation, dataset.statistics(), self.steps_per_epoch)
+        self.preprocessing = Preprocessing(config.augmentation, dataset.statistics(), self.steps_per_epoch)
         self.model = build.from_config(config.network, len(dataset.class_names))
         update_rule, self._schedule = optimizer.from_config(
             config.optimizer, self.steps_per_epoch, config.schedule.epochs

@@ -85,7 +85,7 @@ def cost(num_devices: int, rounds: int = 5, steps_a_round: int = 10) -> dict[str
     devices = select_devices(num_devices)
     model = build.from_config(config.network, 10)
     rule, _ = optimizer.from_config(config.optimizer, 10, 1)
-    preprocessing = preprocess.from_config(config.augmentation, statistics.Statistics.of(split.images), 10)
+    preprocessing = preprocess.Preprocessing(config.augmentation, statistics.Statistics.of(split.images), 10)
     examples = replicate(Examples(split.images, split.labels), devices)
     layout, key = batches(np.arange(1280), 128, num_devices), replicate(jax.random.key(0), devices)
     programs, states = {}, {}

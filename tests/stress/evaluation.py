@@ -11,6 +11,7 @@ import tqdm
 
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config.recipes import PRESETS
+from alexnet_jax.config.settings import AugmentationConfig
 from alexnet_jax.data import shapes, statistics
 from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.inspection import scores
@@ -27,7 +28,7 @@ def main() -> None:
     split = dataset["test"]
     model = build.from_config(PRESETS["cifar10"].config.network, 10)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    preprocessing = preprocess.Preprocessing(statistics.pca_basis(split.images[:100]))
+    preprocessing = preprocess.Preprocessing(AugmentationConfig(), statistics.Statistics.of(split.images[:100]), 1)
     found: dict[int, set[tuple[int, int]]] = {size: set() for size in SIZES}
     largest = 0.0
     first: dict[int, np.ndarray] = {}

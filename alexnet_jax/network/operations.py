@@ -1,0 +1,35 @@
+"""The operations after a layer: how a network's table names them, and how they are applied."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+Operation = Literal["activation", "LRN", "LRN within", "pool", "average pool"]
+"""Activation function, LRN across channels and within a channel, max pooling, average pooling."""
+
+
+def apply_operations(
+    network: nn.Module,
+    functions: Mapping[Operation, Callable[[jax.Array], jax.Array]],
+    layer: str,
+    operations: Sequence[Operation],
+    x: jax.Array,
+) -> jax.Array:
+    """Applies `operations` in order to the output of a layer.
+
+    Each result is sown into `intermediates` under "LAYER OPERATION", "conv1 LRN" for example, where
+    `inspection.activations` finds it.
+
+    Args:
+      network: the module that sows.
+      functions: what each operation is in this network.
+      layer: name of the layer.
+      operations: their names, in order.
+      x: the layer's output.
+    """
+    for operation in operations:
+        x = functions[operation](x)
+        network.sow("intermediates", f"{layer} {operation}", x)
+    return x
