@@ -15,6 +15,7 @@ from PIL import Image
 
 from alexnet_jax import plots
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.plots.text import fonts_with
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -440,11 +441,11 @@ class TestPredictions:
         monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
         bundled = [e for e in font_manager.fontManager.ttflist if "matplotlib" in pathlib.Path(e.fname).parts]
         monkeypatch.setattr(font_manager.fontManager, "ttflist", bundled)
-        plots._fonts_with.cache_clear()
+        fonts_with.cache_clear()
         figure = plots.predictions(images[:1], ["Ⓐ.png"], [[("plain", 1.0)]])
         plots.save(figure, tmp_path / "sheet.png")
         assert figure.axes[0].title.get_fontfamily()[1:] == ["STIXGeneral"]
-        plots._fonts_with.cache_clear()
+        fonts_with.cache_clear()
 
     def test_half_a_character_of_a_name_is_an_escape(self, images: np.ndarray, tmp_path: pathlib.Path) -> None:
         figure = plots.predictions(images[:1], ["a\udce9\x07"], [[("\udce9", 1.0)]])
