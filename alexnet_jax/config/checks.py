@@ -1,6 +1,7 @@
 """Every refused value and combination of settings."""
 
 import dataclasses
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pydantic
 
 from alexnet_jax.config.flags import flag, flags_of
-from alexnet_jax.config.settings import NetworkConfig, RunConfig, TrainConfig
+from alexnet_jax.config.settings import AugmentationConfig, EvalConfig, NetworkConfig, RunConfig, TrainConfig
 from alexnet_jax.config.types import _FLAGS, C
 from alexnet_jax.errors import UsageError, shown
 
@@ -34,6 +35,8 @@ def _from_nested(config_type: type[C], nested: Mapping[str, Any], context: str |
         raise UsageError(f"{name} {value}: {first['msg'].lower()}") from None
     if isinstance(config, TrainConfig):
         _check_together(config)
+    if isinstance(config, EvalConfig):
+        _check_eval(config)
     return config
 
 
@@ -115,3 +118,18 @@ def _check_network(network: NetworkConfig) -> None:
         )
     if network.activation != "relu" and not convnet:
         raise UsageError("--activation is for --network small and convnet-...")
+
+
+def _check_eval(config: EvalConfig) -> None:
+    if config.images == ():
+        raise UsageError("--images needs image files, or folders of them")
+    if config.images and (config.others or config.report or config.split or config.data_dir):
+        raise UsageError("--images is for one run, without --report, --split and --data-dir")
+    if config.others and config.report:
+        raise UsageError("--report is for one run: leave it out to compare several")
+
+
+def check_views(views: int, augmentation: AugmentationConfig, run: pathlib.Path) -> None:
+    """Raises UsageError unless a run that was trained with `augmentation` can be evaluated on so many views."""
+    if views == 10 and not (augmentation.crop_size or augmentation.crop_padding):
+        raise UsageError(f"--views 10: {run} was trained without crops; --views 2 adds the mirrored images")

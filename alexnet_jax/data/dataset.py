@@ -60,6 +60,11 @@ class Dataset:
         """(H, W, C) of every image."""
         return self["train"].images.shape[1:]
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The number of images in each split."""
+        return {name: len(split) for name, split in self.splits.items()}
+
     def examples(self, split: str, indices: np.ndarray) -> Split:
         """Those of a split, in the order of `indices`."""
         return Split(self[split].images[indices], self[split].labels[indices])

@@ -127,6 +127,11 @@ class ImageNet:
             raise AlexNetError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
         return self.splits[split]
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The number of images in each split."""
+        return {name: len(shards) for name, shards in self.splits.items()}
+
     def fingerprint(self) -> str:
         """SHA-256 over the shards' SHA-256."""
         return str(self.description["fingerprint"])
