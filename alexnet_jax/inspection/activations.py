@@ -4,7 +4,6 @@ The functions take an opened `Run` or arrays and return arrays; `plots` draws th
 them in use. Each compiles once for a network and a shape of images.
 """
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from alexnet_jax.inspection.inputs import in_parts, to_grey_levels
 from alexnet_jax.inspection.run import Run
-from alexnet_jax.network.layer_outputs import layer_outputs
+from alexnet_jax.network.layer_outputs import compiled_layer_outputs, layer_outputs
 
 
 def activations(run: Run, images: np.ndarray, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -40,16 +39,7 @@ def activations(run: Run, images: np.ndarray, names: Sequence[str] | None = None
     """
     inputs = run.preprocessing.evaluation(to_grey_levels(images, run.dataset.image_shape))
     chosen = None if names is None else tuple(names)
-    return dict(jax.device_get(_activations(run.model, run.params, inputs, chosen)))
-
-
-@functools.partial(jax.jit, static_argnames=("model", "names"))
-def _activations(
-    model: nn.Module, params: Mapping[str, Any], inputs: jax.Array, names: tuple[str, ...] | None
-) -> collections.OrderedDict[str, jax.Array]:
-    outputs = layer_outputs(model, params, inputs)
-    # Ordered: JAX would sort the keys of a dict.
-    return collections.OrderedDict((name, outputs[name].astype(jnp.float32)) for name in names or outputs)
+    return dict(jax.device_get(compiled_layer_outputs(run.model, run.params, inputs, chosen)))
 
 
 def hidden_features(run: Run, images: np.ndarray, batch_size: int = 500) -> np.ndarray:

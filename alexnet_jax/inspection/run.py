@@ -22,6 +22,7 @@ from alexnet_jax.errors import AlexNetError, UsageError, shown
 from alexnet_jax.files import expanded
 from alexnet_jax.inspection.inputs import in_parts, to_grey_levels
 from alexnet_jax.network import alexnet, build, convnet, small
+from alexnet_jax.network.layer_outputs import compiled_layer_outputs
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import DatasetInfo, RunFolder
 from alexnet_jax.training import optimizer, predict
@@ -103,6 +104,19 @@ class Run:
     def predict_class(self, images: Any) -> np.ndarray:
         """Most probable class, int64 [N]; `images` as for `predict`."""
         return self.logits(images).argmax(axis=1)
+
+    def features(self, images: Any, layer: str) -> np.ndarray:
+        """Output of a layer, "fc2", or of an operation after it, "fc2 activation": float32 [N, H, W, C] or [N, C].
+
+        `images` are as for `predict`; `inspection.activations` returns several layers at once.
+
+        Raises:
+          ValueError: for another shape, dtype or range.
+          KeyError: the network has no such layer; the message lists all.
+        """
+        model, params, prepare = self.model, self.params, self.preprocessing.evaluation
+        grey = to_grey_levels(images, self.dataset.image_shape)
+        return in_parts(lambda part: compiled_layer_outputs(model, params, prepare(part), (layer,))[layer], grey)
 
     @functools.cached_property
     def _on_device(self) -> tuple[Any, Any]:
