@@ -164,6 +164,25 @@ def test_runs_on_other_images_are_not_compared(small_run, tiny, monkeypatch, tmp
         compare.compare(EvalConfig(small_run, others=(other,)))
 
 
+def test_runs_that_share_only_the_evaluated_split_are_compared(small_run, tiny, monkeypatch, tmp_path):
+    """With --train-on all the training images are others, and so is the fingerprint."""
+    other, merged = shutil.copytree(small_run, tmp_path / "other"), tiny.train_on_all()
+    description = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(description | {"fingerprint": merged.fingerprint()}))
+    datasets = iter([tiny, merged])
+    monkeypatch.setattr(task, "load", lambda config: next(datasets))
+    monkeypatch.setattr(task, "COMPARED_AT_ONCE", 30)
+    first, second = compare.compare(EvalConfig(small_run, others=(other,)))
+    assert first["accuracy"] == second["accuracy"]
+
+
+def test_a_split_that_is_not_there_is_named(small_run, tiny, monkeypatch):
+    monkeypatch.setattr(task, "load", lambda config: dataclasses.replace(tiny, splits={**tiny.splits}))
+    monkeypatch.setattr(type(tiny), "counts", {"train": 100, "test": 70})
+    with pytest.raises(AlexNetError, match="has no split 'validation'; it has train, test"):
+        evaluate.evaluate(EvalConfig(small_run, split="validation"))
+
+
 def _turned(split):
     return Split(np.ascontiguousarray(split.images[:, ::-1]), split.labels)
 
