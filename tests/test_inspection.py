@@ -53,11 +53,13 @@ def test_features_are_activations_of_any_number_of_images(run, tiny):
 def test_the_nnx_module_gives_the_same_logits(run, images):
     module = run.nnx()
     inputs = run.preprocessing.evaluation(images)
-    np.testing.assert_allclose(nnx.jit(lambda module, x: module(x))(module, inputs), run.logits(images), rtol=1e-4)
+    np.testing.assert_allclose(
+        nnx.jit(lambda module, x: module(x))(module, inputs), run.logits(images), rtol=1e-4, atol=1e-5
+    )
     before = run.params["conv1"]["bias"].copy()
     module.conv1["bias"][...] += 1
     np.testing.assert_array_equal(run.params["conv1"]["bias"], before)
-    assert not np.allclose(module(inputs), run.logits(images), rtol=1e-4)
+    assert not np.allclose(module(inputs), run.logits(images), rtol=1e-3, atol=1e-3)
 
 
 def test_a_second_call_compiles_nothing(run, images, caplog):

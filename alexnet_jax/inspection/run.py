@@ -166,7 +166,7 @@ def _restored(folder: RunFolder, checkpoint: str) -> dict[str, Any]:
             if checkpoint == "best":
                 restored = checkpoints.restore_best()
                 if restored is None:
-                    raise AlexNetError(f"{folder.path} was never validated, so it has no best checkpoint; use last")
+                    raise AlexNetError(f"{folder.path} was not validated, so it has no best checkpoint: use last")
             elif checkpoint == "last":
                 restored = checkpoints.restore_newest()
             else:
