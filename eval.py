@@ -6,11 +6,17 @@ from alexnet_jax.config import cli
 
 
 def main(args: Sequence[str]) -> None:
-    """Parses the flags, opens the runs, evaluates."""
+    """Classifies image files, compares runs or evaluates one, as the flags say."""
     config = cli.parse_eval(args)
-    from alexnet_jax.inspection import main
+    # After parsing, because importing JAX and Flax takes longer than printing --help should.
+    from alexnet_jax.inspection import classify, compare, evaluate
 
-    main.main(config)
+    if config.images:
+        classify.classify_images(config)
+    elif config.others:
+        compare.compare(config)
+    else:
+        evaluate.evaluate(config)
 
 
 if __name__ == "__main__":

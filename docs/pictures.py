@@ -75,7 +75,7 @@ def lrn() -> Figure:
     scale.set_ylabel("After / before", fontsize=plots.LABEL)
     scale.set_ylim(0, 1.3)
     for ax, place in ((loud, "upper left"), (own, "upper right"), (scale, "lower left")):
-        _plain(ax)
+        plots.style(ax)
         ax.legend(fontsize=plots.SMALL, frameon=False, loc=place, handlelength=1.2)
     return figure
 
@@ -229,13 +229,6 @@ def data_parallelism() -> Figure:
     text = f"psum: $g$ = {total}   (and the sums of losses, of right answers, of examples)"
     ax.text(middle, 1.55, text, fontsize=plots.LABEL, ha="center", va="center", color=INK)
     return figure
-
-
-def _plain(ax: Axes) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(color="0.9", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.tick_params(labelsize=plots.SMALL)
 
 
 def _levels(shift: np.ndarray) -> str:

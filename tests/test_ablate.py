@@ -20,7 +20,7 @@ from alexnet_jax.config.flags import flat_items
 from alexnet_jax.config.recipes import PRESETS
 from alexnet_jax.data import shapes
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
-from alexnet_jax.inspection import evaluate, scores
+from alexnet_jax.inspection import scores, task
 from alexnet_jax.inspection.run import open_run
 from alexnet_jax.runs.log import read_jsonl
 from alexnet_jax.training import loop
@@ -201,7 +201,7 @@ def study(tiny, monkeypatch):
     )
     monkeypatch.setattr(ablate, "STUDIES", {"tips": small})
     monkeypatch.setattr(data, "load", lambda config: tiny)
-    monkeypatch.setattr(evaluate, "load", lambda config: tiny)
+    monkeypatch.setattr(task, "load", lambda config: tiny)
     return small
 
 

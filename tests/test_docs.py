@@ -171,7 +171,7 @@ def test_pages_build_without_a_warning(tmp_path):
     copies = {file.name for file in (tmp_path / "html" / "_downloads").rglob("*.*")}
     assert {"layers.py", "ablation-tips-cpu.jsonl", "README.md"} <= copies
     api = (tmp_path / "html" / "api.html").read_text("utf-8")
-    for public in ("open_run", "run.Run.predict", "layers.max_pool", "augment.pca_basis", "models.AlexNet"):
+    for public in ("open_run", "Run.predict", "max_pool", "pca_noise", "AlexNet"):
         assert f'id="alexnet_jax.{public}"' in api
 
 

@@ -1,32 +1,44 @@
 import dataclasses
 import json
+import pathlib
+import runpy
 import shutil
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 import alexnet_jax
-from alexnet_jax.config import cli
+from alexnet_jax import plots
+from alexnet_jax.augment.crops import VIEWS
 from alexnet_jax.config.settings import EvalConfig
 from alexnet_jax.data import decode
 from alexnet_jax.data.dataset import Split
 from alexnet_jax.errors import AlexNetError, UsageError
-from alexnet_jax.inspection import classify, compare, evaluate, main
-from alexnet_jax.inspection.scores import mcnemar
-from alexnet_jax.training import predict
+from alexnet_jax.inspection import classify, compare, evaluate, task
+from alexnet_jax.inspection.scores import holm, mcnemar
+
+main = runpy.run_path(str(pathlib.Path(__file__).parent.parent / "eval.py"))["main"]
 
 
 @pytest.fixture(autouse=True)
 def tiny_shapes(tiny, monkeypatch):
     """`load` gives the tiny data set instead of the whole `shapes`."""
-    monkeypatch.setattr(evaluate, "load", lambda config: tiny)
+    monkeypatch.setattr(task, "load", lambda config: tiny)
 
 
-def test_ten_views_need_crops(small_run, tiny_shapes, tmp_path):
-    results = evaluate.evaluate(EvalConfig(small_run, views=10))
+def test_ten_views_are_averaged_and_need_crops(small_run, tiny, tmp_path):
+    results = evaluate.evaluate(EvalConfig(small_run, views=10, out=tmp_path / "ten"))
     assert results["views"] == 10
-    assert results["top5_accuracy"] >= results["accuracy"]
+    with np.load(tmp_path / "ten" / "predictions.npz") as saved:
+        probabilities = saved["probabilities"]
+    run = alexnet_jax.open_run(small_run)
+    views = [run.preprocessing.evaluation(tiny["test"].images, view) for view in VIEWS[10]]
+    apply = jax.jit(lambda inputs: jax.nn.softmax(run.model.apply({"params": run.params}, inputs)))
+    np.testing.assert_allclose(probabilities, np.mean([apply(view) for view in views], axis=0), atol=1e-5)
+    ranks = (probabilities > probabilities[np.arange(70), tiny["test"].labels][:, None]).sum(axis=1)
+    assert results["top5_accuracy"] == (ranks < 5).mean()
     plain = shutil.copytree(small_run, tmp_path / "plain")
     settings = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps(settings | {"crop_padding": 0}))
@@ -63,7 +75,7 @@ def test_evaluation_of_another_split_does_not_overwrite_the_tests(small_run, tin
 
 def test_evaluation_on_other_images_is_refused(small_run, tiny, monkeypatch):
     other = dataclasses.replace(tiny, splits={**tiny.splits, "test": tiny["validation"]})
-    monkeypatch.setattr(evaluate, "load", lambda config: other)
+    monkeypatch.setattr(task, "load", lambda config: other)
     with pytest.raises(AlexNetError, match="trained on other images"):
         evaluate.evaluate(EvalConfig(small_run))
 
@@ -71,7 +83,7 @@ def test_evaluation_on_other_images_is_refused(small_run, tiny, monkeypatch):
 def test_results_that_cannot_be_written_are_printed(small_run, tmp_path, monkeypatch, capsys):
     """A run on a read-only medium, or somebody else's."""
     before = sorted(small_run.rglob("*"))
-    monkeypatch.setattr(evaluate.os, "access", lambda path, mode: small_run not in (path, *path.parents))
+    monkeypatch.setattr(task.os, "access", lambda path, mode: small_run not in (path, *path.parents))
     results = evaluate.evaluate(EvalConfig(small_run))
     out, err = capsys.readouterr()
     assert f"test accuracy: {results['accuracy']:.4f}" in out
@@ -106,7 +118,7 @@ def test_data_that_has_moved_is_asked_for(small_run, tmp_path, monkeypatch, data
 
 def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeypatch, capsys):
     other = shutil.copytree(small_run, tmp_path / "other")
-    opened = evaluate.open_run
+    opened = task.open_run
 
     def with_another_bias(path, checkpoint):
         run = opened(path, checkpoint)
@@ -114,7 +126,9 @@ def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeyp
             run.params["logits"]["bias"] = run.params["logits"]["bias"] + np.eye(10, dtype=np.float32)[3]
         return run
 
-    monkeypatch.setattr(evaluate, "open_run", with_another_bias)
+    monkeypatch.setattr(task, "open_run", with_another_bias)
+    draw, curves = plots.compared_curves, []
+    monkeypatch.setattr(plots, "compared_curves", lambda *args: curves.append(args) or draw(*args))
     rows = compare.compare(EvalConfig(small_run, others=(other, small_run)))
     assert [row["name"] for row in rows] == ["small (1)", "other", "small (2)"]
     first, second = alexnet_jax.open_run(small_run), with_another_bias(other, "last")
@@ -128,7 +142,11 @@ def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeyp
     assert rows[2]["against_first"]["p_holm"] == 1
     saved = json.loads((small_run / "eval" / "comparison.json").read_text())
     assert saved["runs"] == json.loads(json.dumps(rows))
-    assert (small_run / "eval" / "comparison.png").stat().st_size > 10_000
+    with PIL.Image.open(small_run / "eval" / "comparison.png") as drawn:
+        drawn.load()
+        assert drawn.format == "PNG"
+    _, drawn_epochs = curves[0]
+    assert drawn_epochs == dict.fromkeys(("small (1)", "other", "small (2)"), 7)  # 100 images in batches of 16
     out = capsys.readouterr().out
     assert "70 test images" in out
     assert "other" in out
@@ -141,9 +159,28 @@ def test_runs_on_other_images_are_not_compared(small_run, tiny, monkeypatch, tmp
     description = json.loads((other / "dataset.json").read_text())
     (other / "dataset.json").write_text(json.dumps(description | {"fingerprint": turned.fingerprint()}))
     datasets = iter([tiny, turned])
-    monkeypatch.setattr(evaluate, "load", lambda config: next(datasets))
+    monkeypatch.setattr(task, "load", lambda config: next(datasets))
     with pytest.raises(AlexNetError, match=r"small and .*other can't be compared"):
         compare.compare(EvalConfig(small_run, others=(other,)))
+
+
+def test_runs_that_share_only_the_evaluated_split_are_compared(small_run, tiny, monkeypatch, tmp_path):
+    """With --train-on all the training images are others, and so is the fingerprint."""
+    other, merged = shutil.copytree(small_run, tmp_path / "other"), tiny.train_on_all()
+    description = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(description | {"fingerprint": merged.fingerprint()}))
+    datasets = iter([tiny, merged])
+    monkeypatch.setattr(task, "load", lambda config: next(datasets))
+    monkeypatch.setattr(task, "COMPARED_AT_ONCE", 30)
+    first, second = compare.compare(EvalConfig(small_run, others=(other,)))
+    assert first["accuracy"] == second["accuracy"]
+
+
+def test_a_split_that_is_not_there_is_named(small_run, tiny, monkeypatch):
+    monkeypatch.setattr(task, "load", lambda config: dataclasses.replace(tiny, splits={**tiny.splits}))
+    monkeypatch.setattr(type(tiny), "counts", {"train": 100, "test": 70})
+    with pytest.raises(AlexNetError, match="has no split 'validation'; it has train, test"):
+        evaluate.evaluate(EvalConfig(small_run, split="validation"))
 
 
 def _turned(split):
@@ -152,19 +189,19 @@ def _turned(split):
 
 def test_names_are_as_short_as_they_can_be(tmp_path):
     paths = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "run"]
-    assert compare._shortest_names(paths) == ["a/run", "b/run (1)", "b/run (2)"]
-    assert compare._shortest_names(paths[:1]) == ["run"]
+    assert compare.shortest_names(paths) == ["a/run", "b/run (1)", "b/run (2)"]
+    assert compare.shortest_names(paths[:1]) == ["run"]
 
 
 def test_holm_against_its_definition():
-    assert compare._holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert compare._holm([0.9, 0.5]) == [1.0, 1.0]
-    assert compare._holm([0.2]) == [0.2]
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.5]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
 
 
 @pytest.fixture
 def folder(tiny, tmp_path):
-    """Pictures of every kind that a person may have, all of test image 0 but for the broken ones."""
+    """Image files of every kind, all of test image 0 except the broken ones."""
     folder = tmp_path / "pictures"
     (folder / "deeper").mkdir(parents=True)
     image = PIL.Image.fromarray(tiny["test"].images[0])
@@ -176,7 +213,7 @@ def folder(tiny, tmp_path):
     wide.save(folder / "wide.png")
     turned = image.transpose(PIL.Image.Transpose.ROTATE_90)
     exif = turned.getexif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter for viewing
+    exif[0x0112] = 6  # turned clockwise by a quarter for viewing
     turned.save(folder / "deeper" / "camera.png", exif=exif)
     clear = image.convert("RGBA")
     clear.putalpha(0)
@@ -186,16 +223,24 @@ def folder(tiny, tmp_path):
     return folder
 
 
-def test_pictures_are_classified_as_a_person_sees_them(small_run, tiny, folder, monkeypatch, capsys):
+def test_images_are_classified_as_they_are_displayed(small_run, tiny, folder, monkeypatch, capsys):
     read = {}
-    found = classify._read_pictures
+    found = classify.read_images
     monkeypatch.setattr(
         classify,
-        "_read_pictures",
+        "read_images",
         lambda *args: (read.setdefault(path.name, (path, pixels)) for path, pixels in found(*args)),
     )
-    with pytest.raises(AlexNetError, match=r"^2 of 8 could not be read as a picture; the first is .*nothing.png$"):
-        classify.predict_pictures(EvalConfig(small_run, images=(folder / "nothing.png", folder)))
+    draw, sheets, drawn = plots.predictions, [], []
+
+    def spy(*args):
+        sheets.append(args)
+        drawn.append(draw(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(plots, "predictions", spy)
+    with pytest.raises(AlexNetError, match=r"^2 of 8 could not be read as an image; the first is .*nothing.png$"):
+        classify.classify_images(EvalConfig(small_run, images=(folder / "nothing.png", folder)))
     original = tiny["test"].images[0]
     for name in ("a.png", "wide.png", "camera.png"):
         np.testing.assert_array_equal(read[name][1], original)
@@ -209,18 +254,24 @@ def test_pictures_are_classified_as_a_person_sees_them(small_run, tiny, folder, 
     expected = alexnet_jax.open_run(small_run).predict(original[None])[0]
     assert [entry["probability"] for entry in rows["a.png"]] == pytest.approx(sorted(expected)[:-6:-1], abs=1e-5)
     assert rows["a.png"][0]["class"] == tiny.class_names[expected.argmax()]
-    assert (small_run / "eval" / "images.png").stat().st_size > 10_000
+    (images, names, tops) = sheets[0]
+    assert names == [row["file"].rsplit("/", 1)[1] for row in saved["images"]]
+    for pixels, name, top in zip(images, names, tops, strict=True):
+        np.testing.assert_array_equal(pixels, read[name][1])
+        assert top == [(entry["class"], entry["probability"]) for entry in rows[name]]
+    with PIL.Image.open(small_run / "eval" / "images.png") as sheet:
+        assert sheet.size == tuple(round(200 * inches) for inches in drawn[0].get_size_inches())
     output = capsys.readouterr()
     assert "warning: skipped" in output.err
     assert "broken.jpg: not a JPEG" in output.err
-    assert "warning: 1 other file is no picture (notes.txt)\n" in output.err
+    assert "warning: 1 other file is not an image (notes.txt)\n" in output.err
     assert output.out.count("%") == 5 * 6
 
 
-def test_pictures_come_in_batches(small_run, folder):
+def test_images_come_in_batches(small_run, folder):
     (folder / "broken.jpg").unlink()
-    alone = classify.predict_pictures(EvalConfig(small_run, images=(folder,), batch_size=1))
-    together = classify.predict_pictures(EvalConfig(small_run, images=(folder,), batch_size=4, num_devices=2))
+    alone = classify.classify_images(EvalConfig(small_run, images=(folder,), batch_size=1))
+    together = classify.classify_images(EvalConfig(small_run, images=(folder,), batch_size=4, num_devices=2))
     assert [row["file"] for row in alone] == [row["file"] for row in together]
     for one, other in zip(alone, together, strict=True):
         assert [e["probability"] for e in one["top"]] == pytest.approx(
@@ -247,8 +298,8 @@ def album(tiny, tmp_path):
 
 
 def test_what_is_in_a_folder_is_tried_by_content(album, tiny, capsys):
-    found, broken = classify._find_pictures((album,))
-    read = dict(classify._read_pictures(found, 32, broken))
+    found, broken = classify.find_images((album,))
+    read = dict(classify.read_images(found, 32, broken))
     assert {path.relative_to(album).as_posix() for path in read} == {"猫.png", "c.ppm", "no_suffix", "sub/wrong.txt"}
     for path, pixels in read.items():
         if path.suffix != ".txt":  # a GIF has a palette
@@ -256,35 +307,35 @@ def test_what_is_in_a_folder_is_tried_by_content(album, tiny, capsys):
     assert [path.name for path in broken] == [f"IMG_{number}.HEIC" for number in range(5)]
     reason = "HEIC is not supported: convert it to JPEG"
     assert capsys.readouterr().err.splitlines() == [
-        "warning: 4 other files are no pictures (IMG_0.AAE, IMG_0.MOV, notes.txt, ...)",
+        "warning: 4 other files are not images (IMG_0.AAE, IMG_0.MOV, notes.txt, ...)",
         *(f"warning: skipped {album}/IMG_{number}.HEIC: {reason}" for number in range(3)),
         f"warning: skipped 2 more: {reason}",
     ]
 
 
-def test_what_a_folder_has_no_picture_of_is_named_once(album, capsys):
+def test_a_folder_without_images_is_named_once(album, capsys):
     empty = album / "sub" / "@eaDir" / "empty"
     empty.mkdir()
     (empty / "loop.png").symlink_to("loop.png")
     named = (album / "notes.txt", album / "nothing", empty, album / "sub" / "@eaDir")
-    found, broken = classify._find_pictures(named)
-    assert list(classify._read_pictures(found, 32, broken)) == []
+    found, broken = classify.find_images(named)
+    assert list(classify.read_images(found, 32, broken)) == []
     assert [path.name for path in broken] == ["nothing", "notes.txt", "loop.png", "a.png", "loop.png"]
     (empty / "loop.png").unlink()
-    assert classify._find_pictures((empty,)) == ([], [empty])
-    assert "empty: there is no picture in this folder" in capsys.readouterr().err
+    assert classify.find_images((empty,)) == ([], [empty])
+    assert "empty: there is no image in this folder" in capsys.readouterr().err
 
 
-def test_without_a_readable_picture_nothing_is_written(small_run, tmp_path):
+def test_without_a_readable_image_nothing_is_written(small_run, tmp_path):
     run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(AlexNetError, match="1 of 1 could not be read"):
-        classify.predict_pictures(EvalConfig(run, images=(tmp_path / "empty",)))
+        classify.classify_images(EvalConfig(run, images=(tmp_path / "empty",)))
     assert not (run / "eval").exists()
 
 
 @pytest.mark.parametrize("mode", ["LA", "P", "1", "I;16", "CMYK"])
-def test_every_mode_becomes_what_is_seen(mode, tmp_path):
+def test_every_mode_becomes_what_is_displayed(mode, tmp_path):
     levels = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
     image = PIL.Image.fromarray(levels)
     image = PIL.Image.fromarray(levels.astype(np.uint16) * 256) if mode == "I;16" else image.convert(mode)
@@ -308,10 +359,10 @@ def test_cmyk_without_adobes_marker_is_not_inverted(as_seen, tmp_path):
     np.testing.assert_allclose(without, [0, 0, 0], atol=3)  # the values as they stand: with full black
 
 
-def test_names_that_no_file_can_have_are_passed_over(small_run, folder, capsys):
+def test_names_that_no_file_can_have_are_skipped(small_run, folder, capsys):
     (folder / "broken.jpg").unlink()
     with pytest.raises(AlexNetError, match="1 of 7 could not be read"):
-        classify.predict_pictures(EvalConfig(small_run, images=(folder.parent / ("x" * 300), folder)))
+        classify.classify_images(EvalConfig(small_run, images=(folder.parent / ("x" * 300), folder)))
     assert "File name too long" in capsys.readouterr().err
 
 
@@ -319,7 +370,7 @@ def test_bad_input_is_found_before_anything_is_predicted_or_written(small_run, t
     run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "metrics.jsonl").write_text("nonsense\n\n")
-    monkeypatch.setattr(predict, "predict_split", lambda *args: pytest.fail("predicted"))
+    monkeypatch.setattr(task, "predict_split", lambda *args: pytest.fail("predicted"))
     with pytest.raises(AlexNetError, match="there is no such folder"):
         compare.compare(EvalConfig(run, others=(tmp_path / "nothing",)))
     with pytest.raises(AlexNetError, match="line 1 is not a record"):
@@ -330,24 +381,10 @@ def test_bad_input_is_found_before_anything_is_predicted_or_written(small_run, t
     assert not (damaged / "eval").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (["run", "other", "--images", "a.png"], "--images is for one run"),
-        (["run", "--images", "a.png", "--report"], "--images is for one run"),
-        (["run", "--images"], "--images needs image files"),
-        (["run", "other", "--report"], "--report is for one run"),
-    ],
-)
-def test_flags_that_contradict_each_other(flags, reason):
-    with pytest.raises(UsageError, match=reason):
-        main.main(cli.parse_eval(flags))
-
-
-def test_flags_choose_what_is_done(monkeypatch):
-    done = []
-    for name in ("evaluate", "compare", "predict_pictures"):
-        monkeypatch.setattr(evaluate, name, lambda config, name=name: done.append(name))
+def test_flags_choose_the_command(monkeypatch):
+    called = []
+    for module, name in ((evaluate, "evaluate"), (compare, "compare"), (classify, "classify_images")):
+        monkeypatch.setattr(module, name, lambda config, name=name: called.append(name))
     for flags in (["run"], ["run", "other", "third"], ["run", "--images", "a.png", "folder"], ["run", "--report"]):
-        main.main(cli.parse_eval(flags))
-    assert done == ["evaluate", "compare", "predict_pictures", "evaluate"]
+        main(flags)
+    assert called == ["evaluate", "compare", "classify_images", "evaluate"]

@@ -1,12 +1,16 @@
+import warnings
+
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from sklearn.neighbors import NearestNeighbors
 
 import alexnet_jax
 from alexnet_jax.config.settings import NetworkConfig
 from alexnet_jax.inspection import activations
 from alexnet_jax.network import build, layers, lrn
+from alexnet_jax.training import health
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,49 @@ def test_activations_are_what_the_layers_compute(run, images):
     np.testing.assert_allclose(found["logits"], run.logits(images), rtol=1e-4, atol=1e-4)
 
 
-def test_only_what_is_asked_for_comes(run, images):
+def test_features_are_activations_of_any_number_of_images(run, tiny):
+    images = tiny["test"].images[:5]  # computed as a part of eight
+    features = run.features(images / 255, "conv1 pool")
+    np.testing.assert_allclose(features, activations.activations(run, images)["conv1 pool"], rtol=1e-4, atol=1e-5)
+    with pytest.raises(KeyError, match="no 'conv9': the layers and operations are conv1, conv1 activation, "):
+        run.features(images, "conv9")
+
+
+def test_the_nnx_module_gives_the_same_logits(run, images):
+    module = run.nnx()
+    inputs = run.preprocessing.evaluation(images)
+    np.testing.assert_allclose(
+        nnx.jit(lambda module, x: module(x))(module, inputs), run.logits(images), rtol=1e-4, atol=1e-5
+    )
+    before = run.params["conv1"]["bias"].copy()
+    module.conv1["bias"][...] += 1
+    np.testing.assert_array_equal(run.params["conv1"]["bias"], before)
+    assert not np.allclose(module(inputs), run.logits(images), rtol=1e-3, atol=1e-3)
+
+
+def test_a_second_call_compiles_nothing(run, images, caplog):
+    def call():
+        activations.activations(run, images[:2])
+        activations.hidden_features(run, images[:2])
+        activations.input_gradient(run, images[0], label=3)
+        activations.input_gradient(run, images[1], label=4)
+        health.dead_shares(run.model, run.params, run.preprocessing.evaluation(images[:2]))
+
+    counts = []
+    for _ in range(2):
+        caplog.clear()
+        with jax.log_compiles(), warnings.catch_warnings(action="ignore"):
+            call()
+        counts.append(sum("racing" in record.message or "Compiling" in record.message for record in caplog.records))
+    assert counts[0] > 0  # JAX reports it
+    assert counts[1] == 0
+
+
+def test_steps_per_epoch_are_those_of_the_training(run):
+    assert run.steps_per_epoch == run.step == 7  # one epoch of 100 images in batches of 16
+
+
+def test_only_the_requested_layers_are_returned(run, images):
     assert {name: x.shape for name, x in activations.activations(run, images, ["conv2", "conv1 pool"]).items()} == {
         "conv2": (3, 8, 8, 128),
         "conv1 pool": (3, 8, 8, 48),
@@ -161,9 +207,11 @@ def test_the_input_gradient_is_the_slope(run, images):
     step = 0.5  # grey levels
     up, down = (run.logits(np.clip((grey + sign * step * direction) / 255, 0, 1)[None])[0, 4] for sign in (1, -1))
     assert (up - down) / (2 * step) == pytest.approx(np.linalg.norm(gradient), rel=0.1)
+    with pytest.raises(ValueError, match="label must be from 0 to 9, not 10"):
+        activations.input_gradient(run, images[1], label=10)
 
 
-def test_confident_mistakes_come_surest_first():
+def test_the_most_confident_mistakes_come_first():
     confidence, right = np.array([0.9, 0.6, 0.7, 0.8]), np.array([True, False, False, False])
     assert activations.confident_mistakes(confidence, right, 2).tolist() == [3, 2]
     assert activations.confident_mistakes(confidence, right, 9).tolist() == [3, 2, 1]

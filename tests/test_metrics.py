@@ -127,7 +127,7 @@ def test_calibration_by_hand():
     assert found.error == pytest.approx((2 * abs(0.5 - 0.575) + 2 * abs(0.5 - 0.85)) / 4)
 
 
-def test_a_network_that_tells_the_truth_is_calibrated():
+def test_labels_drawn_from_the_probabilities_are_calibrated():
     probabilities = softmax(LOGITS)
     labels = np.array(
         [np.random.default_rng(i).choice(10, p=p / p.sum()) for i, p in enumerate(probabilities.astype(float))]

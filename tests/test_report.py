@@ -15,7 +15,7 @@ from playwright.sync_api import Error, sync_playwright
 import alexnet_jax
 from alexnet_jax.config.settings import EvalConfig
 from alexnet_jax.distributed import devices
-from alexnet_jax.inspection import evaluate, report, scores
+from alexnet_jax.inspection import evaluate, report, scores, task
 from alexnet_jax.runs.log import read_jsonl
 
 WIDTHS = {"wide": 1280, "phone": 390}
@@ -37,21 +37,26 @@ def browser():
 def tiny_evaluation(small_run, tiny):
     """A real evaluation, with a hostile class name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load", lambda config: tiny)
+        patch.setattr(task, "load", lambda config: tiny)
         config = EvalConfig(small_run)
-        found = evaluate._answered(evaluate._opened(small_run, config), config, devices.select_devices(None))
+        found = task.evaluate_task(task.open_task(small_run, config), config, devices.select_devices(None))
     names = ("</script><script>alert(1)</script>", *tiny.class_names[1:])
-    dataset = dataclasses.replace(found.run.dataset, class_names=names)
+    dataset = dataclasses.replace(found.task.run.dataset, class_names=names)
     results = scores.score(found.logits, found.labels, names) | {
         key: found.results[key] for key in ("split", "views", "step", "checkpoint", "dataset", "versions")
     }
-    return dataclasses.replace(found, run=dataclasses.replace(found.run, dataset=dataset), results=results)
+    return with_run(found, dataclasses.replace(found.task.run, dataset=dataset), results=results)
+
+
+def with_run(evaluation, run, **changes):
+    """The same evaluation of another run."""
+    return dataclasses.replace(evaluation, task=dataclasses.replace(evaluation.task, run=run), **changes)
 
 
 @pytest.fixture(scope="module")
 def page_file(tiny_evaluation, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(report.page(tiny_evaluation, read_jsonl(tiny_evaluation.run.folder.metrics)))
+    path.write_text(report.page(tiny_evaluation, read_jsonl(tiny_evaluation.task.run.folder.metrics)))
     return path
 
 
@@ -162,12 +167,12 @@ def test_figures_are_the_evaluations(open_page, tiny_evaluation):
 
 def with_classes(evaluated, names, logits):
     """The same evaluation of a network that knows 40 classes."""
-    run = evaluated.run
+    run = evaluated.task.run
     logits_layer = {name: np.concatenate([x] * 4, axis=-1) for name, x in run.params["logits"].items()}
     dataset = dataclasses.replace(run.dataset, class_names=names)
     run = dataclasses.replace(run, dataset=dataset, params=run.params | {"logits": logits_layer})
     results = evaluated.results | scores.score(logits, evaluated.labels, names)
-    return dataclasses.replace(evaluated, run=run, logits=logits, results=results)
+    return with_run(evaluated, run, logits=logits, results=results)
 
 
 def test_very_many_classes_are_listed(tiny_evaluation, open_page, tmp_path):
@@ -200,19 +205,19 @@ def test_a_network_without_mistakes_has_a_page(tiny_evaluation, open_page, tmp_p
 def test_large_pages_are_kept_small(tiny_evaluation, monkeypatch):
     monkeypatch.setattr(report, "MOST_TILES", 50)
     monkeypatch.setattr(report, "MOST_MAP_PIXELS", 150_000)
-    confusions = report._confusions(tiny_evaluation, np.full((70, 10), 0.1))
+    confusions = report.confusions(tiny_evaluation, np.full((70, 10), 0.1))
     assert confusions["in_cell"] == max(1, 50 // len(confusions["pairs"]))
     assert len(confusions["tiles"]) <= max(50, len(confusions["pairs"])) + report.MISTAKES
-    layers, inside = report._feature_maps(tiny_evaluation)
-    assert len(inside) < report.INSIDE
+    layers, inside = report.feature_maps(tiny_evaluation)
+    assert len(inside) < report.MOST_WITH_MAPS
     assert len(inside[0]["maps"]) == len(layers)
 
 
 def test_a_map_in_which_hardly_a_unit_answers():
     maps = np.zeros((16, 16, 8))
     maps[3, 4, 5] = 2.0
-    assert report._map_picture(maps)["range"] == "0 to 2"
-    assert report._map_picture(maps)["picture"] != report._map_picture(np.zeros((16, 16, 8)))["picture"]
+    assert report.map_image(maps)["range"] == "0 to 2"
+    assert report.map_image(maps)["image"] != report.map_image(np.zeros((16, 16, 8)))["image"]
 
 
 def test_a_run_without_validation_has_a_page(small_run, tiny, tmp_path, monkeypatch):
@@ -223,7 +228,7 @@ def test_a_run_without_validation_has_a_page(small_run, tiny, tmp_path, monkeypa
     kept[0]["loss"] = float("nan")
     del kept[1]["epoch"]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    monkeypatch.setattr(evaluate, "load", lambda config: tiny)
+    monkeypatch.setattr(task, "load", lambda config: tiny)
     evaluate.evaluate(EvalConfig(run, report=True))
     page = (run / "eval" / "report.html").read_text()
     assert alexnet_jax.__version__ in page
@@ -239,7 +244,7 @@ def test_the_page_is_smaller_than_plotly(page_file):
 def test_images_of_noise_fit():
     """As many as in the sheet of 198 images of 32x32: their JPEG has more bytes than pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (15 * 32, 14 * 32, 3), np.uint8)
-    uri = report._uri(PIL.Image.fromarray(noise), "JPEG", quality=90, subsampling=0)
+    uri = report.data_uri(PIL.Image.fromarray(noise), "JPEG", quality=90, subsampling=0)
     data = base64.b64decode(uri.split(",")[1])
     assert len(data) > noise.shape[0] * noise.shape[1]
     assert PIL.Image.open(io.BytesIO(data)).size == (14 * 32, 15 * 32)

@@ -32,7 +32,7 @@ def everything_on(images: np.ndarray) -> preprocess.Preprocessing:
     return preprocess.Preprocessing(config, Statistics.of(images), steps_per_epoch=15)
 
 
-def plain(images: np.ndarray, **settings) -> preprocess.Preprocessing:
+def without_augmentation(images: np.ndarray, **settings) -> preprocess.Preprocessing:
     return preprocess.Preprocessing(AugmentationConfig(**settings), Statistics.of(images), steps_per_epoch=1)
 
 
@@ -155,7 +155,7 @@ def test_padding_changes_nothing(tiny):
     """A batch of 4 in room for 16 gives the update of a batch of 4."""
     split, devices = tiny["train"], jax.devices()[:1]
     model, update = AlexNetSmall(dropout_rate=0.0), optax.sgd(0.01)
-    preprocessing = plain(split.images)
+    preprocessing = without_augmentation(split.images)
     results = []
     for size in (4, 16):
         step = compiled(model, update, preprocessing, devices)
@@ -171,7 +171,7 @@ def test_padding_changes_nothing(tiny):
 def test_metrics_are_sums_of_the_true_loss(tiny):
     split, devices = tiny["train"], jax.devices()[:2]
     model = AlexNetSmall(dropout_rate=0.0)
-    step = compiled(model, UPDATE, plain(split.images), devices)
+    step = compiled(model, UPDATE, without_augmentation(split.images), devices)
     state = create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
     logits = np.asarray(
         jax.jit(model.apply)({"params": state.params}, jnp.asarray(split.images[:16] / 255.0, jnp.float32))
@@ -194,7 +194,7 @@ def test_every_image_is_predicted_once_and_in_order(tiny, num_devices, count, ba
             return images.mean(axis=(1, 2))
 
     images, devices = tiny["test"].images[:count], jax.devices()[:num_devices]
-    step = predict.make_predict_step(MeanLevel(), plain(images), devices)
+    step = predict.make_predict_step(MeanLevel(), without_augmentation(images), devices)
     logits = predict.predict_logits(step, {}, images, batch_size, num_devices)
     np.testing.assert_allclose(logits, images.mean(axis=(1, 2)) / 255, rtol=1e-5)
 
@@ -247,7 +247,7 @@ def test_parts_and_streams_give_the_same_update(tiny, num_devices, options):
 
 def test_views_are_averaged_as_probabilities(tiny):
     images, devices = tiny["test"].images[:6], jax.devices()[:2]
-    preprocessing = plain(images, crop_size=24)
+    preprocessing = without_augmentation(images, crop_size=24)
     model = Tiny()
     params = model.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))["params"]
     params = jax.tree.map(lambda x: 20 * x, params)  # far from the linear part of the softmax
@@ -301,7 +301,7 @@ def test_select_devices():
 def test_label_smoothing_spreads_a_share_of_the_label(tiny):
     """The gradient is that of the cross entropy with smoothed targets, the metric that of the plain ones."""
     split, model, devices = tiny["train"], AlexNetSmall(dropout_rate=0.0, initial_bias=0.0), jax.devices()[:1]
-    preprocessing = plain(split.images)
+    preprocessing = without_augmentation(split.images)
     update = optax.sgd(1.0)
     step = compiled(model, update, preprocessing, devices, label_smoothing=0.3)
     before = create_state(model, update, (32, 32, 3), jax.random.key(0))

@@ -259,7 +259,7 @@ def _load_stablehlo(path: pathlib.Path, data: bytes) -> Exported:
     import numpy as np
     from jax import export
 
-    from alexnet_jax.inspection.run import in_parts, to_grey_levels
+    from alexnet_jax.inspection.inputs import in_parts, to_grey_levels
 
     description = description_path(path)
     try:

@@ -88,7 +88,7 @@ class Weights:
         Raises:
           ValueError: another shape, dtype or range.
         """
-        from alexnet_jax.inspection.run import in_parts, to_grey_levels
+        from alexnet_jax.inspection.inputs import in_parts, to_grey_levels
 
         size = alexnet.architecture(self.variant).input_size
         grey = to_grey_levels(images, (size, size, 3))

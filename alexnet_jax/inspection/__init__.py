@@ -1,1 +1,1 @@
-"""Finished runs: opened, evaluated, compared, looked into."""
+"""Finished runs: opened, evaluated, compared, inspected."""

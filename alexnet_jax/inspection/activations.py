@@ -1,30 +1,34 @@
-"""Taking a trained network apart: activations, selective kernels, occlusion, gradients, nearest neighbours.
+"""Inside a trained network: activations, selective kernels, occlusion, gradients, nearest neighbours.
 
-Every function takes an opened `Run` or arrays and returns arrays; `plots` draws them, notebooks/explore_params.ipynb
-shows them at work.
+The functions take an opened `Run` or arrays and return arrays; `plots` draws them, notebooks/explore_params.ipynb shows
+them in use. Each compiles once for a network and a shape of images.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.inspection.run import Run, to_grey_levels
+from alexnet_jax.inspection.inputs import in_parts, to_grey_levels
+from alexnet_jax.inspection.run import Run
+from alexnet_jax.network.layer_outputs import compiled_layer_outputs, layer_outputs
 
 
 def activations(run: Run, images: np.ndarray, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """What every layer makes of images, and every operation after it, in the order of the computation.
+    """Outputs of every layer, and of every operation after it, in the order of the computation.
 
     For AlexNetSmall "conv1", "conv1 activation", "conv1 LRN", "conv1 pool", "conv2" ... "fc2 activation", "logits".
-    Without dropout, from the centre of an image that is larger than the network's input.
+    Without dropout, from the centre of images that are larger than the network's input.
 
     Args:
       run: from `open_run`.
       images: as for `Run.predict`; some hundred at once, or the first layers take gigabytes.
-      names: those wanted; None for all.
+      names: of the layers and operations to return; None for all.
 
     Returns:
       float32 [N, H, W, C] for maps and [N, C] for dense layers, by name.
@@ -33,66 +37,42 @@ def activations(run: Run, images: np.ndarray, names: Sequence[str] | None = None
       ValueError: for images of another shape, dtype or range.
       KeyError: the network has no layer or operation of a name.
     """
-    grey = to_grey_levels(images, run.dataset.image_shape)
-    found: list[str] = []
-
-    def forward(params: Mapping[str, Any], grey: jax.Array) -> list[jax.Array]:
-        outputs = _outputs(run, params, grey)
-        found[:] = outputs if names is None else names
-        return [outputs[name].astype(jnp.float32) for name in found]
-
-    values = jax.device_get(jax.jit(forward)(run.params, grey))
-    return dict(zip(found, values, strict=True))
-
-
-def _outputs(run: Run, params: Mapping[str, Any], grey: jax.Array) -> dict[str, jax.Array]:
-    """Layers and operations by name, in order, for tracing."""
-    is_layer = lambda module, method: len(module.path) == 1 and method == "__call__"  # noqa: E731
-    images = run.preprocessing.evaluation(grey)
-    _, state = run.model.apply({"params": params}, images, capture_intermediates=is_layer, mutable=["intermediates"])
-    kept = state["intermediates"]
-    return {name: value["__call__"][0] if name in run.params else value[0] for name, value in kept.items()}
+    inputs = run.preprocessing.evaluation(to_grey_levels(images, run.dataset.image_shape))
+    chosen = None if names is None else tuple(names)
+    return dict(jax.device_get(compiled_layer_outputs(run.model, run.params, inputs, chosen)))
 
 
 def hidden_features(run: Run, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-    """What the logits are computed from, the network's last hidden layer: float32 [N, F].
+    """Outputs of the last hidden layer, from which the logits are computed: float32 [N, F].
 
-    Args:
-      run: from `open_run`.
-      images: as for `Run.predict`, any number.
-      batch_size: images at once.
+    `images` are as for `Run.predict`, any number; `batch_size` of them are computed at once.
     """
-    grey = to_grey_levels(images, run.dataset.image_shape)
 
-    @jax.jit
-    def forward(params: Mapping[str, Any], grey: jax.Array) -> jax.Array:
-        outputs = _outputs(run, params, grey)
-        hidden = [x for name, x in outputs.items() if name != "logits"]
-        return hidden[-1].reshape(len(grey), -1).astype(jnp.float32)
+    def compute(grey: np.ndarray) -> jax.Array:
+        return _hidden_features(run.model, run.params, run.preprocessing.evaluation(grey))
 
-    starts = range(0, len(grey), batch_size)
-    return np.concatenate([np.asarray(forward(run.params, grey[start : start + batch_size])) for start in starts])
+    return in_parts(compute, to_grey_levels(images, run.dataset.image_shape), batch_size)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _hidden_features(model: nn.Module, params: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
+    *_, last = (x for name, x in layer_outputs(model, params, inputs).items() if name != "logits")
+    return last.reshape(len(inputs), -1).astype(jnp.float32)
 
 
 def nearest(queries: np.ndarray, candidates: np.ndarray, count: int) -> np.ndarray:
-    """The candidates at the smallest Euclidean distance from each query, nearest first (paper, section 6.1, figure 4).
+    """The `count` candidates [N, F] at the smallest Euclidean distance from each query [Q, F], nearest first.
 
-    Args:
-      queries: float [Q, F].
-      candidates: float [N, F].
-      count: how many, at most N.
-
-    Returns:
-      int [Q, count], rows of `candidates`.
+    As in the paper's section 6.1 and figure 4. Returns rows of `candidates`, int [Q, count].
     """
     squares = (candidates.astype(np.float64) ** 2).sum(axis=1)
-    distances = squares - 2 * queries.astype(np.float64) @ candidates.T  # the query's own square moves none
+    distances = squares - 2 * queries.astype(np.float64) @ candidates.T  # less the query's square: the same order
     return np.argsort(distances, axis=1, kind="stable")[:, :count]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selectivity:
-    """What N kernels of the first layer look for.
+    """Selectivity of N first-layer kernels, float [N] each.
 
     Attributes:
       colour: share of a kernel's energy that is colour, in [0, 1]: 0 where R, G and B have the same weights.
@@ -116,11 +96,9 @@ def selectivity(kernel: np.ndarray) -> Selectivity:
         orientation = sqrt((Jxx - Jyy)^2 + 4 Jxy^2) / (Jxx + Jyy),  J = sum over pixels and channels of grad w grad w^T
 
     J is the structure tensor (Bigun and Granlund, 1987); gradients are taken between pixels, over cells of 2 x 2.
-    What is much must be measured on kernels of noise (`selectivity_of_noise`): they have two thirds of their energy in
-    colour, as one channel of three is the mean, and a small kernel of noise always has some direction.
-
-    Args:
-      kernel: float [KH, KW, 3, N], KH and KW at least 2.
+    Both have to be compared with kernels of noise (`selectivity_of_noise`): these have two thirds of their energy in
+    colour, as one channel of three is the mean, and a small kernel of noise always has some direction. `kernel` is
+    float [KH, KW, 3, N], KH and KW at least 2.
 
     Raises:
       ValueError: the kernel is not [KH, KW, 3, N].
@@ -134,8 +112,8 @@ def selectivity(kernel: np.ndarray) -> Selectivity:
     dx, dy = (across[1:] + across[:-1]) / 2, (down[:, 1:] + down[:, :-1]) / 2
     xx, yy, xy = ((a * b).sum(axis=(0, 1, 2)) for a, b in ((dx, dx), (dy, dy), (dx, dy)))
     total = xx + yy
-    tiny = np.finfo(float).tiny  # a kernel of zeros, or of one value, looks for nothing
-    steepest = np.arctan2(-2 * xy, xx - yy) / 2  # rows run downwards
+    tiny = np.finfo(float).tiny  # a constant kernel has neither
+    steepest = np.arctan2(-2 * xy, xx - yy) / 2  # rows count downwards
     return Selectivity(
         colour=colour / np.maximum(energy, tiny),
         orientation=np.hypot(xx - yy, 2 * xy) / np.maximum(total, tiny),
@@ -145,12 +123,9 @@ def selectivity(kernel: np.ndarray) -> Selectivity:
 
 
 def selectivity_of_noise(side: int, percentile: float = 99.0, count: int = 4096) -> tuple[float, float]:
-    """What that share of kernels of Gaussian noise stays below: (colour, orientation).
+    """A percentile of (colour, orientation) of `count` kernels of Gaussian noise with KH = KW = `side`.
 
-    Args:
-      side: KH = KW of the kernels to compare with.
-      percentile: of the noise.
-      count: kernels drawn, from a fixed seed.
+    They are drawn with a fixed seed.
     """
     noise = selectivity(np.random.default_rng(0).normal(size=(side, side, 3, count)))
     return float(np.percentile(noise.colour, percentile)), float(np.percentile(noise.orientation, percentile))
@@ -159,13 +134,13 @@ def selectivity_of_noise(side: int, percentile: float = 99.0, count: int = 4096)
 def occlusion_map(run: Run, image: np.ndarray, label: int, window: int, stride: int) -> np.ndarray:
     """Probability of a class while a square of the image is covered with the data set's mean colour.
 
-    Where it drops, the network needs what is there (Zeiler and Fergus, 2014, figure 7).
+    Where it drops, the network depends on that part (Zeiler and Fergus, 2014, figure 7).
 
     Args:
       run: from `open_run`.
       image: one image, [H, W, 3], as for `Run.predict`.
       label: the class.
-      window: side of the square in pixels; at the edges it hangs over.
+      window: side of the square in pixels; at the edges a part of it is outside.
       stride: pixels between its centres.
 
     Returns:
@@ -188,30 +163,34 @@ def occlusion_map(run: Run, image: np.ndarray, label: int, window: int, stride: 
 def input_gradient(run: Run, image: np.ndarray, label: int) -> np.ndarray:
     """Gradient of a class's logit by the image's pixels (Simonyan, Vedaldi and Zisserman, 2014).
 
-    Args:
-      run: from `open_run`.
-      image: one image, [H, W, 3], as for `Run.predict`.
-      label: the class.
+    `image` is one image, [H, W, 3], as for `Run.predict`. Returns float32 [H, W, 3], the change of the logit for each
+    grey level (0..255).
 
-    Returns:
-      float32 [H, W, 3], change of the logit for each grey level (of 255).
+    Raises:
+      ValueError: for an image of another shape, dtype or range, or a label that is not a class.
     """
-    grey = jnp.asarray(to_grey_levels(image[None], run.dataset.image_shape), jnp.float32)
+    if not 0 <= label < len(run.class_names):
+        raise ValueError(f"label must be from 0 to {len(run.class_names) - 1}, not {label}")
 
-    def logit(grey: jax.Array) -> jax.Array:
-        logits: jax.Array = run.model.apply({"params": run.params}, run.preprocessing.evaluation(grey))  # type: ignore[assignment]
+    grey = jnp.asarray(to_grey_levels(image[None], run.dataset.image_shape), jnp.float32)
+    inputs, pull_back = jax.vjp(run.preprocessing.evaluation, grey)
+    (gradient,) = pull_back(_input_gradient(run.model, run.params, inputs, label))
+    return np.asarray(gradient)[0]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _input_gradient(model: nn.Module, params: Mapping[str, Any], inputs: jax.Array, label: jax.Array) -> jax.Array:
+    def logit(inputs: jax.Array) -> jax.Array:
+        logits: jax.Array = model.apply({"params": params}, inputs)  # type: ignore[assignment]
         return logits[0, label]
 
-    return np.asarray(jax.jit(jax.grad(logit))(grey))[0]
+    return jax.grad(logit)(inputs)
 
 
-def confident_mistakes(confidence: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
-    """Rows of the wrongly classified examples, the surest first: int [<= count].
+def confident_mistakes(confidence: np.ndarray, correct: np.ndarray, count: int) -> np.ndarray:
+    """Indices of at most `count` wrongly classified examples, the most confident first: int [<= count].
 
-    Args:
-      confidence: float [N], the largest probability of each.
-      right: bool [N].
-      count: how many at most.
+    `confidence` is the largest probability of each example, float [N], `correct` is bool [N].
     """
-    wrong = np.flatnonzero(~right)
+    wrong = np.flatnonzero(~correct)
     return wrong[np.argsort(-confidence[wrong], kind="stable")][:count]

@@ -1,8 +1,8 @@
-"""`eval.py --report`: an evaluation as one HTML page that needs no network.
+"""`eval.py --report`: an evaluation as one HTML page that works offline.
 
-Jinja2 fills the template, as it escapes every name and setting; plotly draws the curves, as its zoom works with a mouse
-and with fingers. Both go into the page, so it opens from disk. Plotly's script has 4.8 MB: the page holds 2 MB of
-compressed text, which the browser decompresses. (Plotly's basic bundle, 1.2 MB, comes with no Python package.)
+Jinja2 fills the template, because it escapes every name and setting; plotly draws the curves, because its zoom works
+with a mouse and with fingers. Plotly's script has 4.8 MB: the page contains it as 2 MB of compressed text, which the
+browser decompresses. (Plotly's basic bundle, 1.2 MB, is in no Python package.)
 """
 
 import base64
@@ -23,37 +23,30 @@ import plotly.offline
 
 from alexnet_jax import plots
 from alexnet_jax.config.flags import flag, flat_items
-from alexnet_jax.data import batches
 from alexnet_jax.inspection import activations
-from alexnet_jax.inspection.evaluation import Evaluation
 from alexnet_jax.inspection.scores import accuracy_interval, calibration
+from alexnet_jax.inspection.task import Evaluation
 from alexnet_jax.training.predict import softmax
 
-LARGEST_TABLE = 30  # classes; beyond, the commonest confusions are listed instead of a matrix
-MOST_LISTED = 100  # confusions, if there are more classes
-MOST_IN_CELL = 24  # images of a cell that go into the page
-MOST_TILES = 2_400  # images in all
-MISTAKES = 24
-INSIDE = 10  # images whose feature maps can be looked at; of large networks fewer
+LARGEST_TABLE = 30  # classes; with more, the most frequent confusions are listed instead of a matrix
+MOST_LISTED = 100  # confusions in that list
+MOST_IN_CELL = 24  # images of a cell of the matrix
+MOST_TILES = 2_400  # images of all cells
+MISTAKES = 24  # images under "Most confident mistakes"
+MOST_WITH_MAPS = 10  # images with feature maps; fewer of large networks
 MOST_MAP_PIXELS = 4_000_000  # of all feature maps
 LARGEST_TILE = 64  # pixels; larger images are scaled down
 BLUE, ORANGE, GREY = plots.TRAIN, plots.VALIDATION, "#888888"
 
 
 def page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> str:
-    """The report of an evaluation, HTML.
-
-    Args:
-      evaluation: of a run.
-      records: the lines of the run's metrics.jsonl.
-    """
-    run, results = evaluation.run, evaluation.results
+    """The report, HTML, of an evaluation and the lines of its run's metrics.jsonl."""
+    run, results = evaluation.task.run, evaluation.results
     probabilities = softmax(evaluation.logits)
-    steps_per_epoch = batches.steps_per_epoch(run.dataset.counts["train"], run.config.schedule.batch_size)
-    layers, inside = _feature_maps(evaluation)
-    confusions = _confusions(evaluation, probabilities)
+    layers, inside = feature_maps(evaluation)
+    shown = confusions(evaluation, probabilities)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("alexnet_jax", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("alexnet_jax.inspection", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f}%"
     return environment.get_template("report.html.jinja").render(
@@ -61,25 +54,25 @@ def page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> str:
         name=run.folder.path.absolute().name,
         results=results,
         interval=accuracy_interval(results["correct"], results["count"]),
-        epochs=run.step / steps_per_epoch,
+        epochs=run.step / run.steps_per_epoch,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(run.params)),
         network=type(run.model).__name__,
         figures={"curves": _curves(records), "calibration": _calibration(evaluation, probabilities)},
         classes=_classes(results),
-        confusions=confusions,
-        shown={key: value for key, value in confusions.items() if key not in ("matrix", "totals", "pairs", "in_cell")},
+        confusions=shown,
+        shown={key: value for key, value in shown.items() if key not in ("matrix", "totals", "pairs", "in_cell")},
         all_classes=len(results["per_class"]),
         kernels=_kernels(run.params["conv1"]["kernel"]),
         layers=layers,
         inside=inside,
-        maps=[{"label": image["label"], "maps": image["maps"]} for image in inside],
+        maps=[{"label": example["label"], "maps": example["maps"]} for example in inside],
         settings=[(flag(key), value) for key, value in flat_items(run.config).items()],
         dataset=run.dataset,
     )
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Loss and accuracy of training and validation, learning rate and speed, one above the other on one axis."""
+    """Loss, accuracy, learning rate and speed, in four diagrams with one axis of steps."""
     lines = plots.by_split(records)
     figure = go.Figure()
     rows = ("loss", "accuracy", "learning_rate", "images_per_second")
@@ -123,7 +116,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _calibration(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, Any]:
-    """The reliability diagram: share that is right against the probability told, and how many images tell it."""
+    """Reliability diagram: accuracy against the largest probability, above a histogram of the latter."""
     found = calibration(probabilities.max(axis=1), evaluation.logits.argmax(axis=1) == evaluation.labels)
     bins = len(found.count)
     centres = (np.arange(bins) + 0.5) / bins
@@ -133,21 +126,21 @@ def _calibration(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str,
         x=centres[some].tolist(),
         y=found.accuracy[some].tolist(),
         width=1 / bins,
-        name="right",
+        name="accuracy",
         marker={"color": BLUE, "line": {"width": 1, "color": "rgba(128,128,128,0.5)"}},
         customdata=found.count[some].tolist(),
-        hovertemplate="%{customdata:,} images, %{y:.1%} of them right",
+        hovertemplate="%{customdata:,} images, %{y:.1%} correct",
     )
     figure.add_scatter(
         x=found.confidence[some].tolist(),
         y=found.accuracy[some].tolist(),
         mode="markers",
-        name="mean probability told",
+        name="mean probability",
         marker={"color": ORANGE, "size": 8},
-        hovertemplate="told %{x:.1%}, %{y:.1%} right",
+        hovertemplate="probability %{x:.1%}, %{y:.1%} correct",
     )
     figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", name="as told", line={"dash": "dash", "color": GREY}, hoverinfo="skip"
+        x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line={"dash": "dash", "color": GREY}, hoverinfo="skip"
     )
     figure.add_bar(
         x=centres[some].tolist(),
@@ -161,7 +154,7 @@ def _calibration(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str,
     )
     figure.update_layout(
         xaxis={"title": {"text": "largest probability"}, "range": [0, 1], "tickformat": ".0%", "anchor": "y2"},
-        yaxis={"title": {"text": "share that is right"}, "range": [0, 1], "tickformat": ".0%", "domain": [0.32, 1]},
+        yaxis={"title": {"text": "accuracy"}, "range": [0, 1], "tickformat": ".0%", "domain": [0.32, 1]},
         yaxis2={"title": {"text": "images"}, "tickformat": ".0%", "domain": [0, 0.22], "nticks": 3},
         height=460,
         barmode="overlay",
@@ -172,7 +165,7 @@ def _calibration(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str,
 
 
 def _as_json(figure: go.Figure) -> dict[str, Any]:
-    """Data and layout without plotly's own theme: the page has one, for light and dark."""
+    """Data and layout without plotly's own theme: the page has a light and a dark one."""
     figure.update_layout(
         template={}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"size": 12}, dragmode="zoom"
     )
@@ -183,19 +176,19 @@ def _as_json(figure: go.Figure) -> dict[str, Any]:
 
 
 def _classes(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Rows of the per-class accuracy, best first; of very many classes the best and the worst."""
+    """Rows of the per-class accuracy, best first; of more than `LARGEST_TABLE` classes the best and the worst."""
     rows = sorted((row for row in results["per_class"] if row["count"]), key=lambda row: -row["accuracy"])
     return rows if len(rows) <= LARGEST_TABLE else rows[: LARGEST_TABLE // 2] + rows[-LARGEST_TABLE // 2 :]
 
 
-def _confusions(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, Any]:
-    """Counts, and the images behind them.
+def confusions(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, Any]:
+    """Counts of the confusions, and the images behind them.
 
     Returns:
       `names`: of the classes; `matrix`: the counts, or None if there are too many classes; `pairs`: [true, predicted,
-      count] of every confusion that has images here, the commonest first; `in_cell`: how many of them at most;
+      count] of every confusion that has images here, the most frequent first; `in_cell`: the largest number of them;
       `mistakes`: places of the most confident ones in `tiles`; `tiles`: [index, true, predicted, probability] of
-      each image shown; by "true,predicted" `cells`, places in `tiles`, and `counts`, how many images there are;
+      each image shown; by "true,predicted" `cells`, places in `tiles`, and `counts`, the number of images;
       `sheet`, `side`, `columns`: the images as one JPEG, whose tiles are in that order.
     """
     labels, predicted = evaluation.labels, evaluation.logits.argmax(axis=1)
@@ -209,23 +202,23 @@ def _confusions(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, 
     in_cell = max(1, min(MOST_IN_CELL, MOST_TILES // max(len(pairs), 1)))
     places: dict[int, int] = {}  # of an image in the sheet, by its index in the split
     cells: dict[str, list[int]] = {}
-    for true, taken_for in pairs:
-        members = np.flatnonzero((labels == true) & (predicted == taken_for))
-        surest = members[np.argsort(-confidence[members], kind="stable")][:in_cell]
-        cells[f"{true},{taken_for}"] = [places.setdefault(int(index), len(places)) for index in surest]
-    surest = activations.confident_mistakes(confidence, predicted == labels, MISTAKES)
-    mistakes = [places.setdefault(int(index), len(places)) for index in surest]
+    for true, guess in pairs:
+        members = np.flatnonzero((labels == true) & (predicted == guess))
+        most_confident = members[np.argsort(-confidence[members], kind="stable")][:in_cell]
+        cells[f"{true},{guess}"] = [places.setdefault(int(index), len(places)) for index in most_confident]
+    most_confident = activations.confident_mistakes(confidence, predicted == labels, MISTAKES)
+    mistakes = [places.setdefault(int(index), len(places)) for index in most_confident]
     sheet, side, columns = _sheet(evaluation, list(places))
     return {
-        "names": list(evaluation.run.class_names),
+        "names": list(evaluation.task.run.class_names),
         "matrix": None if listed else matrix.tolist(),
         "totals": matrix.sum(axis=1).tolist(),
-        "pairs": [(true, taken_for, int(matrix[true, taken_for])) for true, taken_for in pairs],
+        "pairs": [(true, guess, int(matrix[true, guess])) for true, guess in pairs],
         "mistakes": mistakes,
         "in_cell": in_cell,
         "tiles": [(i, int(labels[i]), int(predicted[i]), round(float(confidence[i]), 4)) for i in places],
         "cells": cells,
-        "counts": {f"{true},{taken_for}": int(matrix[true, taken_for]) for true, taken_for in pairs},
+        "counts": {f"{true},{guess}": int(matrix[true, guess]) for true, guess in pairs},
         "sheet": sheet,
         "side": side,
         "columns": columns,
@@ -233,27 +226,29 @@ def _confusions(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str, 
 
 
 def _sheet(evaluation: Evaluation, indices: Sequence[int]) -> tuple[str, int, int]:
-    """Images of the split as the tiles of one JPEG: its data URI, their side in pixels, how many stand in a row."""
-    side = min(evaluation.run.dataset.image_shape[0], LARGEST_TILE)
+    """Images of the split as the tiles of one JPEG: its data URI, their side in pixels, and the number in a row."""
+    side = min(evaluation.task.run.dataset.image_shape[0], LARGEST_TILE)
     columns = max(1, math.ceil(math.sqrt(len(indices))))
     sheet = PIL.Image.new("RGB", (columns * side, max(1, -(-len(indices) // columns)) * side))
-    for first in range(0, len(indices), 100):  # large ones are not all in memory at once
+    task = evaluation.task
+    for first in range(0, len(indices), 100):  # large images don't all fit into memory
         part = np.array(indices[first : first + 100])
-        for place, pixels in enumerate(evaluation.dataset.examples(evaluation.split, part).images, start=first):
+        for place, pixels in enumerate(task.dataset.examples(task.split, part).images, start=first):
             tile = PIL.Image.fromarray(pixels)
             row, column = divmod(place, columns)
             sheet.paste(tile if tile.width == side else tile.resize((side, side)), (column * side, row * side))
-    return _uri(sheet, "JPEG", quality=90, subsampling=0), side, columns
+    return data_uri(sheet, "JPEG", quality=90, subsampling=0), side, columns
 
 
 def _kernels(kernel: np.ndarray) -> dict[str, Any]:
-    """The first layer's kernels as a picture, and how many are selective."""
+    """The first layer's kernels as an image, and how many are selective."""
     measured = activations.selectivity(kernel)
     colour, orientation = activations.selectivity_of_noise(kernel.shape[0])
     tiles, _ = plots.kernel_tiles(kernel)
-    picture = plots.mosaic(np.concatenate([tiles, np.ones_like(tiles[..., :1])], axis=-1))  # clear between the tiles
+    opaque = np.ones_like(tiles[..., :1])
+    image = np.nan_to_num(plots.mosaic(np.concatenate([tiles, opaque], axis=-1)))  # transparent between the tiles
     return {
-        "picture": _uri(PIL.Image.fromarray(np.round(255 * np.nan_to_num(picture)).astype(np.uint8))),
+        "image": data_uri(PIL.Image.fromarray(np.round(255 * image).astype(np.uint8))),
         "count": len(measured.colour),
         "size": "x".join(map(str, kernel.shape[:2])),
         "colour": int((measured.colour > colour).sum()),
@@ -261,49 +256,50 @@ def _kernels(kernel: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _feature_maps(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any]]]:
-    """The maps that the first image of each of up to ten classes gives in every layer, as pictures.
+def feature_maps(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any]]]:
+    """The feature maps in every layer for the first image of each of up to ten classes.
 
     Returns:
-      The layers' names; for each image its `picture`, `label`, `predicted` and `maps`, one picture a layer.
+      The layers' names; for each image `image`, `label`, `predicted` and `maps`, one of `map_image` for each layer.
     """
-    run = evaluation.run
+    run, dataset, split = evaluation.task.run, evaluation.task.dataset, evaluation.task.split
     _, first = np.unique(evaluation.labels, return_index=True)
-    chosen = np.sort(first[:INSIDE])
-    one = activations.activations(run, evaluation.dataset.examples(evaluation.split, chosen[:1]).images)
+    chosen = np.sort(first[:MOST_WITH_MAPS])
+    one = activations.activations(run, dataset.examples(split, chosen[:1]).images)
     layers = [name for name, values in one.items() if values.ndim == 4]
     chosen = chosen[: max(1, MOST_MAP_PIXELS // sum(one[name].size for name in layers))]
-    split = evaluation.dataset.examples(evaluation.split, chosen)
-    found = activations.activations(run, split.images, layers)
+    examples = dataset.examples(split, chosen)
+    found = activations.activations(run, examples.images, layers)
     logits = evaluation.logits[chosen]
     return layers, [
         {
-            "picture": _uri(PIL.Image.fromarray(split.images[i])),
-            "label": run.class_names[split.labels[i]],
+            "image": data_uri(PIL.Image.fromarray(examples.images[i])),
+            "label": run.class_names[examples.labels[i]],
             "predicted": run.class_names[logits[i].argmax()],
-            "maps": [_map_picture(found[name][i]) for name in layers],
+            "maps": [map_image(found[name][i]) for name in layers],
         }
         for i in range(len(chosen))
     ]
 
 
-def _map_picture(maps: np.ndarray) -> dict[str, Any]:
+def map_image(maps: np.ndarray) -> dict[str, Any]:
     """Maps [H, W, C] of one image as a PNG with a palette, dark to yellow from the least to the 99.5th percentile."""
-    low, most, largest = float(maps.min()), float(np.percentile(maps, 99.5)), float(maps.max())
-    high = most if most > low else largest  # hardly a unit answers
+    low, percentile, largest = float(maps.min()), float(np.percentile(maps, 99.5)), float(maps.max())
+    high = percentile if percentile > low else largest  # almost all units are at the least value
     scaled = np.clip((maps - low) / max(high - low, 1e-12), 0, 1)
     grid = plots.mosaic(np.moveaxis(scaled, -1, 0)[..., None])[..., 0]
-    picture = PIL.Image.fromarray(np.round(np.nan_to_num(254 * grid, nan=255)).astype(np.uint8))
+    image = PIL.Image.fromarray(np.round(np.nan_to_num(254 * grid, nan=255)).astype(np.uint8))
     colours = (255 * matplotlib.colormaps["viridis"](np.linspace(0, 1, 255))[:, :3]).astype(np.uint8)
-    picture.putpalette([*colours.ravel().tolist(), 0, 0, 0])  # the last one is clear
+    image.putpalette([*colours.ravel().tolist(), 0, 0, 0])  # the last colour is transparent
     return {
-        "picture": _uri(picture, transparency=255),
+        "image": data_uri(image, transparency=255),
         "size": f"{maps.shape[2]} of {maps.shape[0]}x{maps.shape[1]}",
         "range": f"{low:.3g} to {largest:.3g}",
     }
 
 
-def _uri(image: PIL.Image.Image, kind: str = "PNG", **options: Any) -> str:
+def data_uri(image: PIL.Image.Image, kind: str = "PNG", **options: Any) -> str:
+    """An image as a data URI; `options` are those of Pillow's format."""
     data = io.BytesIO()
     # Pillow optimizes a JPEG in a buffer of a byte a pixel, which images of noise overflow.
     image.save(data, kind, optimize=kind == "PNG", **options)

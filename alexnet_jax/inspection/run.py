@@ -1,53 +1,46 @@
-"""A run's folder: its files, and `open_run`, which takes a finished run apart.
-
-config.json      every setting and the versions, also those with which it was trained before it was resumed
-dataset.json     name, class names, image shape, fingerprint of the data
-statistics.npz   mean image and PCA basis of the training images
-metrics.jsonl    one JSON object a line
-train.lock       locked while a process trains here, whose number it holds
-checkpoints/     one folder a step
-plots/  eval/    pictures, results of eval.py
-"""
+"""A finished run, opened: its settings, parameters and predictions."""
 
 import contextlib
 import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from alexnet_jax import runtime
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config.settings import TrainConfig
+from alexnet_jax.data import batches
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.distributed.devices import replicate
 from alexnet_jax.errors import AlexNetError, UsageError, shown
 from alexnet_jax.files import expanded
+from alexnet_jax.inspection.inputs import in_parts, to_grey_levels
 from alexnet_jax.network import build
+from alexnet_jax.network.layer_outputs import compiled_layer_outputs
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import DatasetInfo, RunFolder
 from alexnet_jax.training import optimizer, predict
-from alexnet_jax.training.predict import softmax
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """A trained network, opened.
+    """A trained network, opened with `open_run`.
 
     Attributes:
-      folder: the run's files.
+      folder: paths of the run's files.
       config: every setting of the training.
-      dataset: the data set's name, class names, image shape and sizes.
+      dataset: the data set's name, class names, image shape, fingerprint and number of images in each split.
       statistics: mean image and PCA basis of the training images.
-      step: updates behind these parameters.
-      params: nested dict of float32 NumPy arrays, `params["conv1"]["kernel"]` is [7, 7, 3, 48]; with --average-decay
-        their moving average.
+      step: updates made to these parameters.
+      params: nested dict of float32 NumPy arrays: `params["conv1"]["kernel"]` of `AlexNetSmall` is [7, 7, 3, 48]. With
+        --average-decay they are the moving average.
     """
 
     folder: RunFolder
@@ -67,14 +60,30 @@ class Run:
         return self.dataset.class_names
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one pass over the training images."""
+        return batches.steps_per_epoch(self.dataset.counts["train"], self.config.schedule.batch_size)
+
+    @property
     def model(self) -> nn.Module:
         """The Linen module that `params` belong to."""
         return build.from_config(self.config.network, len(self.class_names))
 
     @property
     def preprocessing(self) -> preprocess.Preprocessing:
-        """What happens to pixels before the network."""
-        return preprocess.Preprocessing(self.config.augmentation, self.statistics, steps_per_epoch=1)
+        """Maps images in grey levels to the network's input."""
+        return preprocess.Preprocessing(self.config.augmentation, self.statistics, self.steps_per_epoch)
+
+    def nnx(self) -> nnx.Module:
+        """The network as an NNX module with a copy of `params`, for code that is written for `flax.nnx`.
+
+        It maps the network's input, `run.preprocessing.evaluation(images)`, to logits, and has a dict of `nnx.Param`
+        for each layer: `module.conv1["kernel"]`.
+        """
+        module = nnx.bridge.ToNNX(self.model)
+        for name, layer in self.params.items():
+            setattr(module, name, nnx.data({key: nnx.Param(jnp.asarray(value)) for key, value in layer.items()}))
+        return module
 
     def logits(self, images: Any) -> np.ndarray:
         """Unnormalized scores, float32 [N, classes]; `images` as for `predict`."""
@@ -83,23 +92,32 @@ class Run:
         return in_parts(lambda part: jax.device_get(predict_step(params, part[None]))[0], grey)
 
     def predict(self, images: Any) -> np.ndarray:
-        """Class probabilities.
+        """Class probabilities, float32 [N, classes].
 
-        Args:
-          images: [N, H, W, 3] of the data set's H and W, RGB, an array of NumPy's or JAX's: uint8 grey levels, or
-            float of any width (float64 to bfloat16 and float8) in [0, 1]. Any N; 500 are computed at once.
-
-        Returns:
-          float32 [N, classes].
+        `images` are [N, H, W, 3] of the data set's H and W, RGB, NumPy or JAX arrays: uint8 grey levels 0..255, or
+        floats of any width (float64 to bfloat16 and float8) in [0, 1]. N is arbitrary; 500 are computed at once.
 
         Raises:
           ValueError: for another shape, dtype or range.
         """
-        return softmax(self.logits(images))
+        return predict.softmax(self.logits(images))
 
     def predict_class(self, images: Any) -> np.ndarray:
         """Most probable class, int64 [N]; `images` as for `predict`."""
         return self.logits(images).argmax(axis=1)
+
+    def features(self, images: Any, layer: str) -> np.ndarray:
+        """Output of a layer, "fc2", or of an operation after it, "fc2 activation": float32 [N, H, W, C] or [N, C].
+
+        `images` are as for `predict`; `inspection.activations` returns several layers at once.
+
+        Raises:
+          ValueError: for another shape, dtype or range.
+          KeyError: the network has no such layer; the message lists all.
+        """
+        model, params, prepare = self.model, self.params, self.preprocessing.evaluation
+        grey = to_grey_levels(images, self.dataset.image_shape)
+        return in_parts(lambda part: compiled_layer_outputs(model, params, prepare(part), (layer,))[layer], grey)
 
     @functools.cached_property
     def _on_device(self) -> tuple[Any, Any]:
@@ -107,56 +125,14 @@ class Run:
         return predict.make_predict_step(self.model, self.preprocessing, devices), replicate(self.params, devices)
 
 
-def to_grey_levels(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Images [N, H, W, 3] of shape `image_shape`, uint8 or float in [0, 1], as grey levels 0..255, uint8 or float32.
-
-    Raises:
-      ValueError: for another shape, dtype or range.
-    """
-    if np.ma.is_masked(images):
-        raise ValueError("images must not be masked: give every pixel a value")
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != image_shape or not len(images):
-        shape = ", ".join(map(str, image_shape))
-        raise ValueError(f"images must be [N, {shape}] with N > 0, not {list(images.shape)}")
-    if images.dtype == np.uint8:
-        return images
-    if not jnp.issubdtype(images.dtype, jnp.floating):  # also ml_dtypes' bfloat16 and float8
-        raise ValueError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        images = images.astype(np.float32)
-    if not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(
-            f"float images must be in [0, 1], not [{images.min()}, {images.max()}]; grey levels 0..255 must be uint8"
-        )
-    return images * 255
-
-
-def in_parts(compute: Callable[[np.ndarray], Any], images: np.ndarray, most: int = 500) -> np.ndarray:
-    """What `compute` makes of images [N, ...], N > 0: float32 [N, ...].
-
-    It gets `most` images at once, and of the last ones the next power of two, filled up with copies: it compiles a
-    program for each size that it meets.
-    """
-    parts = []
-    for start in range(0, len(images), most):
-        part = images[start : start + most]
-        size = min(most, 1 << (len(part) - 1).bit_length())
-        padded = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
-        parts.append(np.asarray(compute(padded))[: len(part)])
-    return np.concatenate(parts)
-
-
 def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Run:
-    """Opens the folder of a run.
+    """Opens a run: `path` is its folder, the --workdir of its training.
 
-    Args:
-      path: the run's folder, the `--workdir` of its training.
-      checkpoint: "last", "best" (highest validation accuracy) or a step.
+    `checkpoint` is "last", "best" (highest validation accuracy) or a step.
 
     Raises:
-      UsageError: if `path` or `checkpoint` can't name a folder or a checkpoint.
-      AlexNetError: if the folder is no run, has no such checkpoint, or a file can't be read.
+      UsageError: `path` or `checkpoint` can't name a folder or a checkpoint.
+      AlexNetError: the folder is not a run or has no such checkpoint, or a file can't be read.
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise UsageError(f"open_run({shown(path)!r}): the path of a run's folder is needed")
@@ -171,22 +147,32 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
         raise AlexNetError(
             f"{folder.dataset} has images {dataset.image_shape}, {folder.statistics} {statistics.mean_image.shape}"
         )
-    if not folder.checkpoints.is_dir():
-        if folder.checkpoints.is_symlink():
-            raise AlexNetError(f"{folder.checkpoints} is a link to what is not there: fetch or mount it first")
-        raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
-    with contextlib.closing(Checkpoints(folder.checkpoints, read_only=True)) as checkpoints:
-        if checkpoint == "last":
-            if (restored := checkpoints.restore_newest()) is None:
-                raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
-        elif checkpoint == "best":
-            if (restored := checkpoints.restore_best()) is None:
-                raise AlexNetError(f"{folder.path} was not validated, so none of its checkpoints is best; use last")
-        else:
-            restored = checkpoints.restore_tree(int(checkpoint))
-    tree, _ = restored
+    if "train" not in dataset.counts:
+        raise AlexNetError(f"{folder.dataset}: counts has no number of training images")
+    tree = _restored(folder, str(checkpoint))
     outputs, classes = len(tree["params"]["logits"]["bias"]), len(dataset.class_names)
     if outputs != classes:
         raise AlexNetError(f"{folder.dataset}: {classes} class names, but the network has {outputs} outputs")
     params = optimizer.averaged(tree["opt_state"], tree["params"])
     return Run(folder, config, dataset, statistics, int(tree["step"]), params)
+
+
+def _restored(folder: RunFolder, checkpoint: str) -> dict[str, Any]:
+    """The saved state of "last", "best" or a step."""
+    if folder.checkpoints.is_symlink() and not folder.checkpoints.is_dir():
+        raise AlexNetError(f"{folder.checkpoints} is a broken link: fetch or mount its target first")
+    restored = None
+    if folder.checkpoints.is_dir():
+        with contextlib.closing(Checkpoints(folder.checkpoints, read_only=True)) as checkpoints:
+            if checkpoint == "best":
+                restored = checkpoints.restore_best()
+                if restored is None:
+                    raise AlexNetError(f"{folder.path} was not validated, so it has no best checkpoint: use last")
+            elif checkpoint == "last":
+                restored = checkpoints.restore_newest()
+            else:
+                restored = checkpoints.restore_tree(int(checkpoint))
+    if restored is None:
+        raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
+    tree, _ = restored
+    return tree

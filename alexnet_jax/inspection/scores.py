@@ -1,4 +1,4 @@
-"""Exact reductions, and writers of metrics."""
+"""Scores of predictions: counts and means over examples, calibration, tests of one network against another."""
 
 import dataclasses
 import math
@@ -11,12 +11,9 @@ from alexnet_jax.training.predict import cross_entropies, softmax
 
 
 def top_k_correct(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
-    """How many examples have fewer than `k` classes with a larger logit than their label's.
+    """Number of examples, of logits [N, classes] and int labels [N], whose label is among the `k` largest logits.
 
-    Args:
-      logits: float [N, classes].
-      labels: int [N].
-      k: 1 or more; from the number of classes on, all are right.
+    Equal logits count in favour of the label. With `k` >= classes, all are correct.
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     return int(((logits > own).sum(axis=1) < k).sum())
@@ -29,12 +26,12 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
-    """How often a network is right when it says how sure it is.
+    """Accuracy against confidence, in equally wide bins of the largest probability.
 
     Attributes:
-      count: int [bins], examples whose largest probability falls into each of equally wide bins of [0, 1].
-      confidence: float [bins], their mean largest probability; NaN where there is none.
-      accuracy: float [bins], the share of them that is right; NaN where there is none.
+      count: int [bins], number of examples.
+      confidence: float [bins], their mean largest probability; NaN where there is no example.
+      accuracy: float [bins], the share of them that is correct; NaN where there is no example.
       error: expected calibration error, the mean of |accuracy - confidence| over examples (Guo et al., 2017).
     """
 
@@ -44,23 +41,20 @@ class Calibration:
     error: float
 
 
-def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> Calibration:
-    """Sorts examples by their largest probability and asks how many are right in each bin.
+def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> Calibration:
+    """Calibration of N > 0 predictions: `confidence` is the largest probability, float [N], `correct` is bool [N].
 
-    Args:
-      confidence: float [N], the largest probability of each of N > 0 examples.
-      right: bool [N], whether its class is the label.
-      bins: equally wide; a probability on a border counts to the lower bin, as in the source.
+    A probability on a border belongs to the lower bin, as in Guo et al.
     """
     largest = confidence.astype(np.float64)
     bin_of = np.clip(np.ceil(largest * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(bin_of, minlength=bins)
-    told, accuracy = (
+    mean_confidence, accuracy = (
         np.divide(np.bincount(bin_of, weights=x, minlength=bins), count, out=np.full(bins, np.nan), where=count > 0)
-        for x in (largest, right)
+        for x in (largest, correct)
     )
-    gaps = np.abs(accuracy - told)[count > 0]
-    return Calibration(count, told, accuracy, float((gaps * count[count > 0]).sum() / len(right)))
+    gaps = np.abs(accuracy - mean_confidence)[count > 0]
+    return Calibration(count, mean_confidence, accuracy, float((gaps * count[count > 0]).sum() / len(correct)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +62,12 @@ class PairedTest:
     """Two networks on the same examples.
 
     Attributes:
-      first_only: examples that only the first has right.
-      second_only: examples that only the second has right.
+      first_only: number of examples that only the first classifies correctly.
+      second_only: number of examples that only the second classifies correctly.
       difference: accuracy of the second less that of the first.
       interval: of the difference, 95%, from the normal approximation.
-      p_value: McNemar's exact test: how probable so uneven a split of these examples is if each is a fair coin.
+      p_value: of McNemar's exact test: the probability of a split of these examples at least as uneven if each is a
+        fair coin toss.
     """
 
     first_only: int
@@ -83,16 +78,13 @@ class PairedTest:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> PairedTest:
-    """Compares two networks by the examples that only one of them has right (McNemar, 1947).
+    """Compares two networks by the examples that only one of them classifies correctly (McNemar, 1947).
 
-    With b and c such examples of N: difference = (c - b) / N, its variance (b + c - (c - b)^2 / N) / N^2, and the
-    p-value is the two-sided binomial one of b in b + c.
-
-    Args:
-      first: bool [N], whether the first network has each example right.
-      second: bool [N], the same of the second.
+    `first` and `second` are bool [N], whether each network is correct. Of the examples b are
+    correct in the first only and c in the second only: difference = (c - b) / N, its variance is
+    (b + c - (c - b)^2 / N) / N^2, and the p-value is the two-sided binomial one of b in b + c.
     """
-    import scipy.stats  # not before: it takes longer to import than most of eval.py
+    import scipy.stats  # late, because importing it takes longer than most of eval.py
 
     b, c, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
     difference = (c - b) / n
@@ -101,8 +93,17 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> PairedTest:
     return PairedTest(b, c, difference, (difference - half, difference + half), p_value)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment: the i-th smallest of m is multiplied by m - i + 1; a larger one never ends below a smaller."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
-    """95% interval (Wilson's) of an accuracy as that of a draw of `count` images; it knows nothing of seeds."""
+    """Wilson's 95% interval of an accuracy, for the draw of `count` images; differences between seeds are not in it."""
     import scipy.stats
 
     interval = scipy.stats.binomtest(correct, count).proportion_ci(method="wilson")
@@ -110,22 +111,17 @@ def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
 
 
 def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Exact counts and means over examples.
-
-    Args:
-      logits: float32 [N, classes].
-      labels: int [N].
-      class_names: name of each class.
+    """Counts and means over N examples, of float32 logits [N, classes] and int labels [N].
 
     Returns:
       JSON-ready: accuracy, top5_accuracy (the label is among the five largest logits), loss (mean cross entropy, nats),
-      calibration_error (see `metrics.calibration`), count, correct, per_class, confusion (row = true class).
+      calibration_error (`Calibration.error`), count, correct, per_class, confusion (row = true class).
     """
     matrix = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
     correct, counts = matrix.diagonal(), matrix.sum(axis=1)
     return {
         "accuracy": int(correct.sum()) / len(labels),
-        "top5_accuracy": int(top_k_correct(logits, labels, 5)) / len(labels),
+        "top5_accuracy": top_k_correct(logits, labels, 5) / len(labels),
         "loss": float(cross_entropies(logits, labels).mean()),
         "calibration_error": calibration(softmax(logits).max(axis=1), logits.argmax(axis=1) == labels).error,
         "count": len(labels),

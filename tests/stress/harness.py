@@ -468,10 +468,10 @@ def _serve() -> None:
         importlib.import_module(name)
     from alexnet_jax import data, plots
     from alexnet_jax.data import shapes
-    from alexnet_jax.inspection import evaluate
+    from alexnet_jax.inspection import task
 
     tiny = shapes.load(train=100, validation=30, test=70)
-    data.load = evaluate.load = lambda config: tiny
+    data.load = task.load = lambda config: tiny
     with tempfile.TemporaryDirectory() as folder:  # fonts are read once
         plots.save(plots.portraits(tiny["train"].images[:4], ["a"] * 4), pathlib.Path(folder) / "portraits.png")
     shim = ctypes.CDLL(os.environ["FAULTS"])

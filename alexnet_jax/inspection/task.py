@@ -1,0 +1,133 @@
+"""A run on a split of its data set: opened and checked before anything is computed, then predicted and scored."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from alexnet_jax.config.checks import check_views
+from alexnet_jax.config.settings import EvalConfig
+from alexnet_jax.data import load
+from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.distributed.devices import replicate
+from alexnet_jax.errors import AlexNetError, warn
+from alexnet_jax.inspection.run import Run, open_run
+from alexnet_jax.inspection.scores import score
+from alexnet_jax.runs.folder import versions
+from alexnet_jax.training.predict import make_predict_step, predict_split
+
+COMPARED_AT_ONCE = 1000  # images
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A run and the split that it is evaluated on."""
+
+    run: Run
+    dataset: Dataset
+    split: str
+
+    def has_same_images(self, other: "Task") -> bool:
+        """Whether both splits have the same classes, and the same images and labels in the same order."""
+        count = self.dataset.counts[self.split]
+        if self.split != other.split or count != other.dataset.counts[other.split]:
+            return False
+        if self.run.class_names != other.run.class_names or self.dataset.image_shape != other.dataset.image_shape:
+            return False
+        if self.run.dataset.fingerprint == other.run.dataset.fingerprint:
+            return True
+        # Of all splits. With --train-on all, only the others are those of the same data set without it.
+        for start in range(0, count, COMPARED_AT_ONCE):
+            indices = np.arange(start, min(start + COMPARED_AT_ONCE, count))
+            one, two = (task.dataset.examples(task.split, indices) for task in (self, other))
+            if not (np.array_equal(one.labels, two.labels) and np.array_equal(one.images, two.images)):
+                return False
+        return True
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A run's predictions for every image of a split.
+
+    Attributes:
+      task: the run and the split.
+      logits: float32 [N, classes]; with several views, logarithms of their mean probabilities.
+      labels: int [N].
+      results: contents of `eval/<split>.json`.
+    """
+
+    task: Task
+    logits: np.ndarray
+    labels: np.ndarray
+    results: dict[str, Any]
+
+
+def open_task(path: pathlib.Path, config: EvalConfig) -> Task:
+    """Opens a run and its data set.
+
+    Raises:
+      AlexNetError: one can't be read, or the data is not the run's.
+      UsageError: the flags don't suit the run.
+    """
+    run = open_run(path, config.checkpoint)
+    check_views(config.views, run.config.augmentation, path)
+    dataset = _load_data(run, config)
+    if dataset.fingerprint() != run.dataset.fingerprint:
+        raise AlexNetError(f"{path} was trained on other images than those from {dataset.source}")
+    split = config.split or ("test" if "test" in dataset.counts else "validation")
+    if split not in dataset.counts:
+        raise AlexNetError(f"{dataset.source} has no split {split!r}; it has {', '.join(dataset.counts)}")
+    return Task(run, dataset, split)
+
+
+def _load_data(run: Run, config: EvalConfig) -> Dataset:
+    """The run's data from --data-dir, or from where it was in training."""
+    if config.data_dir is not None:
+        return load(dataclasses.replace(run.config.data, data_dir=config.data_dir))
+    try:
+        return load(run.config.data)
+    except AlexNetError as error:
+        if (folder := run.config.data.data_dir) is None:
+            raise
+        lost = f"{run.folder.path}: the run's data was in {folder} ({error})"
+        raise AlexNetError(f"{lost}: where is it now? Give --data-dir") from error
+
+
+def evaluate_task(task: Task, config: EvalConfig, devices: Sequence[jax.Device]) -> Evaluation:
+    """Predicts every image of the split once, and scores the predictions."""
+    run, dataset, split = task.run, task.dataset, task.split
+    predict_step = make_predict_step(run.model, run.preprocessing, devices, config.views)
+    params = replicate(run.params, devices)
+    logits, labels = predict_split(predict_step, params, dataset, split, config.batch_size, devices)
+    results = score(logits, labels, run.class_names) | {
+        "split": split,
+        "views": config.views,
+        "step": run.step,
+        "checkpoint": config.checkpoint,
+        "dataset": dataset.name,
+        "source": dataset.source,
+        "versions": versions(),
+    }
+    return Evaluation(task, logits, labels, results)
+
+
+def results_folder(run: Run, config: EvalConfig) -> pathlib.Path | None:
+    """The folder for results; None, after a warning, if the run's folder can't be written.
+
+    Raises:
+      AlexNetError: the run's folder can't be written, and a report was requested.
+    """
+    if config.out is not None:
+        return config.out
+    existing = next(folder for folder in (run.folder.eval, run.folder.path) if folder.exists())
+    if os.access(existing, os.W_OK | os.X_OK):
+        return run.folder.eval
+    remedy = "give another folder with --out"
+    if config.report:
+        raise AlexNetError(f"{existing} can't be written: {remedy}")
+    warn(f"{existing} can't be written, so the results are only printed: to keep them, {remedy}")
+    return None
