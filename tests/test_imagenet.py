@@ -218,7 +218,7 @@ def test_too_little_shared_memory_is_told_before_a_process_starts(prepared, monk
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(runtime, "SHARED_MEMORY", prepared)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 3 * 8 * SIDE * SIDE * 3 - 1))
-    with pytest.raises(AlexNetError, match=r"^--loader-workers 2 needs 0 MB of shared memory, and .* --shm-size"):
+    with pytest.raises(AlexNetError, match=r"^--loader-workers 2 needs 0 MB of shared memory, but .* --shm-size"):
         next(epoch(prepared, workers=2))
     next(epoch(prepared))
 

@@ -61,8 +61,8 @@ def training(config: TrainConfig, dataset: Dataset) -> Iterator[Call]:
             contextlib.closing(Checkpoints(folder.checkpoints, read_only=not processes.is_main()))
         )
         totals, plateau = resume(trainer, checkpoints, folder)
-        accuracy, best = processes.on_main(lambda: past_accuracies(folder))
         writers = open_writers(folder, trainer.step, config.run.tensorboard, resources)
+        accuracy, best = processes.on_main(lambda: past_accuracies(folder))  # of the records that remain
         announce(trainer, folder)
 
         meter = Meter(

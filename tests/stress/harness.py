@@ -366,15 +366,15 @@ def _child(trial: dict[str, Any], pipe: int, shim: ctypes.CDLL) -> None:
     from alexnet_jax import plots
     from alexnet_jax.config import cli
     from alexnet_jax.runs import checkpoint
-    from alexnet_jax.training import loop, predict
+    from alexnet_jax.training import trainer
     from alexnet_jax.training.state import TrainState
 
     workdir, job, faults = pathlib.Path(trial["workdir"]), trial["job"], trial["faults"]
     first = "evaluation" if job == "evaluate" else "restart" if (workdir / "config.json").exists() else "first start"
     phases = _Phases(pipe, first)
     if job != "evaluate":
-        phases.wrap(loop.Trainer, "__init__", first, back="training")
-        phases.wrap(predict, "predict_logits", "validation")
+        phases.wrap(trainer.Trainer, "__init__", first, back="training")
+        phases.wrap(trainer.Trainer, "validate", "validation")
         phases.wrap(plots, "training_curves", "finishing", back="finishing")
         phases.wrap(checkpoint.Checkpoints, "save", "saving")
 
