@@ -3,15 +3,13 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import process_faults
 import pytest
-from test_loop import comparable, make_config
-from test_steps import everything_on, relative_difference
+from tiny_runs import TinyNetwork, comparable, everything_on, make_config, relative_difference, use_tiny_network
 
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config.settings import AugmentationConfig, OptimizerConfig
@@ -30,22 +28,6 @@ from alexnet_jax.training.step import compile_train_step, train_step
 
 SGD = OptimizerConfig("sgd", 1e-3, momentum=0.9, weight_decay=5e-4, average_decay=0.9)
 UPDATE, _ = optimizer.from_config(SGD, 5, 1)
-
-
-class Tiny(nn.Module):
-    """A convolution, and dense layers of which three devices can't have equal parts."""
-
-    dense_axis: str | None = None
-
-    @nn.compact
-    def __call__(self, images, dropout_keys=None):
-        dense = (
-            nn.Dense
-            if self.dense_axis is None
-            else lambda *args, **kw: split_dense.SplitDense(*args, axis="batch", **kw)
-        )
-        x = nn.relu(nn.Conv(7, (8, 8), strides=8, name="conv1")(images)).reshape(len(images), -1)
-        return dense(10, name="logits")(nn.tanh(dense(20, name="fc1")(x)))
 
 
 @dataclasses.dataclass
@@ -116,20 +98,20 @@ def test_hybrid_steps_compute_what_data_parallel_ones_do(tiny):
 
 @pytest.fixture(scope="module")
 def tiny_reference(tiny):
-    return train(tiny["train"], Tiny(), 1, parts=False)
+    return train(tiny["train"], TinyNetwork(), 1, parts=False)
 
 
 def test_adam_smoothed_labels_and_parts_of_a_share_in_one_program(tiny):
     traces = 0
 
-    class Counting(Tiny):
+    class Counting(TinyNetwork):
         def __call__(self, *args, **kwargs):
             nonlocal traces
             traces += self.dense_axis is not None
             return super().__call__(*args, **kwargs)
 
     update, _ = optimizer.from_config(OptimizerConfig("adam", 1e-3), 5, 1)
-    one = train(tiny["train"], Tiny(), 1, False, update, label_smoothing=0.1)
+    one = train(tiny["train"], TinyNetwork(), 1, False, update, label_smoothing=0.1)
     halves = functools.partial(gradients.in_parts, number=2, unroll=True)
     assert_alike(
         one, train(tiny["train"], Counting(), 3, True, update, label_smoothing=0.1, sum_gradients=halves), 1e-4
@@ -139,14 +121,14 @@ def test_adam_smoothed_labels_and_parts_of_a_share_in_one_program(tiny):
 
 def test_several_steps_in_a_call_and_streams(tiny, tiny_reference):
     split, devices = tiny["train"], jax.devices()[:3]
-    first = jax.device_get(create_state(Tiny(), UPDATE, (32, 32, 3), jax.random.key(0)))
+    first = jax.device_get(create_state(TinyNetwork(), UPDATE, (32, 32, 3), jax.random.key(0)))
     calls = batches(np.arange(100), 24, 3).part(2, 3)
     images = Batch(split.images[calls.indices], split.labels[calls.indices], calls.mask)
     for resident, call, fetch in (
         (Examples(split.images, split.labels), calls, ArrayDataset.fetch),
         (None, images, StreamedDataset.fetch),
     ):
-        step, layout = compiled(Tiny(), UPDATE, everything_on(split.images), devices, True, fetch)
+        step, layout = compiled(TinyNetwork(), UPDATE, everything_on(split.images), devices, True, fetch)
         state, metrics = step(layout.put(first, devices), resident, call, jax.random.key(1))
         one_each = [jax.tree.map(lambda x, i=i: np.asarray(x)[i : i + 1], metrics) for i in range(3)]
         assert_alike(tiny_reference, Outcome(jax.device_get(layout.gather(state, first)), one_each, state))
@@ -163,10 +145,10 @@ def test_what_one_device_finds_infinite_no_device_takes(tiny):
     update = optax.stateless(
         lambda updates, params: jax.tree.map(lambda u, p: jnp.where(p > 1e29, jnp.inf, u), updates, params)
     )
-    outcome = train(tiny["train"], Tiny(), 3, parts=True, update=update, spoil=spoil)
+    outcome = train(tiny["train"], TinyNetwork(), 3, parts=True, update=update, spoil=spoil)
     assert [bool(m.finite[0]) for m in outcome.metrics] == [False] * 3
     assert int(outcome.state.step) == 0
-    first = spoil(jax.device_get(create_state(Tiny(), update, (32, 32, 3), jax.random.key(0))))
+    first = spoil(jax.device_get(create_state(TinyNetwork(), update, (32, 32, 3), jax.random.key(0))))
     jax.tree.map(np.testing.assert_array_equal, first.params, outcome.state.params)
 
 
@@ -194,8 +176,9 @@ def test_the_full_network(capsys):
     assert difference < 1e-3
 
 
-def test_a_run_goes_on_with_the_other_parallelism(tiny, tmp_path):
+def test_a_run_continues_with_the_other_parallelism(tiny, tmp_path, monkeypatch):
     """There and back; 3 devices can't have equal parts of 512 rows, and a checkpoint does not show it."""
+    use_tiny_network(monkeypatch)
 
     def config(name, epochs, parallelism, num_devices):
         config = make_config(tmp_path / name, epochs, parallelism=parallelism, num_devices=num_devices)

@@ -13,7 +13,7 @@ import numpy as np
 import process_faults
 import pytest
 from image_folders import configure, make_folder
-from test_loop import assert_same_run, train_until
+from tiny_runs import assert_same_run, train_until, use_tiny_network
 
 import alexnet_jax
 from alexnet_jax import data, runtime
@@ -156,8 +156,9 @@ def make_config(prepared, workdir, epochs=2, **run):
     )
 
 
-def test_the_whole_way(prepared, tmp_path, capsys):
+def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
     """Trained, stopped in the middle of an epoch and resumed, evaluated with 10 views."""
+    use_tiny_network(monkeypatch)
     dataset = data.load(DataConfig("imagenet", prepared))
     loop.train_and_evaluate(make_config(prepared, tmp_path / "whole"), dataset)
     with pytest.raises(StoppedError):

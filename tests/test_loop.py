@@ -6,21 +6,21 @@ import pathlib
 import pickle
 import shutil
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_runs import TinyNetwork, assert_same_run, comparable, make_config, train_until, use_tiny_network
 
 import alexnet_jax
 from alexnet_jax import data
 from alexnet_jax.config.recipes import PRESETS
-from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.dataset import ArrayDataset, Split
 from alexnet_jax.distributed.devices import select_devices
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
+from alexnet_jax.network import build
 from alexnet_jax.runs import folder as run_module
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import RunFolder
@@ -31,16 +31,12 @@ from alexnet_jax.training.state import create_state
 from alexnet_jax.training.trainer import Trainer
 
 
-def make_config(workdir: pathlib.Path, epochs: int = 3, **run) -> TrainConfig:
-    """The paper's recipe on 100 images in batches of 16: seven steps an epoch, the last one padded."""
-    base = PRESETS["cifar10-paper"].config
-    return dataclasses.replace(
-        base,
-        data=dataclasses.replace(base.data, dataset="shapes"),
-        optimizer=dataclasses.replace(base.optimizer, learning_rate=1e-3, drop_epochs=(1,)),
-        schedule=dataclasses.replace(base.schedule, epochs=epochs, batch_size=16),
-        run=dataclasses.replace(base.run, **{"workdir": workdir, "num_devices": 2, "log_every": 3} | run),
-    )
+@pytest.fixture(scope="module", autouse=True)
+def tiny_network():
+    """What the loop promises does not depend on the network."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_tiny_network(monkeypatch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +45,6 @@ def finished(tiny, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     loop.train_and_evaluate(make_config(workdir), tiny)
     return workdir
-
-
-def comparable(workdir: pathlib.Path) -> list[dict]:
-    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in read_jsonl(workdir / "metrics.jsonl")]
-
-
-def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
-    """Parameters, optimizer state, what the loop remembers, and metrics."""
-    one, other = (Checkpoints(run / "checkpoints", read_only=True).restore_newest() for run in (a, b))
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-    assert comparable(a) == comparable(b)
 
 
 def test_the_run_describes_itself(finished, tiny):
@@ -74,7 +59,7 @@ def test_the_run_describes_itself(finished, tiny):
     run = alexnet_jax.open_run(finished)
     assert run.step == 21
     assert run.class_names == tiny.class_names
-    assert run.params["conv1"]["kernel"].shape == (7, 7, 3, 48)
+    assert run.params["conv1"]["kernel"].shape == (5, 5, 3, 8)
     np.testing.assert_allclose(run.statistics.mean_image, tiny["train"].images.mean(axis=0), rtol=1e-6)
 
 
@@ -111,14 +96,6 @@ def test_more_epochs_go_on_bit_for_bit(finished, tiny, tmp_path):
     for epochs in (1, 3):
         loop.train_and_evaluate(make_config(tmp_path / "run", epochs), tiny)
     assert_same_run(finished, tmp_path / "run")
-
-
-def train_until(config: TrainConfig, dataset, step: int, number: int) -> None:
-    """Trains; the process sends itself a signal after `step`."""
-    for call in loop.training(config, dataset):
-        if call.step == step:
-            os.kill(os.getpid(), number)
-            time.sleep(0.1)  # a thread notes it
 
 
 @pytest.fixture(scope="module")
@@ -526,10 +503,7 @@ def test_open_run_names_what_is_wrong(finished, tmp_path):
 
 
 def test_a_checkpoint_of_another_network_is_refused(finished, tiny, tmp_path, monkeypatch):
-    from alexnet_jax.network import build
-    from alexnet_jax.network.small import AlexNetSmall
-
-    monkeypatch.setattr(build, "from_config", lambda config, classes: AlexNetSmall(num_classes=classes + 1))
+    monkeypatch.setattr(build, "from_config", lambda config, classes: TinyNetwork(num_classes=classes + 1))
     with pytest.raises(AlexNetError, match=r"logits.*\[10\], the network needs .*\[11\]"):
         loop.train_and_evaluate(make_config(finished), tiny)
 

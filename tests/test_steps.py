@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_runs import TinyNetwork, everything_on, relative_difference
 
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config.settings import AugmentationConfig
@@ -15,9 +16,6 @@ from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.streamed import StreamedDataset
 from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.errors import UsageError
-from alexnet_jax.network.layers import dropout, max_pool
-from alexnet_jax.network.lrn import local_response_norm
-from alexnet_jax.network.small import AlexNetSmall
 from alexnet_jax.training import gradients, optimizer, predict
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.step import compile_train_step, train_step
@@ -25,11 +23,6 @@ from alexnet_jax.training.step import compile_train_step, train_step
 # At higher rates rounding can grow a thousandfold in a step: which of two equal elements is a window's maximum hangs on
 # the last bit, and shapes have plenty of equal pixels. At twice this rate it did, on one processor and JAX 0.10 alone.
 UPDATE = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.00005, [15], 0.1)), 0.9, 5e-4)
-
-
-def everything_on(images: np.ndarray) -> preprocess.Preprocessing:
-    config = AugmentationConfig(crop_padding=4, flip=True, subtract_mean=True, pca="per-image", pca_off_epoch=1)
-    return preprocess.Preprocessing(config, Statistics.of(images), steps_per_epoch=15)
 
 
 def without_augmentation(images: np.ndarray, **settings) -> preprocess.Preprocessing:
@@ -44,7 +37,7 @@ def compiled(model, update, preprocessing, devices, fetch=ArrayDataset.fetch, **
 def train(split, num_devices: int, num_steps: int, seed: int = 1, steps_per_call: int = 1):
     """Trains with everything on; 100 images in batches of 16 leave a padded last batch of 4 in each pass."""
     devices = jax.devices()[:num_devices]
-    model = AlexNetSmall()
+    model = TinyNetwork()
     step = compiled(model, UPDATE, everything_on(split.images), devices)
     state = create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
     initial = jax.device_get(state.params)
@@ -63,11 +56,6 @@ def train(split, num_devices: int, num_steps: int, seed: int = 1, steps_per_call
             metrics += [jax.tree.map(lambda x, i=i: x[i], m) for i in range(count)]
         epoch += 1
     return initial, jax.device_get(state), metrics, step
-
-
-def relative_difference(a, b) -> float:
-    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return max(float(np.linalg.norm(x - y) / np.linalg.norm(x)) for x, y in leaves)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +100,7 @@ def test_every_parameter_gets_a_gradient_and_moves(one_device):
 
 
 def test_gradient_without_weight_decay_reaches_every_tensor(tiny):
-    split, model = tiny["train"], AlexNetSmall()
+    split, model = tiny["train"], TinyNetwork()
     update = optax.sgd(1.0)
     step = compiled(model, update, everything_on(split.images), jax.devices()[:1])
     state = create_state(model, update, (32, 32, 3), jax.random.key(0))
@@ -130,7 +118,7 @@ def test_the_step_compiles_once(tiny):
     """Full batches, a padded batch, another epoch, the colour noise switched off: one program."""
     traces = 0
 
-    class Counting(AlexNetSmall):
+    class Counting(TinyNetwork):
         def __call__(self, *args, **kwargs):
             nonlocal traces
             traces += 1
@@ -154,7 +142,7 @@ def test_the_step_compiles_once(tiny):
 def test_padding_changes_nothing(tiny):
     """A batch of 4 in room for 16 gives the update of a batch of 4."""
     split, devices = tiny["train"], jax.devices()[:1]
-    model, update = AlexNetSmall(dropout_rate=0.0), optax.sgd(0.01)
+    model, update = TinyNetwork(dropout_rate=0.0), optax.sgd(0.01)
     preprocessing = without_augmentation(split.images)
     results = []
     for size in (4, 16):
@@ -170,7 +158,7 @@ def test_padding_changes_nothing(tiny):
 
 def test_metrics_are_sums_of_the_true_loss(tiny):
     split, devices = tiny["train"], jax.devices()[:2]
-    model = AlexNetSmall(dropout_rate=0.0)
+    model = TinyNetwork(dropout_rate=0.0)
     step = compiled(model, UPDATE, without_augmentation(split.images), devices)
     state = create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
     logits = np.asarray(
@@ -189,7 +177,8 @@ def test_metrics_are_sums_of_the_true_loss(tiny):
     [(1, 1, 7), (1, 64, 64), (1, 64, 65), (2, 1, 1), (2, 100, 63), (4, 64, 70), (8, 1, 7), (8, 64, 65)],
 )
 def test_every_image_is_predicted_once_and_in_order(tiny, num_devices, count, batch_size):
-    class MeanLevel(AlexNetSmall):
+    class MeanLevel(nn.Module):
+        @nn.compact
         def __call__(self, images, dropout_keys=None):
             return images.mean(axis=(1, 2))
 
@@ -199,22 +188,10 @@ def test_every_image_is_predicted_once_and_in_order(tiny, num_devices, count, ba
     np.testing.assert_allclose(logits, images.mean(axis=(1, 2)) / 255, rtol=1e-5)
 
 
-class Tiny(nn.Module):
-    """A convolution, normalization, pooling, dropout and a dense layer."""
-
-    @nn.compact
-    def __call__(self, images, dropout_keys=None):
-        x = nn.relu(nn.Conv(8, (5, 5), strides=2)(images))
-        x = max_pool(local_response_norm(x)).reshape(len(images), -1)
-        if dropout_keys is not None:
-            x = dropout(x, 0.5, dropout_keys)
-        return nn.Dense(10)(x)
-
-
 def tiny_update(split, num_devices: int, streamed: bool = False, **options):
     """The state after a padded batch of 12 images, and the step's metrics."""
     devices = jax.devices()[:num_devices]
-    model, update = Tiny(), optax.sgd(1.0)
+    model, update = TinyNetwork(), optax.sgd(1.0)
     state = replicate(create_state(model, update, (32, 32, 3), jax.random.key(0)), devices)
     layout = batches(np.arange(20, 32), 16, num_devices)
     resident, call, fetch = Examples(split.images, split.labels), layout, ArrayDataset.fetch
@@ -248,7 +225,7 @@ def test_parts_and_streams_give_the_same_update(tiny, num_devices, options):
 def test_views_are_averaged_as_probabilities(tiny):
     images, devices = tiny["test"].images[:6], jax.devices()[:2]
     preprocessing = without_augmentation(images, crop_size=24)
-    model = Tiny()
+    model = TinyNetwork()
     params = model.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))["params"]
     params = jax.tree.map(lambda x: 20 * x, params)  # far from the linear part of the softmax
     step = predict.make_predict_step(model, preprocessing, devices, views=10)
@@ -266,7 +243,7 @@ def test_views_are_averaged_as_probabilities(tiny):
 
 def deterministic_state(split, devices_at, sum_gradients=gradients.in_fixed_order):
     """The state after 20 steps on `devices_at(step)` devices, the last batch of each pass padded."""
-    programs, model = {}, Tiny()
+    programs, model = {}, TinyNetwork()
     update = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.01, [15], 0.1)), 0.9, 5e-4)
     state = jax.device_get(create_state(model, update, (32, 32, 3), jax.random.key(0)))
     for number in range(20):
@@ -300,7 +277,7 @@ def test_select_devices():
 
 def test_label_smoothing_spreads_a_share_of_the_label(tiny):
     """The gradient is that of the cross entropy with smoothed targets, the metric that of the plain ones."""
-    split, model, devices = tiny["train"], AlexNetSmall(dropout_rate=0.0, initial_bias=0.0), jax.devices()[:1]
+    split, model, devices = tiny["train"], TinyNetwork(dropout_rate=0.0), jax.devices()[:1]
     preprocessing = without_augmentation(split.images)
     update = optax.sgd(1.0)
     step = compiled(model, update, preprocessing, devices, label_smoothing=0.3)
