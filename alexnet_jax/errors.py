@@ -1,4 +1,4 @@
-"""Errors that a user can cause: each becomes one line on the terminal and an exit code, never a traceback."""
+"""Errors that a user can cause: one line and an exit code, never a traceback."""
 
 import pathlib
 import reprlib

@@ -1,4 +1,4 @@
-"""What a program needs of its machine: cores, devices, memory, a cache of compiled programs, a clean environment."""
+"""The machine: cores, devices, memory, compilation cache, environment."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: the first asks the program to save and exit, a second one ends it immediately."""
+"""SIGINT, SIGTERM, SIGHUP: save and exit at the first, exit at once at a second."""
 
 import atexit
 import contextlib

@@ -1,4 +1,4 @@
-"""Output that never ends the program: its reader has left, the disk is full, or the encoding lacks a character."""
+"""Output that never ends the program: closed pipe, full disk, missing character."""
 
 import io
 import os

@@ -1,1 +1,1 @@
-"""Settings: their dataclasses, presets and checks, config.json, and the command line."""
+"""Settings: dataclasses, presets, checks, config.json, the command line."""

@@ -1,4 +1,4 @@
-"""Data sets: what training and evaluation read, and how raw files become it."""
+"""Data sets: CIFAR-10, ImageNet, drawn shapes; their batches and statistics."""
 
 from typing import TYPE_CHECKING
 

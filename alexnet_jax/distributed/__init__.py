@@ -1,1 +1,1 @@
-"""Training on several devices and in several processes."""
+"""Devices and processes: selection, agreement between processes, a watchdog."""

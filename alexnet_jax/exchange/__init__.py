@@ -1,1 +1,1 @@
-"""Weights from and to other programs."""
+"""Weights from and to other programs: torchvision, Caffe, safetensors, StableHLO."""

@@ -1,1 +1,1 @@
-"""Finished runs: opened, evaluated, compared, inspected."""
+"""Finished runs: opening, evaluating, comparing, classifying, reporting."""

@@ -1,4 +1,4 @@
-"""The networks, their layers, and how they are computed.
+"""The networks and their layers: convolution, LRN, pooling, dropout.
 
 What the rest of the package relies on in every network (`build.NETWORKS`; a test checks all of them):
 

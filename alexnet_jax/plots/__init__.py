@@ -1,6 +1,7 @@
-"""Drawings of the data, the training and the network. Every drawing takes arrays and returns a `Figure`.
+"""Plots of the data, the training and the network.
 
-They use matplotlib's objects and never `pyplot`: no window, no backend to choose, no figure that stays in memory.
+Every function takes arrays and returns a `Figure`. They use matplotlib's objects and never `pyplot`: no window, no
+backend to choose, no figure that stays in memory.
 
 Shape letters: N images or kernels, H W height and width in pixels, C classes or channels, KH KW kernel size.
 """

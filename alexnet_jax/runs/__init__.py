@@ -1,1 +1,1 @@
-"""A run's folder: description, checkpoints, metrics."""
+"""The run folder: description, checkpoints, metrics."""

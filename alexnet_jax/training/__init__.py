@@ -1,1 +1,1 @@
-"""Training: the step, the loop, prediction."""
+"""Training: the step, the loop around it, the optimizer, prediction."""
