@@ -10,17 +10,17 @@ import subprocess
 import sys
 import tempfile
 
-import corruption
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from corruption import files, make_state
 
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.runs import checkpoint
 from alexnet_jax.runs.checkpoint import MANIFEST, Checkpoints, DamagedError, verify
+from tests.stress import corruption
+from tests.stress.corruption import files, make_state
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -223,13 +223,14 @@ def test_a_file_system_without_locks(tmp_path):
         """
     )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", "nolock.so", "nolock.c", "-ldl"], cwd=tmp_path, check=True)
-    code = f"import pathlib, corruption; corruption.save_two(pathlib.Path({str(tmp_path / 'checkpoints')!r}))"
+    folder = str(tmp_path / "checkpoints")
+    code = f"import pathlib; from tests.stress import corruption; corruption.save_two(pathlib.Path({folder!r}))"
     subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ
         | {
             "LD_PRELOAD": str(tmp_path / "nolock.so"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/stress")]),
+            "PYTHONPATH": str(ROOT),
         },
         check=True,
     )

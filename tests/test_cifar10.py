@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-import python_2
 
 from alexnet_jax import data
 from alexnet_jax.config.settings import DataConfig
@@ -39,6 +38,7 @@ from alexnet_jax.data import cifar10, cifar10_download, cifar10_files
 from alexnet_jax.data.cifar10_files import BINARY, PICKLES
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import AlexNetError, UsageError
+from tests import python_2
 
 RECORDS = 20
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")

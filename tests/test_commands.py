@@ -5,11 +5,11 @@ import pathlib
 import re
 import tomllib
 
-import commands
 import pytest
 
 from alexnet_jax.config import cli
 from alexnet_jax.errors import UsageError
+from tests.stress import commands
 
 FOUND = commands.commands()
 ROOT = pathlib.Path(__file__).parent.parent
@@ -53,8 +53,8 @@ def test_every_program_and_flag_exists(command):
         "python eval.py RUN --view 2",
         "python benchmarks/ablate.py tips --seed 3",
         "python benchmarks/none.py",
-        "python tests/stress/fuzz.py --case 3",
-        "python tests/stress/commands.py --data DIR",
+        "python -m tests.stress.fuzz --case 3",
+        "python -m tests.stress.commands --data DIR",
         "python -m alexnet_jax.prepare imagenet",
         "python -m alexnet_jax.data.prepare imagenet --target DIR",
         "pytest tests/test_loop.py -k infinite_loops",
@@ -154,5 +154,5 @@ def test_a_program_must_end_as_it_should():
     assert not commands.right(train, -15, True)
     assert not commands.right(train, 1, False)
     assert not commands.right(evaluate, 143, True)
-    assert commands.right(["python", "tests/stress/kill.py"], -15, True)
+    assert commands.right(["python", "-m", "tests.stress.kill"], -15, True)
     assert not commands.right(["pytest", "tests/test_health.py"], 2, True)

@@ -15,9 +15,9 @@ import tomllib
 import kubernetes_validate
 import pytest
 import yaml
-from process_faults import WORKER
 
 from alexnet_jax.config import cli
+from tests.stress.process_faults import WORKER
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

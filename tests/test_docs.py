@@ -18,9 +18,9 @@ from mdit_py_plugins.anchors import anchors_plugin
 from PIL import Image
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
-from test_weights import torchvision, write_pth  # noqa: F401
 
 import alexnet_jax
+from tests.foreign_weights import torchvision_state, write_pth
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -46,7 +46,7 @@ def test_examples_run_and_give_what_the_page_says(page, monkeypatch):
 
 
 @pytest.mark.parametrize("page", SHORT, ids=name)
-def test_short_examples_run(page, small_run, torchvision, tmp_path, monkeypatch):  # noqa: F811
+def test_short_examples_run(page, small_run, tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(small_run, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
@@ -56,7 +56,7 @@ def test_short_examples_run(page, small_run, torchvision, tmp_path, monkeypatch)
         side = 32
         if "alexnet.pth" in block:
             side = 224
-            write_pth(tmp_path / "alexnet.pth", torchvision)
+            write_pth(tmp_path / "alexnet.pth", torchvision_state())
         exec(compile(block, page.name, "exec"), {"images": np.zeros((2, side, side, 3), np.uint8)})
 
 

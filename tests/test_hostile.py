@@ -6,7 +6,6 @@
 import contextlib
 import copyreg
 import gc
-import importlib.util
 import marshal
 import os
 import pathlib
@@ -15,7 +14,6 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-import types
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -26,20 +24,7 @@ import pytest
 from alexnet_jax.data import cifar10
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.exchange import state_dict, weights
-
-
-def _load_fuzz() -> types.ModuleType:
-    path = pathlib.Path(__file__).parent / "stress" / "fuzz.py"
-    spec = importlib.util.spec_from_file_location("fuzz", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzz = _load_fuzz()
+from tests.stress import fuzz
 
 # Opcodes
 

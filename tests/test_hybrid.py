@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import process_faults
 import pytest
-from tiny_runs import TinyNetwork, comparable, everything_on, make_config, relative_difference, use_tiny_network
 
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config.settings import AugmentationConfig, OptimizerConfig
@@ -18,13 +16,15 @@ from alexnet_jax.data.batches import Batch, batches
 from alexnet_jax.data.dataset import ArrayDataset, Examples
 from alexnet_jax.data.streamed import StreamedDataset
 from alexnet_jax.distributed.devices import replicate
-from alexnet_jax.network import split_dense
+from alexnet_jax.network import build, split_dense
 from alexnet_jax.network.alexnet import AlexNet
 from alexnet_jax.network.small import AlexNetSmall
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.training import gradients, loop, optimizer
 from alexnet_jax.training.state import REPLICATED, SPLIT_DENSE, SplitState, StepMetrics, TrainState, create_state
 from alexnet_jax.training.step import compile_train_step, train_step
+from tests.stress import process_faults
+from tests.tiny_runs import TINY_NETWORKS, TinyNetwork, comparable, everything_on, make_config, relative_difference
 
 SGD = OptimizerConfig("sgd", 1e-3, momentum=0.9, weight_decay=5e-4, average_decay=0.9)
 UPDATE, _ = optimizer.from_config(SGD, 5, 1)
@@ -178,7 +178,7 @@ def test_the_full_network(capsys):
 
 def test_a_run_continues_with_the_other_parallelism(tiny, tmp_path, monkeypatch):
     """There and back; 3 devices can't have equal parts of 512 rows, and a checkpoint does not show it."""
-    use_tiny_network(monkeypatch)
+    monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
 
     def config(name, epochs, parallelism, num_devices):
         config = make_config(tmp_path / name, epochs, parallelism=parallelism, num_devices=num_devices)

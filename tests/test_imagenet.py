@@ -10,10 +10,7 @@ import signal
 import grain
 import jax
 import numpy as np
-import process_faults
 import pytest
-from image_folders import configure, make_folder
-from tiny_runs import assert_same_run, train_until, use_tiny_network
 
 import alexnet_jax
 from alexnet_jax import data, runtime
@@ -25,7 +22,11 @@ from alexnet_jax.data.dataset import Placement
 from alexnet_jax.data.streamed import open_prepared
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.inspection import evaluate
+from alexnet_jax.network import build
 from alexnet_jax.training import loop
+from tests.image_folders import configure, make_folder
+from tests.stress import process_faults
+from tests.tiny_runs import TINY_NETWORKS, assert_same_run, train_until
 
 SIDE = 36
 
@@ -158,7 +159,7 @@ def make_config(prepared, workdir, epochs=2, **run):
 
 def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
     """Trained, stopped in the middle of an epoch and resumed, evaluated with 10 views."""
-    use_tiny_network(monkeypatch)
+    monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
     dataset = data.load(DataConfig("imagenet", prepared))
     loop.train_and_evaluate(make_config(prepared, tmp_path / "whole"), dataset)
     with pytest.raises(StoppedError):

@@ -4,12 +4,10 @@ import errno
 
 import pytest
 
-harness = pytest.importorskip("harness", reason="pytest's pythonpath has tests/stress")
+from tests.stress import harness, kill, save_faults
+
 if reason := harness.unavailable():
     pytest.skip(reason, allow_module_level=True)
-
-import kill  # noqa: E402
-import save_faults  # noqa: E402
 
 
 @pytest.fixture(scope="module")

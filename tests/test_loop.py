@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import TinyNetwork, assert_same_run, comparable, make_config, train_until, use_tiny_network
 
 import alexnet_jax
 from alexnet_jax import data
@@ -29,13 +28,14 @@ from alexnet_jax.training import loop, optimizer
 from alexnet_jax.training import trainer as trainer_module
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.trainer import Trainer
+from tests.tiny_runs import TINY_NETWORKS, TinyNetwork, assert_same_run, comparable, make_config, train_until
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_network():
     """What the loop promises does not depend on the network."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        use_tiny_network(monkeypatch)
+        monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
         yield
 
 

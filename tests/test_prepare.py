@@ -14,7 +14,6 @@ import numpy as np
 import PIL.Image
 import PIL.ImageChops
 import pytest
-from image_folders import SIZE, WNIDS, configure, encoded, make_folder, write
 
 from alexnet_jax import files
 from alexnet_jax.data import prepare, shards
@@ -23,6 +22,7 @@ from alexnet_jax.data.records import decode_record
 from alexnet_jax.data.sources import Example
 from alexnet_jax.data.streamed import open_prepared
 from alexnet_jax.errors import AlexNetError, UsageError
+from tests.image_folders import SIZE, WNIDS, configure, encoded, make_folder, write
 
 ROOT = pathlib.Path(__file__).parent.parent
 

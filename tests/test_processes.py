@@ -13,15 +13,15 @@ import time
 
 import jax
 import numpy as np
-import process_faults
 import pytest
-from process_faults import FLAGS, LONGER, WORKER
 
 import alexnet_jax
 from alexnet_jax.config import cli
 from alexnet_jax.config.settings import RunConfig
 from alexnet_jax.distributed import processes
 from alexnet_jax.errors import UsageError
+from tests.stress import process_faults
+from tests.stress.process_faults import FLAGS, LONGER, WORKER
 
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):

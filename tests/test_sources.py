@@ -14,13 +14,13 @@ import types
 import numpy as np
 import pytest
 import scipy.io
-from image_folders import WNIDS, encoded, make_folder, write
 
 from alexnet_jax.data.decode import ImageError
 from alexnet_jax.data.imagenet_tfds import TfdsExample, TfdsSplit
 from alexnet_jax.data.labels import ANNOTATIONS, DEVKIT, MAPPING, SOLUTION, WORDS
 from alexnet_jax.data.sources import TRAIN_TAR, VALIDATION_TAR, Source, find
 from alexnet_jax.errors import AlexNetError
+from tests.image_folders import WNIDS, encoded, make_folder, write
 
 
 @pytest.fixture(scope="module")

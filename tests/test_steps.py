@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import TinyNetwork, everything_on, relative_difference
 
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config.settings import AugmentationConfig
@@ -19,6 +18,7 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.training import gradients, optimizer, predict
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.step import compile_train_step, train_step
+from tests.tiny_runs import TinyNetwork, everything_on, relative_difference
 
 # At higher rates rounding can grow a thousandfold in a step: which of two equal elements is a window's maximum hangs on
 # the last bit, and shapes have plenty of equal pixels. At twice this rate it did, on one processor and JAX 0.10 alone.

@@ -7,13 +7,11 @@ import pickle
 import struct
 import subprocess
 import sys
-import types
 import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import python_2
 import safetensors.numpy
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -21,31 +19,13 @@ from alexnet_jax.errors import AlexNetError
 from alexnet_jax.exchange import caffe as caffe_module
 from alexnet_jax.exchange import weights
 from alexnet_jax.exchange.weights import CAFFE, TORCHVISION, load_weights
-from alexnet_jax.network import layer_counts
-
-CLASSES = 7
-
-
-def draw(variant: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Random weights in the others' layout, so large that normalization is strong: layer -> (weight, bias)."""
-    rng = np.random.default_rng(0)
-    found = {}
-    for layer, count in layer_counts.count_layers(variant, CLASSES).items():
-        kernel = count.kernel
-        shape = (kernel[3], kernel[2], *kernel[:2]) if len(kernel) == 4 else kernel[::-1]
-        scale = np.float32(0.05 if layer == "conv1" else 2 / np.sqrt(np.prod(shape[1:])))
-        found[layer] = (scale * rng.standard_normal(shape, np.float32), rng.standard_normal(shape[0], np.float32))
-    return found
+from tests import python_2
+from tests.foreign_weights import CLASSES, draw, torchvision_state, write_pth
 
 
 @pytest.fixture(scope="module")
 def torchvision():
-    found = draw("torchvision")
-    return {
-        f"{TORCHVISION[layer]}.{kind}": a
-        for layer, pair in found.items()
-        for kind, a in zip(("weight", "bias"), pair, strict=True)
-    }
+    return torchvision_state()
 
 
 @pytest.fixture(scope="module")
@@ -452,71 +432,6 @@ def test_a_mean_that_a_caffemodel_does_not_hold_is_named(
     (tmp_path / "x").write_bytes(serialized(layers, old))
     np.testing.assert_array_equal(load_weights(tmp_path / "x").mean, [3, 2, 1])
     assert capsys.readouterr().err == ""
-
-
-STORAGES = {
-    name: type(name, (), {"__module__": "torch"})
-    for name in ("FloatStorage", "DoubleStorage", "HalfStorage", "BFloat16Storage", "LongStorage")
-}
-DTYPES = dict(zip(("float32", "float64", "float16", "bfloat16", "int64"), STORAGES.values(), strict=True))
-
-
-def _rebuild_tensor_v2(*_):
-    raise NotImplementedError
-
-
-_rebuild_tensor_v2.__module__ = "torch._utils"
-
-
-class Storage:
-    def __init__(self, array):
-        self.array = array
-
-
-class Pickler(pickle.Pickler):
-    """Pickles arrays as PyTorch does tensors: as views of the array that owns the memory."""
-
-    def __init__(self, file, metadata=()):
-        super().__init__(file, 2)
-        self.owners, self.metadata = [], metadata
-
-    def reducer_override(self, value):
-        if not isinstance(value, np.ndarray):
-            return NotImplemented
-        owner = value
-        while owner.base is not None:
-            owner = owner.base
-        offset = (value.ctypes.data - owner.ctypes.data) // value.itemsize
-        strides = tuple(step // value.itemsize for step in value.strides)
-        arguments = Storage(owner), offset, value.shape, strides, False, collections.OrderedDict(), *self.metadata
-        return _rebuild_tensor_v2, arguments
-
-    def persistent_id(self, value):
-        if not isinstance(value, Storage):
-            return None
-        keys = [key for key, owner in enumerate(self.owners) if owner is value.array]
-        if not keys:
-            keys = [len(self.owners)]
-            self.owners.append(value.array)
-        return ("storage", DTYPES[value.array.dtype.name], str(keys[0]), "cpu", value.array.size)
-
-
-def write_pth(path, state, change=lambda pickled: pickled, compression=zipfile.ZIP_STORED, metadata=()):
-    """PyTorch's zip format, made without PyTorch."""
-    buffer = io.BytesIO()
-    pickler = Pickler(buffer, metadata)
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    vars(torch).update(STORAGES, _utils=utils)
-    utils._rebuild_tensor_v2 = _rebuild_tensor_v2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torch", torch)
-        patch.setitem(sys.modules, "torch._utils", utils)
-        pickler.dump(state)
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("alexnet/data.pkl", change(buffer.getvalue()))
-        archive.writestr("alexnet/byteorder", "little")
-        for key, owner in enumerate(pickler.owners):
-            archive.writestr(f"alexnet/data/{key}", owner.tobytes("A"))
 
 
 def write_safetensors(path, state):

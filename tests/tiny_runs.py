@@ -12,7 +12,7 @@ import numpy as np
 
 from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.config.recipes import PRESETS
-from alexnet_jax.config.settings import AugmentationConfig, TrainConfig
+from alexnet_jax.config.settings import AugmentationConfig, NetworkConfig, TrainConfig
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.network import build
@@ -44,13 +44,12 @@ class TinyNetwork(nn.Module):
         return dense(self.num_classes, name="logits")(x)
 
 
-def use_tiny_network(monkeypatch) -> None:
-    """Has `--network small` build the tiny network, in this process."""
+def tiny_network(config: NetworkConfig, num_classes: int, **_: Any) -> nn.Module:
+    """Replaces the network of `--network small`."""
+    return TinyNetwork(num_classes, config.dropout_rate)
 
-    def create(config, num_classes: int, **_: Any) -> nn.Module:
-        return TinyNetwork(num_classes, config.dropout_rate)
 
-    monkeypatch.setattr(build, "NETWORKS", {**build.NETWORKS, "small": build.Network(create, None)})
+TINY_NETWORKS = {**build.NETWORKS, "small": build.Network(tiny_network, None)}
 
 
 def make_config(workdir: pathlib.Path, epochs: int = 3, **run: Any) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""Runs every command in the README and the documentation as it stands: `python tests/stress/commands.py`.
+"""Runs every command in the README and the documentation as it stands: `python -m tests.stress.commands`.
 
 A training that would take long is stopped by SIGTERM after a while, which must save and leave with 143; a long
 measurement likewise, once it has shown that it works. Everything happens in a copy of the repository, whose `runs/` and
@@ -24,8 +24,9 @@ from collections.abc import Iterator
 import markdown_it
 import numpy as np
 import PIL.Image
-import results_file
 import tqdm
+
+from tests.stress import results_file
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/README.md", "results/README.md")
@@ -213,7 +214,7 @@ def main() -> None:
         failed += [command for command in before["failed"] if command not in again]
     figures = {"commands": len(rows), "failed": failed, "data": data, "rows": rows}
     results_file.write(
-        "commands", f"python tests/stress/commands.py --data-dir DIR --seconds {options.seconds:g}", figures
+        "commands", f"python -m tests.stress.commands --data-dir DIR --seconds {options.seconds:g}", figures
     )
     if failed:
         sys.exit(f"{len(failed)} of {len(rows)} failed")

@@ -1,4 +1,4 @@
-"""Damages a checkpoint in every way that is short to name: `python tests/stress/corruption.py`.
+"""Damages a checkpoint in every way that is short to name: `python -m tests.stress.corruption`.
 
 Each bit of each byte of each file is flipped; each file is truncated, emptied, zeroed, deleted, replaced by another
 step's and by a link. Whenever a file no longer says what was saved, verification must find it.
@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
-import results_file
 
 from alexnet_jax.runs.checkpoint import MANIFEST, Checkpoints, DamagedError, verify
 from alexnet_jax.training.state import TrainState
+from tests.stress import results_file
 
 
 def make_state(step: int) -> TrainState:
@@ -160,7 +160,7 @@ def main() -> None:
             "damaged_files": damages,
             "not_found": missed_flips + missed_damages,
         }
-    results_file.write("corruption", "python tests/stress/corruption.py", figures)
+    results_file.write("corruption", "python -m tests.stress.corruption", figures)
     if figures["not_found"]:
         raise SystemExit("a damage was not found")
 

@@ -1,4 +1,4 @@
-"""The same bits on any number of devices and cores: `python tests/stress/devices.py`."""
+"""The same bits on any number of devices and cores: `python -m tests.stress.devices`."""
 
 import argparse
 import collections
@@ -53,7 +53,13 @@ def run(
       threads: stands for a machine with more cores (XLA reads NPROC in place of their number); None: leave it.
     """
     allowed = sorted(os.sched_getaffinity(0))
-    command = [sys.executable, __file__, "--worker", json.dumps([str(workdir), num_devices, epochs, deterministic])]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.stress.devices",
+        "--worker",
+        json.dumps([str(workdir), num_devices, epochs, deterministic]),
+    ]
     done = subprocess.run(
         command,
         check=True,
@@ -137,11 +143,11 @@ def main() -> None:
         exact["1 device, 16 threads"] = run(folder / "threads", 1, 3, True, cores, 16)
         plain["1 device, 16 threads"] = run(folder / "plain threads", 1, 3, False, cores, 16)
         plain["1 device, 1 core"] = run(folder / "plain core", 1, 3, False, 1)
-    import results_file
+    from tests.stress import results_file
 
     results_file.write(
         "devices",
-        "python tests/stress/devices.py",
+        "python -m tests.stress.devices",
         {
             "steps": 21,
             "cores": cores,

@@ -1,4 +1,4 @@
-"""Evaluation counts every image once, whatever the batch and the devices: `python tests/stress/evaluation.py`."""
+"""Evaluation counts every image once, whatever the batch and the devices: `python -m tests.stress.evaluation`."""
 
 import itertools
 import sys
@@ -6,7 +6,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import results_file
 import tqdm
 
 from alexnet_jax.augment import preprocess
@@ -17,6 +16,7 @@ from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.inspection import scores
 from alexnet_jax.network import build
 from alexnet_jax.training import predict
+from tests.stress import results_file
 
 SIZES, DEVICES, BATCHES = (1, 7, 63, 64, 65, 127, 10_000), (1, 2, 4, 8), (1, 64, 100)
 
@@ -44,7 +44,7 @@ def main() -> None:
     wrong = [size for size, counts in found.items() if len(counts) != 1 or next(iter(counts))[0] != size]
     results_file.write(
         "evaluation",
-        "python tests/stress/evaluation.py",
+        "python -m tests.stress.evaluation",
         {
             "evaluations": len(SIZES) * len(DEVICES) * len(BATCHES),
             "sizes_with_another_count_or_number_correct": wrong,

@@ -1,7 +1,7 @@
 """Broken and hostile input: whatever it holds, it loads correctly or is refused in one line that names file or flag.
 
-    python tests/stress/fuzz.py                                      # 10,000 cases
-    python tests/stress/fuzz.py --kind pickle --first 31 --cases 1   # one of them again
+    python -m tests.stress.fuzz                                      # 10,000 cases
+    python -m tests.stress.fuzz --kind pickle --first 31 --cases 1   # one of them again
 
 A case is a function of (seed, kind, number). It fails if it ends in anything but a sound result or an `AlexNetError`
 of one line that names the file or flag, prints or warns, takes over 10 s, exceeds the limit of memory or, where a
@@ -982,7 +982,7 @@ def _peak_memory() -> float:
 
 def stop(kind: str, number: int, seed: int, reason: str) -> None:
     """Ends the program with what reproduces the case."""
-    command = f"python tests/stress/fuzz.py --seed {seed} --kind '{kind}' --first {number} --cases 1"
+    command = f"python -m tests.stress.fuzz --seed {seed} --kind '{kind}' --first {number} --cases 1"
     sys.exit(f"\n{kind}, case {number}: {reason}\nAgain: {command}")
 
 
@@ -1030,7 +1030,7 @@ def main() -> None:
                     break
     process.join()
 
-    import results_file
+    from tests.stress import results_file
 
     figures = {
         "cases": len(cases),
@@ -1044,7 +1044,7 @@ def main() -> None:
     }
     if not options.kind and not options.first:
         results_file.write(
-            "fuzz", f"python tests/stress/fuzz.py --cases {options.cases} --seed {options.seed}", figures
+            "fuzz", f"python -m tests.stress.fuzz --cases {options.cases} --seed {options.seed}", figures
         )
     else:
         print(json.dumps(figures, indent=2))

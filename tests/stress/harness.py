@@ -160,7 +160,7 @@ class Server:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self.log = (self.folder / "server.log").open("wb")
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, str(HERE / "harness.py")],
+            [*prefix, sys.executable, "-m", "tests.stress.harness"],
             env=os.environ
             | {
                 "LD_PRELOAD": preload,

@@ -1,6 +1,6 @@
 """Kills runs with SIGKILL at random instants, restarts them, and compares what they become.
 
-`python tests/stress/kill.py [--kills 1000] [--seed 0]`. Half of the kills fall anywhere in a process's life, the others
+`python -m tests.stress.kill [--kills 1000] [--seed 0]`. Half of the kills fall anywhere in a process's life, the others
 within a chosen phase: starting, training, validating, saving, finishing. After each, every checkpoint in the folder
 must be what the uninterrupted run saved under that step, and none that has to be kept may be missing. A run that was
 killed and restarted until it finished must have the uninterrupted run's checkpoints and lines of metrics. Evaluations
@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import harness
 import numpy as np
+
+from tests.stress import harness
 
 CHANCES = {"start": 2, "training": 3, "validation": 2, "saving": 6, "finishing": 1}
 MOST_KILLS = 12  # of one run
@@ -181,7 +182,7 @@ class Tester:
 
 def main() -> None:
     """Parses the flags, kills, reports."""
-    import results_file
+    from tests.stress import results_file
 
     parser = argparse.ArgumentParser(description="Kill runs at random instants and compare what they become.")
     parser.add_argument("--kills", type=int, default=1000)
@@ -195,10 +196,9 @@ def main() -> None:
             print(f"see {server.folder}", file=sys.stderr)
             sys.exit(1)  # out of the block by an exception: the folder stays
     minutes = round((time.monotonic() - begin) / 60, 1)
-    command = f"python tests/stress/kill.py --kills {args.kills} --seed {args.seed}"
+    command = f"python -m tests.stress.kill --kills {args.kills} --seed {args.seed}"
     results_file.write("kill", command, figures.as_json() | {"seed": args.seed, "minutes": minutes})
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(harness.ROOT))
     main()

@@ -1,6 +1,6 @@
 """Processes that train as one, of which one is killed or stopped: the others must leave, the next ones go on.
 
-    python tests/stress/process_faults.py --trials 20 --processes 2 4
+    python -m tests.stress.process_faults --trials 20 --processes 2 4
 
 A trial starts a training in several processes, sends one of them SIGKILL or SIGSTOP at a random instant between the
 claim of the folder and the end, and waits for the others. Each must leave within 30 s with one line on stderr and
@@ -36,8 +36,11 @@ import train
 from alexnet_jax import data
 from alexnet_jax.config import cli
 from alexnet_jax.data import shapes
+from alexnet_jax.network import build
+from tests.tiny_runs import TINY_NETWORKS
 tiny = shapes.load(train=100, validation=30, test=70)
 data.load = lambda config: tiny
+build.NETWORKS = TINY_NETWORKS
 cli.run(train.main)
 """
 FLAGS = ("quickstart", "--batch-size", "16", "--log-every", "3")
@@ -196,7 +199,7 @@ def run(trial: Trial, whole: pathlib.Path, choice: random.Random) -> Trial:
 
 def main() -> None:
     """Parses the flags, loses processes, reports."""
-    import results_file
+    from tests.stress import results_file
 
     parser = argparse.ArgumentParser(description="Kill and stop processes of a training and see what becomes of it.")
     parser.add_argument("--trials", type=int, default=20, help="of each signal and number of processes")
@@ -248,7 +251,7 @@ def main() -> None:
         print(f"see {folder}", file=sys.stderr)
         sys.exit(1)
     shutil.rmtree(folder)
-    command = f"python tests/stress/process_faults.py --trials {args.trials} --processes"
+    command = f"python -m tests.stress.process_faults --trials {args.trials} --processes"
     command += "".join(f" {n}" for n in args.processes) + f" --seed {args.seed}"
     minutes = round((time.monotonic() - begin) / 60, 1)
     name = "-".join(["process-faults", *map(str, args.processes)])
@@ -256,5 +259,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

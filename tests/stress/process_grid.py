@@ -1,6 +1,6 @@
 """Grids of processes and devices: each must compute what one process with as many devices does.
 
-    python tests/stress/process_grid.py
+    python -m tests.stress.process_grid
 
 Two epochs of drawn images, every step logged, with plain SGD (Adam's first updates magnify rounding). Compared are the
 images that each device got at each step, the losses, the validation, the parameters; and with --deterministic the very
@@ -11,14 +11,14 @@ import argparse
 import json
 import pathlib
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from process_faults import FLAGS, ROOT, WORKER, finish, records, start
+
+from tests.stress.process_faults import FLAGS, WORKER, finish, records, start
 
 GRIDS = [(p, d) for p in (2, 4) for d in (1, 2, 4)]
 SGD = (*FLAGS, "--optimizer", "sgd", "--log-every", "1", "--eval-every", "3")
@@ -30,7 +30,8 @@ of_devices = Batches.of_devices
 def noted(self, rows):
     part = of_devices(self, rows)
     with open("{order}-%02d" % rows.start, "a") as file:
-        file.write(json.dumps(part.indices.swapaxes(0, 1).tolist()) + "\\n")
+        for indices in part.indices.swapaxes(0, 1).tolist():  # of each step, device by device
+            file.write(json.dumps(indices) + "\\n")
     return part
 Batches.of_devices = noted
 """
@@ -47,7 +48,7 @@ def order(workdir: pathlib.Path) -> list[list[int]]:
     """The images of each step, device by device."""
     files = sorted(workdir.parent.glob(f"{workdir.name}-order-*"))
     per_process = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
-    steps = [np.concatenate([np.array(step)[0] for step in steps]) for steps in zip(*per_process, strict=True)]
+    steps = [np.concatenate(steps) for steps in zip(*per_process, strict=True)]
     return [step.ravel().tolist() for step in steps]
 
 
@@ -78,7 +79,7 @@ def compared(workdir: pathlib.Path, reference: pathlib.Path) -> dict[str, Any]:
 
 def main() -> None:
     """Trains in every grid, compares, reports."""
-    import results_file
+    from tests.stress import results_file
 
     argparse.ArgumentParser(description="Compare grids of processes and devices with one process.").parse_args()
     begin, folder = time.monotonic(), pathlib.Path(tempfile.mkdtemp())
@@ -108,9 +109,8 @@ def main() -> None:
     add("4x2, then 2x1, then 1x4", "1x1", exact[0], differences)
     shutil.rmtree(folder)
     minutes = round((time.monotonic() - begin) / 60, 1)
-    results_file.write("process-grid", "python tests/stress/process_grid.py", {"rows": rows, "minutes": minutes})
+    results_file.write("process-grid", "python -m tests.stress.process_grid", {"rows": rows, "minutes": minutes})
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

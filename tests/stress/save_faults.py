@@ -1,6 +1,6 @@
 """Kills, or fails, a save at each of its file-system calls: what was saved before must stay, and the error be clear.
 
-`python tests/stress/save_faults.py`. Before each call of a save, and half-way through each write, the process is
+`python -m tests.stress.save_faults`. Before each call of a save, and half-way through each write, the process is
 killed; from each call on, and at each call alone, calls fail with ENOSPC, EROFS or EIO (a full, a read-only, a broken
 disk). Whole runs get ENOSPC from a call anywhere in them, and as root one gets a disk that is really full. After each,
 the checkpoints from before must be what they were, the new one whole or not there, and the same command again must get
@@ -21,8 +21,8 @@ import sys
 import time
 from typing import Any
 
-import harness
-from harness import Faults, Saved
+from tests.stress import harness
+from tests.stress.harness import Faults, Saved
 
 ERRORS = (errno.ENOSPC, errno.EROFS, errno.EIO)
 MOST_SECONDS = 10.0
@@ -192,7 +192,7 @@ def writes(name: str) -> bool:
 
 def main() -> None:
     """Parses the flags, goes through all calls, reports."""
-    import results_file
+    from tests.stress import results_file
 
     parser = argparse.ArgumentParser(description="Kill and fail a save at each of its file-system calls.")
     parser.add_argument("--every", type=int, default=1, help="only each so-many-th call")
@@ -236,9 +236,8 @@ def main() -> None:
     }
     every = f" --every {args.every}" if args.every > 1 else ""
     runs = f" --runs {args.runs}" if args.runs != 24 else ""
-    results_file.write("save-faults", f"python tests/stress/save_faults.py{every}{runs}", results)
+    results_file.write("save-faults", f"python -m tests.stress.save_faults{every}{runs}", results)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(harness.ROOT))
     main()

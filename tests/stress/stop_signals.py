@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at random instants of `train.py`: `python tests/stress/stop_signals.py`."""
+"""SIGTERM and SIGINT at random instants of `train.py`: `python -m tests.stress.stop_signals`."""
 
 import argparse
 import pathlib
@@ -9,8 +9,9 @@ import sys
 import tempfile
 import time
 
-import results_file
 import tqdm
+
+from tests.stress import results_file
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -51,7 +52,7 @@ def main() -> None:
                 failures.append([kind, after, code, took, stderr])
     results_file.write(
         "signals",
-        f"python tests/stress/stop_signals.py --trials {arguments.trials} --seed {arguments.seed}",
+        f"python -m tests.stress.stop_signals --trials {arguments.trials} --seed {arguments.seed}",
         {
             "trials": arguments.trials,
             "saved": saved,

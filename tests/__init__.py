@@ -1,0 +1,1 @@
+"""Tests of each module; `tests.stress` has the long forms."""
