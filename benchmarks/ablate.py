@@ -214,7 +214,7 @@ class Ablation:
                 os.sched_setaffinity(0, {free.get()})  # of this thread, and so of all that it starts
 
         def one(variant: Variant, seed: int) -> Finished:
-            outcome, folder = self._by_scripts(scripts, variant, seed)
+            outcome, folder = self.by_scripts(scripts, variant, seed)
             return variant, seed, outcome | {"side_by_side": jobs}, folder
 
         with raised_signals(), concurrent.futures.ThreadPoolExecutor(jobs, initializer=bind) as pool:
@@ -226,7 +226,8 @@ class Ablation:
                 scripts.end()
                 raise
 
-    def _by_scripts(self, scripts: "Scripts", variant: Variant, seed: int) -> tuple[Row, pathlib.Path]:
+    def by_scripts(self, scripts: "Scripts", variant: Variant, seed: int) -> tuple[Row, pathlib.Path]:
+        """Trains and evaluates one run with train.py and eval.py; returns its row and its folder."""
         args = self.arguments(variant, seed)
         name = hashlib.sha256(shlex.join(args).encode()).hexdigest()[:12]
         folder = RunFolder(self.runs / f"{self.options.study}-{name}")

@@ -3,18 +3,20 @@
 import dataclasses
 import os
 import signal
-import tempfile
 
 import jax
+import platformdirs
 import pytest
 
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests compile the same programs; the folder is new for each session and shared by its workers.
-CACHE = os.environ.setdefault("ALEXNET_JAX_TEST_CACHE", tempfile.mkdtemp(prefix="alexnet_jax_test_"))
-jax.config.update("jax_compilation_cache_dir", CACHE)
+# Compiling takes most of the tests' time: XLA optimizes less, and keeps what it has compiled for the next session.
+CACHE = platformdirs.user_cache_path("alexnet_jax") / "tests" / f"jax-{jax.__version__}"
+os.environ.setdefault("ALEXNET_JAX_TEST_CACHE", str(CACHE))
+jax.config.update("jax_compilation_cache_dir", os.environ["ALEXNET_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 assert len(jax.devices()) == 8  # from here on no code under test can choose another number
 

@@ -339,7 +339,7 @@ def test_a_signal_ends_what_is_under_way(study, tmp_path, monkeypatch):
             complaints.append(str(error))
             raise
 
-    monkeypatch.setattr(ablate.Ablation, "_by_scripts", by_scripts)
+    monkeypatch.setattr(ablate.Ablation, "by_scripts", by_scripts)
     monkeypatch.setattr(ablate.tqdm.tqdm, "write", lambda bar, line: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)

@@ -12,6 +12,8 @@ from alexnet_jax.augment.preprocess import Preprocessing, visible_noise
 from alexnet_jax.config.settings import AugmentationConfig
 from alexnet_jax.data.statistics import PcaBasis, Statistics
 
+pytestmark = pytest.mark.both_lines
+
 
 @pytest.fixture(scope="module")
 def images(tiny):

@@ -22,6 +22,8 @@ from alexnet_jax.runs.checkpoint import MANIFEST, Checkpoints, DamagedError, ver
 from tests.stress import corruption
 from tests.stress.corruption import files, make_state
 
+pytestmark = pytest.mark.both_lines
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

@@ -23,6 +23,8 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.exchange.export import ExportConfig
 from alexnet_jax.network import build
 
+pytestmark = pytest.mark.both_lines
+
 
 def test_names_are_unique_across_the_nested_classes():
     names = [field.name for field in flags.fields(TrainConfig)]

@@ -7,6 +7,8 @@ from jax import lax
 
 from alexnet_jax.network.convolution import fast_convolution
 
+pytestmark = pytest.mark.both_lines
+
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 

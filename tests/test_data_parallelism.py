@@ -7,12 +7,14 @@ import re
 import jax
 import numpy as np
 import pytest
-from test_steps import UPDATE, Tiny, everything_on
 
 from alexnet_jax.data.batches import batches, epoch_order
 from alexnet_jax.distributed.devices import replicate
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.step import compile_train_step, train_step
+from tests.tiny_runs import UPDATE, TinyNetwork, everything_on
+
+pytestmark = pytest.mark.both_lines
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "data_parallelism.md"
 
@@ -29,7 +31,7 @@ def compile_with_shard_map():
 
 def train(compile_step, dataset, num_devices: int):
     """State and metrics after calls of 1, 1 and 3 steps, the last batch padded, and the instructions of a step."""
-    model, devices = Tiny(), jax.devices()[:num_devices]
+    model, devices = TinyNetwork(), jax.devices()[:num_devices]
     preprocess = everything_on(dataset["train"].images)
     step = functools.partial(train_step, model=model, optimizer=UPDATE, preprocess=preprocess)
     compiled = compile_step(step, devices, dataset.fetch)

@@ -17,6 +17,8 @@ import alexnet_jax
 from alexnet_jax.errors import AlexNetError, UsageError
 from alexnet_jax.exchange import export
 
+pytestmark = pytest.mark.both_lines
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

@@ -1,10 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from alexnet_jax.network.convnet import ConvNet
 from alexnet_jax.network.small import AlexNetSmall
 from alexnet_jax.training import health
+
+pytestmark = pytest.mark.both_lines
 
 
 def test_dead_shares(tiny):

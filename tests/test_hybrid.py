@@ -26,6 +26,8 @@ from alexnet_jax.training.step import compile_train_step, train_step
 from tests.stress import process_faults
 from tests.tiny_runs import TINY_NETWORKS, TinyNetwork, comparable, everything_on, make_config, relative_difference
 
+pytestmark = pytest.mark.both_lines
+
 SGD = OptimizerConfig("sgd", 1e-3, momentum=0.9, weight_decay=5e-4, average_decay=0.9)
 UPDATE, _ = optimizer.from_config(SGD, 5, 1)
 

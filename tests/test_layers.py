@@ -9,6 +9,8 @@ from alexnet_jax.network.layers import average_pool, dropout, locally_connected,
 from alexnet_jax.network.lrn import local_response_norm, local_response_norm_by_the_book
 from alexnet_jax.network.lrn_within_channel import local_response_norm_within_channel
 
+pytestmark = pytest.mark.both_lines
+
 # size, alpha, beta, k, divide_by_size: the paper, the 2012 program, odd and even windows, windows wider than the map
 CONVENTIONS = [
     (5, 1e-4, 0.75, 2.0, False),

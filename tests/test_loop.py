@@ -24,11 +24,13 @@ from alexnet_jax.runs import folder as run_module
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import RunFolder
 from alexnet_jax.runs.log import read_jsonl
-from alexnet_jax.training import loop, optimizer
+from alexnet_jax.training import loop, optimizer, predict
 from alexnet_jax.training import trainer as trainer_module
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.trainer import Trainer
 from tests.tiny_runs import TINY_NETWORKS, TinyNetwork, assert_same_run, comparable, make_config, train_until
+
+pytestmark = pytest.mark.both_lines
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -423,7 +425,7 @@ def test_predict_takes_grey_levels_and_floats(finished, tiny):
 def test_predict_takes_floats_of_any_width(finished, dtype, monkeypatch):
     """NumPy's and JAX's; what reaches the network are grey levels."""
     run = alexnet_jax.open_run(finished)
-    monkeypatch.setitem(vars(run), "_on_device", (lambda _, part: part.mean((2, 3)), None))
+    monkeypatch.setattr(predict, "make_predict_step", lambda *_: lambda _, part: part.mean((2, 3)))
     images = np.full((3, 32, 32, 3), [0.25, 0.5, 1])
     for array in (images.astype(dtype), jnp.asarray(images.astype(dtype))):
         np.testing.assert_allclose(run.logits(array), [[63.75, 127.5, 255]] * 3, rtol=1e-6)
@@ -441,7 +443,8 @@ def test_predict_computes_what_is_asked(finished, tiny, monkeypatch):
         sizes.append(part.shape[:2])
         return part.sum((2, 3), dtype=np.int64)
 
-    monkeypatch.setitem(vars(run), "_on_device", (compute, None))
+    monkeypatch.setattr(predict, "make_predict_step", lambda *_: compute)
+    run = alexnet_jax.open_run(finished)
     many = np.random.default_rng(0).integers(0, 256, (1201, 32, 32, 3), np.uint8)
     for count in (1, 5, 64, 300, 500, 501, 1201):
         np.testing.assert_array_equal(run.logits(many[:count]), many[:count].sum((1, 2), dtype=np.int64))

@@ -22,6 +22,8 @@ from alexnet_jax.network.lrn_within_channel import local_response_norm_within_ch
 from alexnet_jax.network.operations import Operation
 from alexnet_jax.network.small import AlexNetSmall
 
+pytestmark = pytest.mark.both_lines
+
 COLUMNS = ("one-column", "torchvision")  # variants without towers
 
 

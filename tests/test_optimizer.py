@@ -9,6 +9,8 @@ from alexnet_jax.config.recipes import PRESETS
 from alexnet_jax.config.settings import OptimizerConfig
 from alexnet_jax.training import optimizer
 
+pytestmark = pytest.mark.both_lines
+
 
 def test_paper_sgd_is_the_papers_update():
     """v <- 0.9 v - 0.0005 lr w - lr g; w <- w + v, with the rate changing on the way."""

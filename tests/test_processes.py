@@ -23,6 +23,8 @@ from alexnet_jax.errors import UsageError
 from tests.stress import process_faults
 from tests.stress.process_faults import FLAGS, LONGER, WORKER
 
+pytestmark = pytest.mark.both_lines
+
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
     """Without a break, and stopped after an epoch and resumed on more devices; behind a proxy that does not answer.

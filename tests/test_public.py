@@ -11,6 +11,8 @@ import pytest
 
 import alexnet_jax
 
+pytestmark = pytest.mark.both_lines
+
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(alexnet_jax.__all__)
 

@@ -16,6 +16,8 @@ from alexnet_jax.distributed import devices
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.runtime import compilation_cache_folder
 
+pytestmark = pytest.mark.both_lines
+
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 

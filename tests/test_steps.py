@@ -18,11 +18,9 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.training import gradients, optimizer, predict
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.step import compile_train_step, train_step
-from tests.tiny_runs import TinyNetwork, everything_on, relative_difference
+from tests.tiny_runs import UPDATE, TinyNetwork, everything_on, relative_difference
 
-# At higher rates rounding can grow a thousandfold in a step: which of two equal elements is a window's maximum hangs on
-# the last bit, and shapes have plenty of equal pixels. At twice this rate it did, on one processor and JAX 0.10 alone.
-UPDATE = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.00005, [15], 0.1)), 0.9, 5e-4)
+pytestmark = pytest.mark.both_lines
 
 
 def without_augmentation(images: np.ndarray, **settings) -> preprocess.Preprocessing:

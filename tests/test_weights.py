@@ -22,6 +22,8 @@ from alexnet_jax.exchange.weights import CAFFE, TORCHVISION, load_weights
 from tests import python_2
 from tests.foreign_weights import CLASSES, draw, torchvision_state, write_pth
 
+pytestmark = pytest.mark.both_lines
+
 
 @pytest.fixture(scope="module")
 def torchvision():

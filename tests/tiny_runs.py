@@ -21,9 +21,13 @@ from alexnet_jax.network.lrn import local_response_norm
 from alexnet_jax.network.split_dense import dense_layer
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.log import read_jsonl
-from alexnet_jax.training import loop
+from alexnet_jax.training import loop, optimizer
 
 ONES = nn.initializers.ones  # for biases: no unit is dead
+
+# At higher rates rounding can grow a thousandfold in a step: which of two equal elements is a window's maximum depends
+# on the last bit, and shapes have many equal pixels. At twice this rate it did, with JAX 0.10 on one processor.
+UPDATE = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.00005, [15], 0.1)), 0.9, 5e-4)
 
 
 class TinyNetwork(nn.Module):
