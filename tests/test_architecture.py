@@ -39,7 +39,11 @@ def test_imports_lead_to_lower_layers(rooms):
 
 
 def test_every_module_belongs_to_a_room(rooms):
-    entries = {path.stem for path in (ROOT / "alexnet_jax").iterdir() if path.suffix == ".py" or path.is_dir()}
+    entries = {
+        path.stem
+        for path in (ROOT / "alexnet_jax").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert entries - {"__init__", "__pycache__"} == {room.name for room in rooms}
 
 

@@ -91,7 +91,7 @@ def attacks(marker: str) -> dict[str, bytes]:
         "numpy:memmap": memmap,
         "runpy:run_path": (f"{marker}.py",),  # exists
         "copyreg:__newobj__": (name("numpy:memmap"), *memmap),
-        "test_hostile:touch_marker": (marker,),
+        f"{__name__}:touch_marker": (marker,),
     }
     batch = fuzz.python_2_pickle(*fuzz.pixels_and_labels("data_batch_2"))
     array = pickle.dumps(np.zeros(4, np.uint8), 2)[:-1]

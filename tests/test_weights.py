@@ -463,6 +463,9 @@ def test_torchvisions_weights_compute_the_same(torchvision, tmp_path, form):
     probabilities = loaded.predict(batch)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert_close(loaded.logits(jnp.asarray(batch / 255, jnp.float32)), got)
+    np.testing.assert_array_equal(loaded.features(batch, "logits"), got)
+    with pytest.raises(KeyError, match="there is no 'fc8': the layers and operations are conv1, "):
+        loaded.features(batch, "fc8")
     with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
         loaded.predict(batch.astype(np.float32))
     with pytest.raises(ValueError, match=r"images must be \[N, 224, 224, 3\]"):

@@ -14,7 +14,6 @@ basis of the training images are computed on the way, exactly. A preparation tha
 import concurrent.futures
 import dataclasses
 import hashlib
-import io
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -203,9 +202,7 @@ def _finish(source: Source, shards: Mapping[str, Sequence[Shard]], config: Prepa
         "fingerprint": hashlib.sha256(hashes.encode()).hexdigest(),
         "shards": files,
     }
-    arrays = io.BytesIO()
-    np.savez(arrays, mean_image=statistics.mean_image, **vars(statistics.basis))
-    write_atomically(config.out / "statistics.npz", arrays.getvalue())
+    write_atomically(config.out / "statistics.npz", statistics.to_bytes())
     lines = "".join(json.dumps(entry) + "\n" for entry in skipped)
     write_atomically(config.out / "skipped.jsonl", lines.encode())
     write_atomically(config.out / "dataset.json", to_bytes(description))

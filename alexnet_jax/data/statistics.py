@@ -1,8 +1,21 @@
 """Mean image and PCA basis of a training set."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
+
+from alexnet_jax.files import npz_bytes, read_npz
+
+MAX_BYTES = 64 * 1024**2  # of a file; a mean image of 256x256 has 768 kB
+
+# Arrays of a file: shape (None: any), least and largest value.
+_ARRAYS = {
+    "mean_image": (None, 0, 255),
+    "mean": ((3,), 0, 255),
+    "eigenvalues": ((3,), 0, 255**2 * 3),
+    "eigenvectors": ((3, 3), -1.001, 1.001),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +68,7 @@ def basis_from_sums(count: int, total: np.ndarray, products: np.ndarray) -> PcaB
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What is measured on the training images and lies beside the weights.
+    """What preprocessing needs to know of the training images; a file `statistics.npz` holds it.
 
     Attributes:
       basis: PCA basis of the pixels.
@@ -69,3 +82,26 @@ class Statistics:
     def of(cls, images: np.ndarray) -> "Statistics":
         """Measures uint8 images [N, H, W, 3]."""
         return cls(pca_basis(images), images.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+    def to_bytes(self) -> bytes:
+        """The contents of a file."""
+        return npz_bytes(mean_image=self.mean_image, **vars(self.basis))
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "Statistics":
+        """Reads a file.
+
+        Raises:
+          OSError: it can't be read.
+          ValueError: it is damaged, or an array is missing, of another shape or out of range.
+        """
+        found = read_npz(path, MAX_BYTES)
+        for name, (shape, low, high) in _ARRAYS.items():
+            if name not in found:
+                raise ValueError(f"it has no array {name}")
+            array = found[name]
+            if array.dtype not in (np.float32, np.float64) or shape not in (None, array.shape):
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, but must be floats {shape or ''}")
+            if not ((array >= low) & (array <= high)).all():
+                raise ValueError(f"a value of {name} is not in {low} to {high}")
+        return cls(PcaBasis(found["mean"], found["eigenvalues"], found["eigenvectors"]), found["mean_image"])

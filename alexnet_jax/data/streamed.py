@@ -3,11 +3,9 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import math
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,15 +16,14 @@ import numpy as np
 from alexnet_jax.data.batches import Batch, batches, epoch_order
 from alexnet_jax.data.dataset import Placement, Split
 from alexnet_jax.data.records import decode_record
-from alexnet_jax.data.statistics import PcaBasis, Statistics
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.errors import AlexNetError, reason
 from alexnet_jax.files import read_bytes
 from alexnet_jax.runtime import require_array_record, require_shared_memory
 
 THREADS = 8  # that decode a batch each
 WORKER_BUFFER = 2  # batches that a process has ready besides
 _MAX_JSON_BYTES = 64 * 1024**2
-_MAX_STATISTICS_BYTES = 64 * 1024**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,14 +129,9 @@ class StreamedDataset:
         """
         path = self.folder / "statistics.npz"
         try:
-            data = io.BytesIO(read_bytes(path, _MAX_STATISTICS_BYTES))
-            if sum(member.file_size for member in zipfile.ZipFile(data).infolist()) > _MAX_STATISTICS_BYTES:
-                raise ValueError("it unpacks to too much")
-            with np.load(data, allow_pickle=False) as file:
-                basis = PcaBasis(**{field.name: file[field.name] for field in dataclasses.fields(PcaBasis)})
-                statistics = Statistics(basis, file["mean_image"])
-        except Exception as error:  # a damaged archive raises errors of many kinds
-            raise AlexNetError(f"{path}: can't be read; prepare it again") from error
+            statistics = Statistics.read(path)
+        except (OSError, ValueError) as error:
+            raise AlexNetError(f"{path}: can't be read ({reason(error)}): prepare it again") from error
         if statistics.mean_image.shape != self.image_shape:
             raise AlexNetError(f"{path}: its mean image is {statistics.mean_image.shape}, not {self.image_shape}")
         return statistics

@@ -32,7 +32,9 @@ from alexnet_jax.errors import AlexNetError, reason, shown, warn
 from alexnet_jax.exchange import caffe, state_dict
 from alexnet_jax.exchange.state_dict import listed, to_float32
 from alexnet_jax.files import expanded, read_bytes
+from alexnet_jax.inspection.inputs import in_parts, to_grey_levels
 from alexnet_jax.network import alexnet, layer_counts
+from alexnet_jax.network.layer_outputs import compiled_layer_outputs
 from alexnet_jax.training.predict import softmax
 
 Params = dict[str, dict[str, np.ndarray]]  # layer -> "kernel", "bias"
@@ -88,19 +90,29 @@ class Weights:
         Raises:
           ValueError: another shape, dtype or range.
         """
-        from alexnet_jax.inspection.inputs import in_parts, to_grey_levels
-
-        size = alexnet.architecture(self.variant).input_size
-        grey = to_grey_levels(images, (size, size, 3))
-
-        def compute(part: np.ndarray) -> jax.Array:
-            return self._apply({"params": self.params}, ((part - self.mean) / self.std).astype(np.float32))
-
-        return in_parts(compute, grey, 128)
+        return self._computed(lambda inputs: self._apply({"params": self.params}, inputs), images)
 
     def predict(self, images: Any) -> np.ndarray:
         """Class probabilities, float32 [N, classes]; `images` as for `logits`."""
         return softmax(self.logits(images))
+
+    def features(self, images: Any, layer: str) -> np.ndarray:
+        """Output of a layer, "fc2", or of an operation after it, "fc2 activation": float32 [N, H, W, C] or [N, C].
+
+        `images` are as for `logits`.
+
+        Raises:
+          ValueError: another shape, dtype or range.
+          KeyError: the network has no such layer; the message lists all.
+        """
+        return self._computed(
+            lambda inputs: compiled_layer_outputs(self.model, self.params, inputs, (layer,))[layer], images
+        )
+
+    def _computed(self, function: Callable[[np.ndarray], jax.Array], images: Any) -> np.ndarray:
+        size = alexnet.architecture(self.variant).input_size
+        grey = to_grey_levels(images, (size, size, 3))
+        return in_parts(lambda part: function(((part - self.mean) / self.std).astype(np.float32)), grey, 128)
 
     @functools.cached_property
     def _apply(self) -> Callable[..., jax.Array]:

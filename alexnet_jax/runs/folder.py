@@ -8,7 +8,6 @@ import pathlib
 import platform
 from typing import Annotated, Any, ClassVar, TextIO
 
-import numpy as np
 import pydantic
 
 import alexnet_jax
@@ -17,11 +16,11 @@ from alexnet_jax.config.flags import flag, flat_items
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.data.statistics import PcaBasis, Statistics
+from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown, warn
-from alexnet_jax.files import locked, npz_bytes, read_bytes, read_npz, to_bytes, write_atomically
+from alexnet_jax.files import locked, read_bytes, to_bytes, write_atomically
 
-_MAX_BYTES = 16 * 1024**2  # of config.json, dataset.json, statistics.npz; the largest has about 12 kB
+_MAX_BYTES = 16 * 1024**2  # of config.json and dataset.json, which have a few kB
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -122,8 +121,7 @@ class RunFolder:
         else:
             write_atomically(self.dataset, to_bytes(dataclasses.asdict(info)))
         if not self.exists() or not self.statistics.exists():
-            arrays = npz_bytes(mean_image=statistics.mean_image, **vars(statistics.basis))
-            write_atomically(self.statistics, arrays)
+            write_atomically(self.statistics, statistics.to_bytes())
         # Written last: a folder that has it holds a run.
         described = to_json(_with_absolute_data_dir(config, info)) | self._versions()
         write_atomically(self.config, to_bytes(described))
@@ -177,26 +175,10 @@ class RunFolder:
 
     def read_statistics(self) -> Statistics:
         """Mean image (grey levels) and PCA basis of the run's training images."""
-        # Name of the array: its shape (None: any), least and largest value.
-        arrays = {
-            "mean_image": (None, 0, 255),
-            "mean": ((3,), 0, 255),
-            "eigenvalues": ((3,), 0, 255**2 * 3),
-            "eigenvectors": ((3, 3), -1.001, 1.001),
-        }
         try:
-            found = read_npz(self.statistics, _MAX_BYTES)
-            for name, (shape, low, high) in arrays.items():
-                array = found[name]
-                if array.dtype not in (np.float32, np.float64) or shape not in (None, array.shape):
-                    raise ValueError(f"{name} is {array.dtype} {array.shape}, but must be floats {shape or ''}")
-                if not ((array >= low) & (array <= high)).all():
-                    raise ValueError(f"a value of {name} is not in {low} to {high}")
-        except KeyError as error:
-            raise AlexNetError(f"{self.statistics}: can't be read (it has no array {error})") from error
+            return Statistics.read(self.statistics)
         except (OSError, ValueError) as error:
             raise AlexNetError(f"{self.statistics}: can't be read ({reason(error)})") from error
-        return Statistics(PcaBasis(found["mean"], found["eigenvalues"], found["eigenvectors"]), found["mean_image"])
 
     def _read_json(self, path: pathlib.Path) -> dict[str, Any]:
         try:
