@@ -1,6 +1,5 @@
 """From raw block times to medians, ratios, Markdown tables and a picture."""
 
-import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -258,21 +257,21 @@ def _imagenet_table(rows: Sequence[Record]) -> str:
     )
 
 
-def draw(results: Record, path: pathlib.Path) -> None:
-    """Draws training, operations and scaling, those that were measured, side by side; no picture where none was."""
+def figure(results: Record) -> Figure | None:
+    """Training, operations and scaling, those that were measured, side by side; None if none was."""
     summary = results["summary"]
     panels = [(section, panel) for section, panel in PANELS.items() if section in summary]
     if not panels:
-        return
-    figure = Figure(figsize=(1 + 5 * len(panels), 4.8), layout="constrained")
-    figure.suptitle("AlexNetSmall: this project and its peers", fontsize=plots.TITLE + 2)
-    figure.supxlabel(caption(results).replace("; ", "\n", 1), fontsize=plots.SMALL, color=plots.INK)
-    for axes, (section, panel) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        return None
+    drawn = Figure(figsize=(1 + 5 * len(panels), 4.8), layout="constrained")
+    drawn.suptitle("AlexNetSmall: this project and its peers", fontsize=plots.TITLE + 2)
+    drawn.supxlabel(caption(results).replace("; ", "\n", 1), fontsize=plots.SMALL, color=plots.INK)
+    for axes, (section, panel) in zip(np.atleast_1d(drawn.subplots(1, len(panels))), panels, strict=True):
         panel(axes, summary[section])
         axes.tick_params(labelsize=plots.SMALL)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
-    plots.save(figure, path)
+    return drawn
 
 
 def _color(row: Record) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 import report
 from programs import BATCHES, OPERATIONS, PRODUCT_SIDES, Spec
 
+from alexnet_jax import plots
 from alexnet_jax.config import cli
 from alexnet_jax.config.settings import DataConfig
 from alexnet_jax.config.types import PositiveInt
@@ -424,7 +425,8 @@ def main(args: Sequence[str]) -> None:
             results[section] = getattr(benchmark, section)()
             results["summary"] = report.summarize(results)
             out.write_text(json.dumps(results, indent=1) + "\n")
-    report.draw(results, out.with_suffix(".png"))
+    if figure := report.figure(results):
+        plots.save(figure, out.with_suffix(".png"))
     print(report.tables(results))
     progress(f"written: {out}")
 

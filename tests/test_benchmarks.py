@@ -155,9 +155,13 @@ def test_tables_come_from_the_file_alone(tmp_path, capsys):
         assert line in lines
 
 
-def test_picture_of_every_section(tmp_path):
-    report.draw(made_up_results(), tmp_path / "all.png")
-    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+def test_the_figure_shows_every_section():
+    results = made_up_results()
+    training, operations, _ = report.figure(results).axes
+    medians = [row["images_per_second"]["median"] for row in results["summary"]["train"]["programs"]]
+    assert [bar.get_width() for bar in training.patches] == sorted(medians)
+    assert len(operations.patches) == len(results["summary"]["operations"])
+    assert report.figure(results | {"summary": {}}) is None
 
 
 def test_operations_without_peers(tmp_path, monkeypatch, capsys):

@@ -34,7 +34,7 @@ PROGRAM = re.compile(r"(\w+=\S+\s+)*(python|pip|pytest|ruff|mypy|pre-commit|sphi
 
 MODULES = {"sphinx-build": "sphinx", "pre-commit": "pre_commit"}  # programs whose modules have other names
 TEST_COMMAND = "ruff format --check"
-LONG = ("tests/stress", "benchmarks/", "CIFAR10_DIR")  # stopped like trainings, if they take long
+LONG = ("tests.stress", "benchmarks/", "CIFAR10_DIR")  # stopped like trainings, if they take long
 
 
 def commands(root: pathlib.Path = ROOT) -> dict[str, str]:
@@ -73,7 +73,7 @@ def elsewhere(words: list[str]) -> str | None:
         return "the environment that this script runs in was made by such a line; .ci/run makes one with the extra test"
     if "--distributed" in words:
         return "several at once: tests/test_processes.py"
-    return "this script" if "tests/stress/commands.py" in words else None
+    return "this script" if "tests.stress.commands" in words else None
 
 
 class Place:
