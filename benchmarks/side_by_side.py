@@ -84,6 +84,7 @@ def train(
         source=dataset.source,
         num_devices=1,
         network_input=build.input_size(config.network),
+        layers=build.layers(config.network),
     )
     per_epoch = steps_per_epoch(len(split), config.schedule.batch_size)
     preprocessing = preprocess.Preprocessing(config.augmentation, dataset.statistics(), per_epoch)

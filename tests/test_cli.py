@@ -110,7 +110,7 @@ def test_help_is_two_screens_of_presets_and_flags(preset, columns, capsys, monke
     flip = "on" if settings.augmentation.flip else "off"
     assert f"--flip, --no-flip Mirror images left to right at random. Default: {flip}. " in text
     assert "--pca-std 0.1 Standard deviation of the colour noise's coefficients. " in text
-    assert f"--optimizer {settings.optimizer.optimizer} Update rule: adam, sgd, muon. " in text
+    assert f"--optimizer {settings.optimizer.optimizer} Update rule: adam, sgd, muon" in text
 
 
 def test_help_of_eval(capsys, monkeypatch):

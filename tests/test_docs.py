@@ -63,7 +63,8 @@ def test_short_examples_run(page, small_run, tmp_path, monkeypatch):
 def test_every_example_is_run_or_is_quoted_code():
     for page in [*PAGES, *LINKED]:
         kinds = {token.info for token in MARKDOWN.parse(page.read_text("utf-8")) if token.type == "fence"}
-        assert kinds <= {"", "text", "bibtex", "python", "py", "{toctree}", "{eval-rst}"}, page
+        assert kinds <= {"", "text", "bibtex", "python", "py", "diff", "{toctree}", "{eval-rst}"}, page
+        assert "diff" not in kinds or page.name == "how-to-change.md", page  # whose test applies and runs them
         assert "py" not in kinds or page in [*IDEAS, *SHORT], page
         assert "python" not in kinds or page in PAGES, page
 
@@ -75,7 +76,7 @@ def test_first_screen_of_the_readme():
     first = "\n".join(lines[:45])
     for part in ("cifar.html", "papers.nips.cc", "](docs/kernels.png)", "<!-- run -->", "| preset | test accuracy |"):
         assert part in first, part
-    for heading in ("a-new-network", "a-new-optimizer", "a-new-data-set"):
+    for heading in ("a-new-network", "a-new-recipe", "a-new-data-set"):
         assert f"](docs/how-to-change.md#{heading})" in first
 
 

@@ -330,7 +330,7 @@ def test_every_network_keeps_to_what_the_rest_relies_on(name):
     params, logits = jax.eval_shape(shapes, images, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)))
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
     layers = [call for call in calls if call in params]
-    assert layers == sorted(params)
+    assert layers == sorted(params) == list(build.layers(config))
     assert layers[0] == "conv1"
     assert layers[-1] == "logits"
     assert params["conv1"]["kernel"].ndim == 4

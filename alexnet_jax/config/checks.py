@@ -26,13 +26,6 @@ from alexnet_jax.errors import UsageError, shown
 
 MICRO_BATCHES = 8  # --deterministic divides every batch into so many parts, whose gradients are added in a fixed order
 
-# Layers by network, for --layer-decays. Every network that is not in CONVNETS has those of ALEXNET.
-CONVNETS = {
-    "convnet-18pct": ("conv1", "conv2", "conv3", "logits"),
-    "convnet-11pct": ("conv1", "conv2", "local3", "local4", "logits"),
-}
-ALEXNET = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
-
 
 def from_settings(config_type: type[C], settings: Mapping[str, Any], context: str | None = None) -> C:
     """The configuration of these settings, by their flat names, after checking types, ranges and combinations.
@@ -72,7 +65,7 @@ def _check_train(config: TrainConfig) -> None:
     optimizer, data, run = config.optimizer, config.data, config.run
     _check_processes(run)
     _check_optimizer(optimizer, config.schedule.epochs)
-    _check_network(config.network, optimizer)
+    _check_network(config.network)
     if data.train_on == "all" and optimizer.plateau_patience:
         raise UsageError("--plateau-patience needs validation images: set --train-on train")
     if data.train_on == "all" and data.dataset == "imagenet":
@@ -86,10 +79,6 @@ def _check_train(config: TrainConfig) -> None:
             raise UsageError("--parallelism hybrid: --deterministic needs all weights on each device")
         if optimizer.optimizer == "muon":
             raise UsageError("--parallelism hybrid: --optimizer muon needs each kernel in one piece")
-        if config.network.network in CONVNETS:
-            raise UsageError(
-                f"--parallelism hybrid: --network {config.network.network} has no hidden dense layers to split"
-            )
 
 
 def _check_processes(run: RunConfig) -> None:
@@ -111,6 +100,9 @@ def _check_optimizer(optimizer: OptimizerConfig, epochs: int) -> None:
         raise UsageError("--momentum and --weight-decay are for --optimizer sgd and muon; set both to 0 for adam")
     if optimizer.optimizer == "adam" and (optimizer.nesterov or optimizer.layer_decays):
         raise UsageError("--nesterov and --layer-decays are for --optimizer sgd and muon")
+    decayed = [layer for layer, _ in optimizer.layer_decays]
+    if len(set(decayed)) < len(decayed):
+        raise UsageError(f"--layer-decays names a layer twice: {shown(' '.join(decayed))}")
     if list(optimizer.drop_epochs) != sorted(set(optimizer.drop_epochs)):
         raise UsageError(
             f"--drop-epochs {shown(' '.join(map(str, optimizer.drop_epochs)))}: each must be later than the one before"
@@ -125,9 +117,9 @@ def _check_optimizer(optimizer: OptimizerConfig, epochs: int) -> None:
         raise UsageError("--plateau-patience and --drop-epochs: choose one")
 
 
-def _check_network(network: NetworkConfig, optimizer: OptimizerConfig) -> None:
-    """Refuses options that the network does not have, and layers."""
-    name, convnet = network.network, network.network in CONVNETS
+def _check_network(network: NetworkConfig) -> None:
+    """Refuses options that the network does not have."""
+    name, convnet = network.network, network.network.startswith("convnet-")
     if name != "small":
         for option in ("initial_bias", "pool_window", "conv1_stride", "dropout_after"):
             if getattr(network, option) != getattr(NetworkConfig(), option):
@@ -138,12 +130,6 @@ def _check_network(network: NetworkConfig, optimizer: OptimizerConfig) -> None:
             raise UsageError("--activation is for --network small and convnet-...")
     if convnet and network.dropout_rate:
         raise UsageError(f"--dropout-rate {network.dropout_rate:g}: --network {name} has no dropout: set it to 0")
-    decayed, layers = [layer for layer, _ in optimizer.layer_decays], CONVNETS.get(name, ALEXNET)
-    for layer in decayed:
-        if layer not in layers:
-            raise UsageError(f"--layer-decays {shown(layer)}: the layers of --network {name} are {', '.join(layers)}")
-    if len(set(decayed)) < len(decayed):
-        raise UsageError(f"--layer-decays names a layer twice: {' '.join(decayed)}")
 
 
 def _check_eval(config: EvalConfig) -> None:
@@ -163,8 +149,9 @@ def check_training(
     source: str,
     num_devices: int,
     network_input: int | None,
+    layers: Sequence[str],
 ) -> None:
-    """Checks that the settings suit the data and the devices.
+    """Checks that the settings suit the data, the devices and the network.
 
     Args:
       config: validated.
@@ -173,12 +160,14 @@ def check_training(
       source: where the data comes from, for messages.
       num_devices: of all processes together.
       network_input: side of the images that the network takes; None: it adapts to any.
+      layers: names of the network's layers.
 
     Raises:
       UsageError: naming the flag.
     """
     _check_batch(config, num_devices)
     _check_image_size(config, image_shape, network_input)
+    _check_layers(config, layers)
     if config.optimizer.plateau_patience and not has_validation:
         raise UsageError(f"--plateau-patience needs validation images; {source} has none")
 
@@ -216,6 +205,17 @@ def _check_image_size(config: TrainConfig, image_shape: Sequence[int], network_i
         raise UsageError(
             f"--network {config.network.network} takes images of {taken}, not {given}: set {option} {network_input}"
         )
+
+
+def _check_layers(config: TrainConfig, layers: Sequence[str]) -> None:
+    network = config.network.network
+    for layer, _ in config.optimizer.layer_decays:
+        if layer not in layers:
+            raise UsageError(
+                f"--layer-decays {shown(layer)}: the layers of --network {network} are {', '.join(layers)}"
+            )
+    if config.run.parallelism == "hybrid" and "fc1" not in layers:
+        raise UsageError(f"--parallelism hybrid: --network {network} has no hidden dense layers to split")
 
 
 def check_views(views: int, augmentation: AugmentationConfig, run: pathlib.Path) -> None:

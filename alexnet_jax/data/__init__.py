@@ -16,15 +16,20 @@ def load(config: DataConfig) -> "Dataset":
       AlexNetError: if it is missing and can't be downloaded, or is damaged.
     """
     # Imported here: a process that prepares images needs none of them, nor JAX.
-    if config.dataset == "imagenet":
-        from alexnet_jax.data import streamed
-
-        if config.data_dir is None:
-            raise UsageError(
-                "--dataset imagenet needs --data-dir: the folder written by python -m alexnet_jax.data.prepare imagenet"
-            )
-        return streamed.open_prepared(config.data_dir, config.loader_workers)
     from alexnet_jax.data import cifar10, shapes
 
-    dataset = shapes.load() if config.dataset == "shapes" else cifar10.load(config.data_dir, url=config.data_url)
+    match config.dataset:
+        case "imagenet":
+            from alexnet_jax.data import streamed
+
+            if config.data_dir is None:
+                raise UsageError(
+                    "--dataset imagenet needs --data-dir: "
+                    "the folder written by python -m alexnet_jax.data.prepare imagenet"
+                )
+            return streamed.open_prepared(config.data_dir, config.loader_workers)
+        case "shapes":
+            dataset = shapes.load()
+        case "cifar10":
+            dataset = cifar10.load(config.data_dir, url=config.data_url)
     return dataset.train_on_all() if config.train_on == "all" else dataset

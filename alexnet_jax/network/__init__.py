@@ -11,5 +11,4 @@ What the rest of the package relies on in every network (`build.NETWORKS`; a tes
 - Layers are called in the alphabetical order of their names: JAX's trees sort keys, and health checks and plots take
   the order of the layers from the parameters.
 - Operations after a layer are applied by `operations.apply_operations`, which sows them for the inspection.
-- Layer names are listed in `config.types.LayerName`, for --layer-decays.
 """

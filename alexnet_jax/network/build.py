@@ -38,6 +38,14 @@ def input_size(config: NetworkConfig) -> int | None:
     return NETWORKS[config.network].input_size
 
 
+def layers(config: NetworkConfig) -> tuple[str, ...]:
+    """Names of a network's layers, first to last."""
+    side = input_size(config) or 32
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(from_config(config, num_classes=10).init, jax.random.key(0), images)
+    return tuple(variables["params"])
+
+
 class Network(NamedTuple):
     """A row of `NETWORKS`.
 

@@ -52,6 +52,7 @@ def training(config: TrainConfig, dataset: Dataset) -> Iterator[Call]:
         source=dataset.source,
         num_devices=len(devices),
         network_input=build.input_size(config.network),
+        layers=build.layers(config.network),
     )
     folder = RunFolder(config.workdir)
     with contextlib.ExitStack() as resources:
