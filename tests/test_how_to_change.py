@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import changed_copy
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 
 from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.config.settings import AugmentationConfig
+from tests import changed_copy
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "how-to-change.md").read_text("utf-8")
