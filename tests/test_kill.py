@@ -1,4 +1,4 @@
-"""The short form of tests/stress: 8 kills at random instants, and faults at some calls of a save."""
+"""The short form of tests/stress: 6 kills at random instants, and faults at some calls of a save."""
 
 import errno
 
@@ -24,9 +24,9 @@ def saves(server, tmp_path_factory):
 
 
 def test_runs_that_are_killed_become_what_they_would_have_been(server, tmp_path):
-    figures = kill.Tester(server, tmp_path, seed=0).run(8)
+    figures = kill.Tester(server, tmp_path, seed=0).run(6)
     assert figures.failures == []
-    assert sum(figures.kills.values()) == 8
+    assert sum(figures.kills.values()) == 6
     assert figures.runs_finished > 0
 
 

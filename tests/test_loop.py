@@ -268,7 +268,7 @@ def test_an_update_that_is_not_finite_is_not_taken(tiny, tmp_path, monkeypatch, 
     """One image of the second epoch's third batch is Inf: nine updates are taken, not one more."""
     from alexnet_jax.augment.preprocess import Preprocessing
 
-    config = make_config(tmp_path, 3, steps_per_call=steps_per_call)
+    config = make_config(tmp_path, 2, steps_per_call=steps_per_call)
     training = Preprocessing.training
     poison = 9
 
