@@ -32,7 +32,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 def keep_freed_memory() -> None:
     """Makes glibc keep freed blocks for the next allocation; does nothing with another C library.
 
-    On a CPU, XLA allocates the scratch space of a step (100 MB for AlexNetSmall with batch 128) anew in every step.
+    On a CPU, XLA allocates the scratch space of a step (100 MB for AlexNetSmall with batch 128) again in every step.
     glibc returns blocks of that size to the kernel when they are freed, so every step faulted in 27,000 fresh pages: a
     fifth of its time. The process's memory no longer shrinks, but does not grow beyond its peak either.
 
@@ -186,7 +186,7 @@ def cache_compilations(enable: bool) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else "there is no home directory"
         warn(
-            f"compiled programs are not kept ({why}), so each start compiles them anew: set JAX_COMPILATION_CACHE_DIR "
+            f"compiled programs are not kept ({why}), so each start compiles them again: set JAX_COMPILATION_CACHE_DIR "
             "to a writable folder"
         )
         return

@@ -2,7 +2,7 @@
 
 A row of a study is a few runs that differ in nothing but the seed. On a CPU a run is `train.py` and `eval.py` in
 processes of their own, one to a core: what is printed is what was run. On an accelerator the seeds of a row train side
-by side in one program (side_by_side.py), to the same result but for rounding.
+by side in one program (side_by_side.py), to the same result except for rounding.
 """
 
 import concurrent.futures
@@ -87,7 +87,7 @@ def arguments(study: Study, variant: Variant, seed: int, epochs: int | None = No
 
 
 def settings(args: Sequence[str]) -> Row:
-    """Every setting of a run, but for what says where it is done; as JSON gives them back."""
+    """Every setting of a run except those that say where it runs, as JSON returns them."""
     found = json.loads(json.dumps(to_json(cli.parse_train(args))))
     return {name: value for name, value in found.items() if name not in ("data_dir", "workdir")}
 
@@ -200,7 +200,7 @@ class Ablation:
                     bar.write(f"{variant.name}, seed {seed}: {accuracy:.2%}")
 
     def _on_cores(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
-        """Runs scripts, each on a core of its own, where the system can bind it to one."""
+        """Runs scripts, each on its own core where the system can bind it to one."""
         bindable = hasattr(os, "sched_setaffinity")
         cores = sorted(os.sched_getaffinity(0)) if bindable else list(range(runtime.available_cores()))
         jobs = min(self.options.jobs or len(cores), len(cores))

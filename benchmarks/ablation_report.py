@@ -19,7 +19,7 @@ from alexnet_jax import plots
 
 Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
-FAR = 0.15  # a difference that is told in words
+FAR = 0.15  # a difference that is put into words
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito's colour-blind safe set
 
 

@@ -71,7 +71,7 @@ def draw(*shape: int) -> jax.Array:
 
 
 def with_gradients(function: Callable[..., jax.Array], *operands: jax.Array, constant: int = 0) -> Callable[[], Any]:
-    """Value and gradients but for the first `constant` operands."""
+    """Value and gradients of all but the first `constant` operands."""
 
     @jax.jit
     def both(cotangent: jax.Array, *operands: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:

@@ -75,7 +75,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A program in a process of its own (worker.py): ready when it is made, ended by `close`."""
+    """A program in its own process (worker.py): ready when it is made, ended by `close`."""
 
     def __init__(self, spec: Spec, log: IO[bytes]) -> None:
         self.spec = spec
@@ -180,7 +180,7 @@ class Benchmark:
     """A session of measurements: what is measured on, and what has been measured so far.
 
     Attributes:
-      results: what the JSON file holds, but for the summary.
+      results: the contents of the JSON file except the summary.
     """
 
     def __init__(self, options: Options, folder: pathlib.Path) -> None:

@@ -10,7 +10,7 @@ devices takes
 
 with P the parameters: `a` whatever happens once, `b` an image's forward and backward pass, `c` a device's launches,
 `d` what is done with each parameter on each device: the gradient's all-reduce, the update, the check that it is
-finite. `b` is each network's own, the others are the machine's. On paper a GPU has cores and memory of its own:
+finite. `b` is each network's own, the others are the machine's. On paper a GPU has its own cores and memory:
 
     t = max(operations B / (D rate), images B / (D input)) + launches + bytes(B, D) / bandwidth
 
@@ -130,7 +130,7 @@ def left_out(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What the figures on paper assume; none of it was measured here, but for the input.
+    """What the figures on paper assume; only the input was measured here.
 
     Attributes:
       rate: operations a second that a GPU reaches in this network: 30% of an H100's 495 TFLOP/s in TF32.

@@ -1,6 +1,6 @@
 """A worker: builds what its argument, a `programs.Spec` in JSON, describes, then runs it on command.
 
-Each program to be compared has a process of its own, so that neither runtimes nor pools of threads mix. It answers in
+Each program to be compared has its own process, so that neither runtimes nor pools of threads mix. It answers in
 lines of JSON on stdout: one when everything is compiled, then one for each line `{"program": NAME, "steps": N}` on
 stdin. It ends with its stdin.
 """

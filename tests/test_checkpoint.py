@@ -110,7 +110,7 @@ def test_where_nothing_is_intact_nothing_is_moved(folder):
     for step in ("1", "2"):
         (folder / step / MANIFEST).unlink()
     for _ in range(2):
-        with pytest.raises(AlexNetError, match=r"no checkpoint is intact .*copy an intact one back, or train anew in"):
+        with pytest.raises(AlexNetError, match=r"no checkpoint is intact .*copy an intact one back, or start again in"):
             restored_step(folder)
         assert sorted(p.name for p in folder.iterdir()) == ["1", "2"]
     (folder / "1").rename(folder / "set-aside")

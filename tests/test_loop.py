@@ -178,7 +178,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(whole, tiny
     with pytest.raises(AlexNetError, match="no checkpoint is intact"):
         alexnet_jax.open_run(run)
     for _ in range(2):
-        with pytest.raises(AlexNetError, match=r"no checkpoint is intact .* train anew in another --workdir"):
+        with pytest.raises(AlexNetError, match=r"no checkpoint is intact .* start again in another --workdir"):
             loop.train_and_evaluate(make_config(run, 2, eval_every=2), tiny)
     assert (run / "metrics.jsonl").read_bytes() == before
 

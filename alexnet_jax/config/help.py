@@ -103,7 +103,7 @@ def _kind(annotation: Any) -> Any:
 
 
 def _unset(annotation: Any) -> str:
-    """What stands for the value of a flag that has none."""
+    """The placeholder for the value of a flag that has no default."""
     arguments = get_args(annotation)
     match get_origin(annotation):
         case None:

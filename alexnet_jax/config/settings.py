@@ -54,7 +54,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
-    """What is done to training images, drawn anew at each visit."""
+    """Augmentation of training images, drawn again in every epoch."""
 
     crop_padding: Annotated[int, pydantic.Field(ge=0, lt=32, strict=True)] = 0
     """Pixels of padding on each side before a random crop; 0: no crops."""

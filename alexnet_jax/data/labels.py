@@ -155,7 +155,7 @@ def _find_devkit(source: pathlib.Path) -> _Devkit | None:
 
 
 def _read_meta(devkit: _Devkit) -> tuple[dict[int, str], dict[str, str]]:
-    """The devkit's number of each class, in an order of its own, and what each class is called."""
+    """The devkit's number of each class, in the devkit's own order, and the class's names."""
     import scipy.io
 
     classes: dict[int, str] = {}

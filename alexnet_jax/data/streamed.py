@@ -62,7 +62,7 @@ class _Examples:
         index = int(self._order[place])
         try:
             pixels, label = decode_record(self._records[index], self._size)
-        except Exception as error:  # the reader of array_record has errors of its own
+        except Exception as error:  # array_record's reader raises its own errors
             starts = np.cumsum((0, *self._shards.counts))
             path = self._shards.paths[int(np.searchsorted(starts, index, side="right")) - 1]
             raise AlexNetError(f"{path} is damaged: prepare it again") from error

@@ -60,7 +60,7 @@ class HeldBackOutput:
         self._lines: deque[tuple[float, bytes]] = deque()
         self._begun = b""
         threading.Thread(target=self._relay, daemon=True).start()
-        # JAX's client aborts in a thread of its own; Python would call a handler only after that.
+        # JAX's client aborts in its own thread; Python would call a handler only after that.
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._abort)
         self._libc = ctypes.CDLL(None)
         self._libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]

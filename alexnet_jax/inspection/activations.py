@@ -27,7 +27,7 @@ def activations(run: Run, images: np.ndarray, names: Sequence[str] | None = None
 
     Args:
       run: from `open_run`.
-      images: as for `Run.predict`; some hundred at once, or the first layers take gigabytes.
+      images: as for `Run.predict`; a few hundred at most, or the first layers take gigabytes.
       names: of the layers and operations to return; None for all.
 
     Returns:

@@ -54,7 +54,7 @@ def in_parts(
     unroll: bool,
     add_up: Callable[[Sums], Sums] = add_up,
 ) -> Sums:
-    """One part of this device's examples after another: less memory, the same sum but for rounding.
+    """One part of this device's examples after another: less memory, the same sum except for rounding.
 
     `number` parts must divide the examples. With `unroll` the compiled program has no loop, in which a CPU is slow.
     """

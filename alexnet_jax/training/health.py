@@ -15,8 +15,8 @@ def dead_shares(model: nn.Module, params: Mapping[str, Any], images: jax.Array) 
     """Share of each hidden layer's units that are 0 after the ReLU for every one of `images`.
 
     A unit of a convolution is a channel: it is dead if it is 0 at every position of every image. No gradient flows
-    through a dead unit. `images` are the network's input, float32 [B, H, W, 3], some hundred of them; the last layer of
-    `params`, which gives the logits, is left out.
+    through a dead unit. `images` are the network's input, float32 [B, H, W, 3], a few hundred of them; the last layer
+    of `params`, which gives the logits, is left out.
     """
     alive = jax.device_get(_alive(model, params, images))
     return {name: 1 - float(np.mean(alive[name])) for name in list(params)[:-1]}

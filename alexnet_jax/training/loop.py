@@ -200,7 +200,7 @@ def resume(trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder) -> tup
         if validated and any(record["step"] > validated[0] for record in records):
             raise AlexNetError(
                 f"{folder.path}: its metrics reach step {records[-1]['step']:,}, but there is no checkpoint: "
-                "copy one back, or train anew in another --workdir"
+                "copy one back, or start again in another --workdir"
             )
         return None
 

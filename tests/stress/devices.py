@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -78,9 +79,10 @@ def cost(num_devices: int, rounds: int = 5, steps_a_round: int = 10) -> dict[str
 
     from alexnet_jax.augment import preprocess
     from alexnet_jax.config.recipes import PRESETS
-    from alexnet_jax.data import shapes, statistics
+    from alexnet_jax.data import shapes
     from alexnet_jax.data.batches import batches
     from alexnet_jax.data.dataset import ArrayDataset, Examples
+    from alexnet_jax.data.statistics import Statistics
     from alexnet_jax.distributed.devices import replicate, select_devices
     from alexnet_jax.network import build
     from alexnet_jax.training import gradients, optimizer
@@ -91,7 +93,7 @@ def cost(num_devices: int, rounds: int = 5, steps_a_round: int = 10) -> dict[str
     devices = select_devices(num_devices)
     model = build.from_config(config.network, 10)
     rule, _ = optimizer.from_config(config.optimizer, 10, 1)
-    preprocessing = preprocess.Preprocessing(config.augmentation, statistics.Statistics.of(split.images), 10)
+    preprocessing = preprocess.Preprocessing(config.augmentation, Statistics.of(split.images), 10)
     examples = replicate(Examples(split.images, split.labels), devices)
     layout, key = batches(np.arange(1280), 128, num_devices), replicate(jax.random.key(0), devices)
     programs, states = {}, {}
