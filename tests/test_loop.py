@@ -506,7 +506,7 @@ def test_open_run_names_what_is_wrong(finished, tmp_path):
 
 
 def test_a_checkpoint_of_another_network_is_refused(finished, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "from_config", lambda config, classes: TinyNetwork(num_classes=classes + 1))
+    monkeypatch.setattr(build, "from_config", lambda config, num_classes: TinyNetwork(num_classes + 1))
     with pytest.raises(AlexNetError, match=r"logits.*\[10\], the network needs .*\[11\]"):
         loop.train_and_evaluate(make_config(finished), tiny)
 
