@@ -1,5 +1,8 @@
 """Checks and conversions of arrays that are drawn."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -21,7 +24,7 @@ def unit_images(images: ArrayLike) -> np.ndarray:
     return np.clip(pixels, 0, 1)
 
 
-def nan_unless_finite(values: ArrayLike) -> np.ndarray:
+def nan_unless_finite(values: ArrayLike | Sequence[Any]) -> np.ndarray:
     """The values as float, with NaN for infinities and None, so that there is one kind of gap to draw."""
     array = np.array(values, dtype=float)
     return np.where(np.isfinite(array), array, np.nan)
