@@ -24,9 +24,8 @@ from alexnet_jax.config.settings import (
 from alexnet_jax.config.types import FROM_FLAGS
 from alexnet_jax.errors import UsageError, shown
 
-MICRO_BATCHES = (
-    8  # --deterministic divides every batch into this many parts, whose gradients are added in a fixed order
-)
+# --deterministic divides every batch into this many parts, whose gradients are added in a fixed order.
+MICRO_BATCHES = 8
 
 # Layers by network, for --layer-decays. Every network that is not in CONVNETS has the layers of ALEXNET.
 CONVNETS = {
