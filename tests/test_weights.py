@@ -334,7 +334,7 @@ def refused(path, data):
         ("data", "transform_param", {7: 1}, "force_gray"),
         ("data", "memory_data_param", {3: 224, 4: 224}, "data: images are 224x224, 227x227 is needed"),
         ("norm1", "blobs", [blob(np.zeros(1, np.float32))], "norm1 (LRN) contains an array, which would not be used"),
-        ("conv1", "blobs", [blob(np.zeros(1, np.float32))] * 3, "conv1 holds 3 arrays; a kernel and a bias"),
+        ("conv1", "blobs", [blob(np.zeros(1, np.float32))] * 3, "conv1 contains 3 arrays; a kernel and a bias"),
         ("conv1", "blobs", [{5: b"1234", 7: {1: varint(-1) + varint(-2)}}] * 2, "conv1: an array of shape [-1, -2]"),
         ("conv1", "type", "Deconvolution", "Convolution is needed there"),
         ("relu2", "type", "TanH", "after conv2 comes relu2 (TanH); ReLU is needed there"),

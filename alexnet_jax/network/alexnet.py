@@ -134,11 +134,12 @@ class AlexNet(nn.Module):
     All have five convolutions, 11x11 / 4, 5x5 and three of 3x3, with 3x3 / 2 max pooling after the first, second and
     fifth, and two hidden dense layers of 4096; images of their `input_size` give a 6 x 6 x 256 map before these.
 
-    - `"paper"`: the paper's text to the letter, 60,965,224 parameters. The text's 224x224 images are 227x227 here: with
-      an 11x11 kernel, stride 4 and no padding only these give the 55x55 map that its neuron counts require.
-    - `"2012"`: what the authors ran, with 40.7% / 18.2% error. The program computes 1 + ceil((size - 11) / 4) outputs,
-      so its 224x224 images give 55x55 too: the last row and column of windows extend 3 pixels past the edge, into
-      zeros. The same rule for pooling needs no padding at 55, 27 and 13. Each tower normalizes its own channels.
+    - `"paper"`: exactly the paper's text, 60,965,224 parameters. The text's 224x224 images are 227x227 here: with an
+      11x11 kernel, stride 4 and no padding only these give the 55x55 map that its neuron counts require.
+    - `"2012"`: the program that the authors ran, with 40.7% / 18.2% error. The program computes 1 + ceil((size - 11) /
+      4) outputs, so its 224x224 images give 55x55 too: the last row and column of windows extend 3 pixels past the
+      edge, into zeros. The same rule for pooling needs no padding at 55, 27 and 13. Each tower normalizes its own
+      channels.
     - `"one-column"`: Krizhevsky's network for one GPU (2014), 64-192-384-256-256 channels, 61,100,840 parameters.
     - `"torchvision"`: one-column's shape without normalization.
     - `"caffe"`: the paper's shape with Caffe's normalization and initial values.
