@@ -1,4 +1,4 @@
-"""Evaluate trained networks: `python eval.py RUN [RUN ...] [FLAGS]`; `--help` explains."""
+"""Evaluate trained networks: `python eval.py RUN [RUN ...] [FLAGS]`; see `--help`."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Train an AlexNet: `python train.py [PRESET] [FLAGS]`; `--help` explains."""
+"""Train an AlexNet: `python train.py [PRESET] [FLAGS]`; see `--help`."""
 
 from collections.abc import Sequence
 

@@ -34,7 +34,7 @@ class StoppedError(BaseException):
 
 
 def warn(message: str) -> None:
-    """Prints a warning of one line on stderr."""
+    """Prints a one-line warning on stderr."""
     if sys.stderr is not None:  # `2>&-`
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
@@ -51,13 +51,13 @@ def is_one_line(text: str) -> bool:
 
 
 def shown(value: object, limit: int = 100) -> str:
-    """A value for a message of one line: longer text is cut in the middle, unprintable characters are escaped."""
+    """A value for a one-line message: longer text is cut in the middle, unprintable characters are escaped."""
     text = str(value) if isinstance(value, str | int | float | pathlib.Path) else reprlib.repr(value)
     text = text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
-    """What an exception says, in one line: the system's `strerror`, else its message, else the name of its type."""
+    """An exception's reason, in one line: the system's `strerror`, else its message, else the name of its type."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return shown(" ".join(text.split()) or type(error).__name__, limit)

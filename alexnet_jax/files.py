@@ -45,8 +45,9 @@ def sync(path: pathlib.Path) -> None:
 def locked(path: pathlib.Path, otherwise: str, patience: float = 0.0, waiting: str = "") -> TextIO:
     """Locks a file, made if missing, and writes this process's ID into it; closing the returned file unlocks it.
 
-    The lock ends with the process, however that ends, so no stale lock can remain. Some file systems have no locks
-    (Lustre without `-o flock`, NFS with `nolock`, some FUSE): there a warning is printed and the file is not locked.
+    The system releases the lock when the process ends in any way, so no stale lock can remain. Some file systems have
+    no locks (Lustre without `-o flock`, NFS with `nolock`, some FUSE): on these, a warning is printed and the file is
+    not locked.
 
     If another process holds the lock, prints `waiting` on stderr and waits for up to `patience` seconds. `otherwise` is
     the end of the error message: "is training there; wait for it".
@@ -153,10 +154,10 @@ def write_together(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
 
 @contextlib.contextmanager
 def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to the absolute path `folder` without wildcards, colons and backslashes, valid while the block runs.
+    """A path without wildcards, colons and backslashes that leads to the absolute path `folder` while the block runs.
 
-    It is for libraries that glob or parse the whole path they are given: `folder` itself or a symbolic link to it. The
-    link is in the temporary folder, which other programs may clear, so it must not be kept.
+    For libraries that glob or parse the whole path they are given. It is `folder` itself or a symbolic link to it in
+    the temporary folder, which other programs may clear: don't store it.
 
     Raises:
       AlexNetError: no link can be made.
@@ -169,7 +170,7 @@ def plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         temporary = links.enter_context(tempfile.TemporaryDirectory(prefix="alexnet_jax-", ignore_cleanup_errors=True))
         if special & set(temporary):
-            raise OSError(f"the temporary folder {temporary} has such characters as well: set TMPDIR")
+            raise OSError(f"the temporary folder {temporary} contains such characters as well: set TMPDIR")
         link = pathlib.Path(temporary) / "folder"
         link.symlink_to(folder, target_is_directory=True)
     except OSError as error:
@@ -194,11 +195,11 @@ def read_bytes(path: pathlib.Path, limit: int) -> bytes:
 
 
 def read_npz(path: pathlib.Path, limit: int) -> "dict[str, np.ndarray]":
-    """The arrays of an .npz file that has at most `limit` bytes, packed and unpacked. Pickled objects are refused.
+    """The arrays of an .npz file of at most `limit` bytes, compressed or not. Pickled objects are refused.
 
     Raises:
       OSError: as `read_bytes`.
-      ValueError: it is damaged, or has more than `limit` bytes when it is unpacked.
+      ValueError: it is damaged, or has more than `limit` bytes when decompressed.
     """
     import numpy as np  # here, because `--help` should not wait for it
 

@@ -32,9 +32,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 def keep_freed_memory() -> None:
     """Makes glibc keep freed blocks for the next allocation; does nothing with another C library.
 
-    On a CPU, XLA allocates the scratch space of a step (100 MB for AlexNetSmall with batch 128) again in every step.
-    glibc returns blocks of that size to the kernel when they are freed, so every step faulted in 27,000 fresh pages: a
-    fifth of its time. The process's memory no longer shrinks, but does not grow beyond its peak either.
+    On a CPU, XLA allocates the scratch space of a step (100 MB for AlexNetSmall with batch 128) again in every step. By
+    default, glibc returns freed blocks of that size to the kernel: every step caused 27,000 page faults, which took a
+    fifth of its time. With this setting, the process's memory no longer shrinks, but does not grow beyond its peak
+    either.
 
     Call it before JAX is first used: threads that have already allocated memory keep their own pools.
     """
@@ -46,14 +47,14 @@ def keep_freed_memory() -> None:
 
 
 def available_cores() -> int:
-    """Number of cores that this process may use; of all cores, where the system doesn't say (macOS, Windows)."""
+    """Number of cores that this process may use, or of all cores if the system doesn't say (macOS, Windows)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def require_array_record() -> None:
-    """Makes sure that the package array_record, the file format of prepared images, is there.
+    """Makes sure that the package array_record, the file format of prepared images, is installed.
 
     Raises:
       AlexNetError: it can't be imported; it has no build for Windows.
@@ -71,7 +72,7 @@ SHARED_MEMORY = pathlib.Path("/dev/shm")  # on Linux; other systems have no such
 
 
 def require_shared_memory(workers: int, needed: int) -> None:
-    """Makes sure that `workers` processes that load images have `needed` bytes of shared memory in all.
+    """Makes sure that `workers` processes that load images have `needed` bytes of shared memory in total.
 
     A process that writes to full shared memory is killed by SIGBUS. Containers have 64 MB by default.
 
@@ -101,8 +102,8 @@ def devices() -> "list[jax.Device]":
         if not wanted:
             raise AlexNetError(f"JAX can't use any device{why}") from error
         raise AlexNetError(
-            f"JAX_PLATFORMS={wanted!r}: JAX can use no such device here{why}: unset JAX_PLATFORMS to use the devices "
-            "that are there, or install JAX for that device"
+            f"JAX_PLATFORMS={wanted!r}: JAX can't use such a device here{why}: unset JAX_PLATFORMS to use the devices "
+            "that are available, or install JAX for that device"
         ) from error
 
 
@@ -134,7 +135,7 @@ def ignore_settings_of_others() -> None:
     """
     for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "JAX_NUMPY_DTYPE_PROMOTION"):
         if os.environ.pop(name, None) is not None:
-            warn(f"{name} is ignored: the same seed would give other numbers with it")
+            warn(f"{name} is ignored: the same seed would give different numbers with it")
     os.environ.pop("MPLBACKEND", None)
     os.environ["MATPLOTLIBRC"] = os.devnull  # the user's own may require LaTeX
 
@@ -169,7 +170,7 @@ def cache_compilations(enable: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", enable)
     if not enable:
         return
-    # JAX would warn of each program that it can't read or write: fifty times when the disk is full.
+    # JAX would warn about each program that it can't read or write: fifty times when the disk is full.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # Besides the train step there are fifty small programs, which together take as long to compile.

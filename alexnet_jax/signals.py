@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: save and exit at the first, exit at once at a second."""
+"""SIGINT, SIGTERM, SIGHUP: the first makes the program save and exit, a second one ends it immediately."""
 
 import atexit
 import contextlib
@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from alexnet_jax.errors import StoppedError, program_name
 
-SECOND_AFTER = 0.1  # seconds from which on another signal counts as a second one
+SECOND_AFTER = 0.1  # seconds after which another signal counts as a second one
 Handler = Callable[[int, FrameType | None], object]
 
 
@@ -57,10 +57,10 @@ def leave_at_once(prog: str, message: str = "stopped") -> Callable[[int, FrameTy
 
 
 class StopSignals:
-    """In its `with` block the first SIGINT, SIGTERM or SIGHUP is only recorded; a second one ends the process.
+    """Inside its `with` block, the first SIGINT, SIGTERM or SIGHUP is only recorded; a second one ends the process.
 
-    A signal less than 0.1 s after the first is ignored: closing a terminal may send SIGHUP twice, and so may a process
-    manager SIGTERM. A second SIGHUP is always ignored.
+    A signal less than 0.1 s after the first is ignored: closing a terminal may send SIGHUP twice, and a process manager
+    may send SIGTERM twice. A second SIGHUP is always ignored.
 
     Python calls handlers between its own instructions, so a handler would wait while XLA compiles. Here the
     interpreter's C handler writes the signal's number into a socket, from which a thread reads it.

@@ -223,5 +223,5 @@ def test_collectives_on_file_cross_where_they_do_on_paper():
 
 def test_a_platform_that_is_not_there_is_one_line(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
-    with pytest.raises(AlexNetError, match=r"^JAX_PLATFORMS='nonsense': JAX can use no such device"):
+    with pytest.raises(AlexNetError, match=r"^JAX_PLATFORMS='nonsense': JAX can't use such a device"):
         run.describe_device()

@@ -343,7 +343,9 @@ def test_batches_one_folder_deeper(name, tmp_path):
     folder = write_pickles(tmp_path / "data" / name)
     assert load(tmp_path / "data").source == str(folder)
     other = write_binary(tmp_path / "data" / "other")
-    failure(tmp_path / "data", "several folders in it hold batches of CIFAR-10", name, "other", "give --data-dir one")
+    failure(
+        tmp_path / "data", "several of its folders contain batches of CIFAR-10", name, "other", "give --data-dir one"
+    )
     (tmp_path / "data" / "a.tar").write_bytes(BINARY_TAR)
     assert load(tmp_path / "data").source == str(tmp_path / "data" / "a.tar")
     assert load(other).source == str(other)
@@ -514,11 +516,11 @@ def test_archive_that_unpacks_to_too_much(tmp_path, monkeypatch):
         (["Unconfirmed cifar.crdownload"], "an unfinished download"),
         (["CIFAR.TAR.GZ.PART"], "an unfinished download"),
         (["cifar-10-batches-py.zip", "x"], "(it has cifar-10-batches-py.zip, which is not read: unpack it if it is"),
-        (["cifar\n10.tar.gz"], "there is no CIFAR-10 in it"),
+        (["cifar\n10.tar.gz"], "contains no CIFAR-10"),
         (["cifar10-copy.tar.gz"], "neither a gzip nor a tar file"),
-        (["train/a.png", "test/a.png"], "there is no CIFAR-10 in it"),
-        (["other.tar.gz", "train.txt"], "there is no CIFAR-10 in it"),
-        ([], "there is no CIFAR-10 in it, neither data_batch_1 nor one of cifar-10-batches-bin"),
+        (["train/a.png", "test/a.png"], "contains no CIFAR-10"),
+        (["other.tar.gz", "train.txt"], "contains no CIFAR-10"),
+        ([], "contains no CIFAR-10, neither data_batch_1 nor one of cifar-10-batches-bin"),
     ],
 )
 def test_folder_of_something_else(names, words, tmp_path):
@@ -935,7 +937,7 @@ def test_proxy_that_fails_later_is_named(server, monkeypatch):
     monkeypatch.setenv("http_proxy", server.url)
     server.acts = ["cut", *["503"] * 20]
     host = server.url.split("/")[2]
-    failure(None, "again and again (HTTP Error 503", f", through the proxy {host}", url="http://example.org/x.tar.gz")
+    failure(None, "keeps failing (HTTP Error 503", f", through the proxy {host}", url="http://example.org/x.tar.gz")
 
 
 def test_mirror_in_the_environment(server, monkeypatch):
@@ -955,7 +957,7 @@ def test_mirror_in_the_environment(server, monkeypatch):
     ):
         monkeypatch.setenv("ALEXNET_JAX_DATA_URL", url)
         shutil.rmtree(cifar10_download.cache_folder(), ignore_errors=True)
-        with pytest.raises(UsageError, match=r"^ALEXNET_JAX_DATA_URL .* is needed$"):
+        with pytest.raises(UsageError, match=r"^ALEXNET_JAX_DATA_URL .*: must be "):
             load(None)
 
 

@@ -34,7 +34,7 @@ ROOT = pathlib.Path(__file__).parent.parent
         (["--momentum", "0.9"], "are for --optimizer sgd"),
         (["--preset", "cifar10"], "unknown flag --preset"),
         (["--flip=1"], "--flip takes no value, not '1'"),
-        (["--epochs", "a\nb"], "--epochs a\\nb: there is a control character in it"),
+        (["--epochs", "a\nb"], "--epochs a\\nb: contains a control character"),
         (["--num-devices", "none"], "could be instantiated from ['none']."),
         (["--pca", "x" + "-" * 300], "for argument '--pca'"),
         (["--tyro-print-completion", "x"], "--tyro-print-completion: Shell should be one"),
@@ -124,7 +124,7 @@ def test_help_of_eval(capsys, monkeypatch):
 
 def test_eval_flags():
     assert cli.parse_eval(["runs/x"]).run == pathlib.Path("runs/x")
-    with pytest.raises(UsageError, match="--checkpoint newest: last, best or a step is needed"):
+    with pytest.raises(UsageError, match="--checkpoint newest: must be last, best or a step"):
         cli.parse_eval(["runs/x", "--checkpoint", "newest"])
     with pytest.raises(UsageError, match="PATH"):
         cli.parse_eval([])

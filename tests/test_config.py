@@ -100,13 +100,13 @@ def test_every_value_survives_json():
         ({"epochs": 2**31}, "--epochs 2147483648: input should be less than"),
         ({"seed": 2**32}, "--seed 4294967296: input should be less than"),
         ({"flip": 1}, "--flip 1: input should be a valid boolean"),
-        ({"data_dir": "a\nb"}, "--data-dir a\\nb: a path without control characters is needed"),
+        ({"data_dir": "a\nb"}, "--data-dir a\\nb: must be a path without control characters"),
         (
             {"data_url": "ftp://x"},
-            "--data-url ftp://x: an address that begins with http:// or https:// is",
+            "--data-url ftp://x: must be an address that begins with http:// or https://",
         ),
         *(
-            ({"data_url": url}, f"--data-url {url}: a percent-encoded address, with the host")
+            ({"data_url": url}, f"--data-url {url}: must be percent-encoded, with the host")
             for url in ("https://host/données.tar.gz", "https://hôte/x")
         ),
         ({"preset": "../x"}, "--preset ../x: string should match pattern"),

@@ -76,7 +76,7 @@ def test_evaluation_of_another_split_does_not_overwrite_the_tests(small_run, tin
 def test_evaluation_on_other_images_is_refused(small_run, tiny, monkeypatch):
     other = dataclasses.replace(tiny, splits={**tiny.splits, "test": tiny["validation"]})
     monkeypatch.setattr(task, "load", lambda config: other)
-    with pytest.raises(AlexNetError, match="trained on other images"):
+    with pytest.raises(AlexNetError, match="was not trained on the images"):
         evaluate.evaluate(EvalConfig(small_run))
 
 

@@ -196,7 +196,7 @@ def with_nan_in_the_basis(arrays, metadata):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda a, _: a["conv1/kernel"].__setitem__(0, np.nan), "conv1/kernel holds Inf or NaN"),
+        (lambda a, _: a["conv1/kernel"].__setitem__(0, np.nan), "conv1/kernel contains Inf or NaN"),
         (lambda a, _: a.update({"extra": a["conv1/bias"]}), "it has extra, which would not be used"),
         (lambda a, _: a.pop("fc1/bias"), "fc1/bias is missing"),
         (lambda a, _: a.pop("mean_image"), r"mean_image is float64\[0\], but must be floats \[32, 32, 3\]"),
@@ -207,7 +207,7 @@ def with_nan_in_the_basis(arrays, metadata):
         ),
         (lambda a, _: a.update({"mean_image": np.zeros((1, 1, 3), np.float32)}), r"mean_image is float32\[1, 1, 3\]"),
         (without_a_class, r"logits/.* is float32\[.*10\], but must be floats \[.*9\]"),
-        (with_nan_in_the_basis, "pca_basis mean holds Inf or NaN"),
+        (with_nan_in_the_basis, "pca_basis mean contains Inf or NaN"),
         (lambda _, m: m.pop("config"), r"alexnet_jax\.exchange\.weights\.load_weights reads torchvision's"),
     ],
 )

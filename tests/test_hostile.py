@@ -332,8 +332,8 @@ def tensor(offset: object, size: object, stride: object, memory: bytes | None = 
     return call("torch._utils:_rebuild_tensor_v2", memory, offset, size, stride, False, {}, *more)
 
 
-NO_SHAPE, NO_NUMBERS = "a tensor whose shape is no shape", "a tensor whose shape or strides are no numbers from 0"
-BEYOND, KIND = "a tensor that reaches beyond its memory", "a tensor of a kind that is not known here"
+NO_SHAPE, NO_NUMBERS = "a tensor with an invalid shape", "a tensor whose shape or strides are not numbers from 0"
+BEYOND, KIND = "a tensor that reaches beyond its memory", "a tensor of an unknown kind"
 NO_STATE = "it sets the state of an object that has none"
 # What would be read beyond a tensor's memory, or take more memory than there is: opcodes, and why they are refused.
 TENSORS: dict[str, tuple[bytes, str]] = {
@@ -418,7 +418,7 @@ def test_members_that_share_their_bytes_are_refused(tmp_path):
     data[second + 16 : second + 28] = data[first + 16 : first + 28]  # checksum and sizes
     data[second + 42 : second + 46] = data[first + 42 : first + 46]  # place
     path.write_bytes(data)
-    assert not judge_weights(path, "its members hold more than the file")
+    assert not judge_weights(path, "its members are larger than the file")
 
 
 # The judge

@@ -178,7 +178,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(whole, tiny
     with pytest.raises(AlexNetError, match="no checkpoint is intact"):
         alexnet_jax.open_run(run)
     for _ in range(2):
-        with pytest.raises(AlexNetError, match=r"no checkpoint is intact .* start again in another --workdir"):
+        with pytest.raises(AlexNetError, match=r"no checkpoint is intact .* train from scratch in another --workdir"):
             loop.train_and_evaluate(make_config(run, 2, eval_every=2), tiny)
     assert (run / "metrics.jsonl").read_bytes() == before
 
@@ -217,7 +217,7 @@ def test_a_run_resumed_with_other_versions_keeps_both_and_warns(finished, tiny, 
     assert settings["earlier_versions"] == [now]
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(warnings) == 1
-    assert f"other versions (jax {jax.__version__} -> 99.0)" in warnings[0]
+    assert f"different versions (jax {jax.__version__} -> 99.0)" in warnings[0]
     alexnet_jax.open_run(run)
 
 
@@ -317,7 +317,7 @@ def test_a_loss_that_stays_that_of_guessing_gets_one_warning(tiny, tmp_path, mon
     loop.train_and_evaluate(config, tiny)
     err = capsys.readouterr().err
     assert err.count("warning:") == 1
-    assert "the loss is 2.303, that of guessing: the weights hardly move" in err
+    assert "the loss is 2.303, no better than guessing: the weights hardly move" in err
     assert "conv1" in err
 
 
@@ -363,13 +363,13 @@ def test_other_settings_are_refused_by_name(finished, tiny):
 def test_other_data_is_refused(finished, tiny):
     split = tiny["test"]
     other = dataclasses.replace(tiny, splits={**tiny.splits, "test": Split(255 - split.images, split.labels)})
-    with pytest.raises(AlexNetError, match="trained on other images"):
+    with pytest.raises(AlexNetError, match="was not trained on the images"):
         loop.train_and_evaluate(make_config(finished), other)
 
 
 def test_a_folder_with_something_else_is_refused(tiny, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UsageError, match="is not empty and holds no run"):
+    with pytest.raises(UsageError, match="is not empty and contains no run"):
         loop.train_and_evaluate(make_config(tmp_path), tiny)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -455,13 +455,13 @@ def test_predict_computes_what_is_asked(finished, tiny, monkeypatch):
 
 @pytest.mark.parametrize("checkpoint", ["junk", -1, True, False, "", "-1", 1.0, None, "Best", "8 ", "９", 10**19])
 def test_open_run_names_what_a_checkpoint_is(finished, checkpoint):
-    with pytest.raises(UsageError, match=r'checkpoint .*: "last", "best" or a step \(0 or more\) is needed'):
+    with pytest.raises(UsageError, match=r'checkpoint .*: must be "last", "best" or a step \(0 or more\)'):
         alexnet_jax.open_run(finished, checkpoint)
 
 
 @pytest.mark.parametrize("path", ["", None, 3, b""])
 def test_open_run_needs_a_path(path):
-    with pytest.raises(UsageError, match="the path of a run's folder is needed"):
+    with pytest.raises(UsageError, match="must be the path of a run's folder"):
         alexnet_jax.open_run(path)
 
 
@@ -489,7 +489,7 @@ def test_open_run_names_what_is_wrong(finished, tmp_path):
         alexnet_jax.open_run(tmp_path / "nothing")
     with pytest.raises(AlexNetError, match=r"is not a run: it has no config\.json"):
         alexnet_jax.open_run(tmp_path)
-    with pytest.raises(AlexNetError, match=r"8: there is no such checkpoint; there are \[7, 21\]"):
+    with pytest.raises(AlexNetError, match=r"8: there is no such checkpoint; the steps are \[7, 21\]"):
         alexnet_jax.open_run(finished, 8)
     for name in ("config.json", "dataset.json", "statistics.npz"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
@@ -507,7 +507,7 @@ def test_open_run_names_what_is_wrong(finished, tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused(finished, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "from_config", lambda config, num_classes: TinyNetwork(num_classes + 1))
-    with pytest.raises(AlexNetError, match=r"logits.*\[10\], the network needs .*\[11\]"):
+    with pytest.raises(AlexNetError, match=r"logits.*\[10\], but the network needs .*\[11\]"):
         loop.train_and_evaluate(make_config(finished), tiny)
 
 

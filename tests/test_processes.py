@@ -186,7 +186,7 @@ def test_an_abort_for_another_reason_is_shown_and_is_one():
         (["--distributed", "--process-id", "0"], "missing: --coordinator, --num-processes: give all three"),
         (
             ["--distributed", "--coordinator", "here", "--num-processes", "2", "--process-id", "0"],
-            "--coordinator here: HOST:PORT is needed",
+            "--coordinator here: must be HOST:PORT",
         ),
         (
             ["--distributed", "--coordinator", "a:1", "--num-processes", "2", "--process-id", "2"],
@@ -225,7 +225,7 @@ cli.run(main)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "-c: JAX_PLATFORMS='nonsense': JAX can use no such device here (Unable to initialize "
+        "-c: JAX_PLATFORMS='nonsense': JAX can't use such a device here (Unable to initialize "
     )
     assert "unset JAX_PLATFORMS" in done.stderr
     assert done.stderr.count("\n") == 1

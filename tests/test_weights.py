@@ -333,8 +333,8 @@ def refused(path, data):
         ("data", "transform_param", {3: 224}, "data: crop_size is 224, 227 is needed"),
         ("data", "transform_param", {7: 1}, "force_gray"),
         ("data", "memory_data_param", {3: 224, 4: 224}, "data: images are 224x224, 227x227 is needed"),
-        ("norm1", "blobs", [blob(np.zeros(1, np.float32))], "norm1 (LRN) holds an array, which would not be used"),
-        ("conv1", "blobs", [blob(np.zeros(1, np.float32))] * 3, "conv1 holds 3 arrays; a kernel and a bias"),
+        ("norm1", "blobs", [blob(np.zeros(1, np.float32))], "norm1 (LRN) contains an array, which would not be used"),
+        ("conv1", "blobs", [blob(np.zeros(1, np.float32))] * 3, "conv1 contains 3 arrays; a kernel and a bias"),
         ("conv1", "blobs", [{5: b"1234", 7: {1: varint(-1) + varint(-2)}}] * 2, "conv1: an array of shape [-1, -2]"),
         ("conv1", "type", "Deconvolution", "Convolution is needed there"),
         ("relu2", "type", "TanH", "after conv2 comes relu2 (TanH); ReLU is needed there"),
@@ -385,7 +385,7 @@ def inserted(layers, before, name, kind):
         (lambda n: unwired({k: n[k] for k in n if k != "norm2"}), "after relu2 comes pool2 (Pooling); LRN is needed"),
         (lambda n: {k: n[k] for k in n if k not in ("fc8", "loss")}, "after relu7 comes the end; InnerProduct"),
         (lambda n: {k: n[k] for k in n if k in CAFFE.values()}, "takes pool1 as input, not the output of conv1"),
-        (lambda n: {}, "it holds no layers"),
+        (lambda n: {}, "it contains no layers"),
     ],
 )
 def test_caffes_other_networks_are_refused(tmp_path, make, expected):
@@ -397,8 +397,8 @@ def test_what_caffes_format_may_hold_besides(tmp_path):
     both = serialized(layers) + serialized(layers, old=True)
     assert "twice" in refused(path, both)
     oldest = message({2: [{1: {1: "conv1", 2: "conv"}, 2: "data", 3: "conv1"}]})
-    assert "format of before 2014: convert it with Caffe's upgrade_net_proto_binary" in refused(path, oldest)
-    assert "it holds 20,000 layers" in refused(path, message({100: [{1: "x", 2: "Split"}] * 20_000}))
+    assert "format from before 2014: convert it with Caffe's upgrade_net_proto_binary" in refused(path, oldest)
+    assert "it contains 20,000 layers" in refused(path, message({100: [{1: "x", 2: "Split"}] * 20_000}))
     for net in ({4: [10, 3, 224, 224]}, {8: {1: [10, 3, 224, 224]}}):
         assert "its input: images are 224x224, 227x227 is needed" in refused(path, serialized(layers, net=net))
     layers["data"] |= {"type": "Input", "input_param": {1: [{1: [1, 3, 256, 256]}, {1: [1, 1, 1, 1]}]}}
@@ -605,14 +605,17 @@ def batch_normalized(state):
         (lambda s: s | {"fc.weight": s["features.0.bias"]}, "it has fc.weight, which would not be used"),
         (
             lambda s: {"model": s, "state_dict": other_bias(s)},
-            "model and state_dict both hold weights, and features.0.bias differs",
+            "model and state_dict both contain weights, and features.0.bias differs",
         ),
         (
             lambda s: s | {"ema": other_bias(s)},
-            "the file itself and ema both hold weights, and features.0.bias differs",
+            "the file itself and ema both contain weights, and features.0.bias differs",
         ),
         *(
-            (lambda s, beside=beside: {"model": s} | beside(other_bias(s)), f"model and {where} both hold weights, and")
+            (
+                lambda s, beside=beside: {"model": s} | beside(other_bias(s)),
+                f"model and {where} both contain weights, and",
+            )
             for beside, where in (
                 (lambda s: {"ema": {"module": s, "decay": 0.999}}, "ema.module"),
                 (lambda s: {"ema": {"shadow": renamed(s, lambda name: f"model.{name}")}}, "ema.shadow"),
@@ -624,13 +627,13 @@ def batch_normalized(state):
             lambda s: {"checkpoint": {"model": s, "head": {"fc": np.ones(2, np.float32)}}},
             "beside checkpoint.model it has fc, which would not be used",
         ),
-        (lambda s: {"model": s, "more": holds_itself()}, "dicts and lists: save model.state_dict() alone"),
-        (lambda s: {"model": s, "more": [{} for _ in range(1000)]}, "dicts and lists: save model.state_dict() alone"),
+        (lambda s: {"model": s, "more": holds_itself()}, "dicts and lists: save only model.state_dict()"),
+        (lambda s: {"model": s, "more": [{} for _ in range(1000)]}, "dicts and lists: save only model.state_dict()"),
         (lambda s: {"model": s, "head": {"fc": np.ones(2, np.float32)}}, "beside model it has fc, which would not"),
         (lambda s: {"model": s, "mean": np.ones(3, np.float32)}, "beside model it has mean, which would not be used"),
         (
             lambda s: s | {"module.features.0.bias": s["features.0.bias"]},
-            "features.0.bias and module.features.0.bias are the same array by name",
+            "features.0.bias and module.features.0.bias name the same array",
         ),
         (
             lambda s: s | {"features.0.bias": np.full(3, 1e39)},
@@ -647,7 +650,7 @@ def test_state_dicts_of_something_else_are_refused(small_state, tmp_path, change
 def test_a_pickle_of_other_objects_says_what_to_save(small_state, tmp_path):
     path = tmp_path / "x"
     write_pth(path, small_state, lambda _: call("argparse", "Namespace"))
-    expected = "it asks for argparse.Namespace: save model.state_dict() alone)"
+    expected = "it asks for argparse.Namespace: save only model.state_dict())"
     assert refused(path, path.read_bytes()).endswith(expected)
 
 
@@ -665,7 +668,7 @@ def test_a_tensor_that_is_negated_when_read_is_refused(small_state, tmp_path):
         (b"\xef\xbb\xbf<?xml version='1.0'?>", "it is an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 244408911\n", "git lfs pull"),
         (b"\x89HDF\r\n\x1a\n" + bytes(8), "an HDF5 file"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "PyTorch's format of before 2020"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "PyTorch's format from before 2020"),
     ],
 )
 def test_other_files_are_named(tmp_path, data, expected):
@@ -709,7 +712,7 @@ def first_layer_alone(torchvision):
     ("name", "value", "message"),
     [
         ("features.0.weight", np.zeros((64, 1, 11, 11), np.float32), "conv1's kernel is [11, 11, 1, 64]"),
-        ("features.0.bias", np.full(64, np.inf, np.float32), "conv1's bias holds Inf or NaN"),
+        ("features.0.bias", np.full(64, np.inf, np.float32), "conv1's bias contains Inf or NaN"),
         ("features.0.bias", np.zeros(64, np.float32), "conv2's kernel is [1]"),
     ],
 )
@@ -737,7 +740,7 @@ def test_bombs_and_lies_in_a_zip(tmp_path):
     assert "it is compressed" in refused(path, path.read_bytes())
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/b", "c")
-    assert "it holds no data.pkl" in refused(path, path.read_bytes())
+    assert "it contains no data.pkl" in refused(path, path.read_bytes())
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x02}.", b"\x93NUMPY", b"PK\x03\x04", b"\xff" * 100, b"\x00" * 8 + b"{}"])

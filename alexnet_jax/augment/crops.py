@@ -1,4 +1,4 @@
-"""Crops and flips: at random in training, by views in testing."""
+"""Crops and flips: random in training, fixed views in testing."""
 
 import types
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ class View(NamedTuple):
     """A crop and flip of an image in testing.
 
     Attributes:
-      row: place of the window, from 0 (top) to 1 (bottom).
-      column: the same from left to right.
-      flip: whether it is mirrored left to right.
+      row: position of the window, from 0 (top) to 1 (bottom).
+      column: position of the window, from 0 (left) to 1 (right).
+      flip: whether the window is mirrored left to right.
     """
 
     row: float
@@ -35,7 +35,7 @@ VIEWS: Mapping[int, tuple[View, ...]] = types.MappingProxyType(
 
 
 def pad(images: jax.Array, padding: int, mode: str) -> jax.Array:
-    """Adds `padding` pixels on all sides of [B, H, W, C].
+    """Adds `padding` pixels on every side of [B, H, W, C].
 
     Args:
       images: [B, H, W, C].
@@ -47,7 +47,7 @@ def pad(images: jax.Array, padding: int, mode: str) -> jax.Array:
 
 
 def random_crop(keys: jax.Array, images: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Cuts a window out of each image at a uniformly random place (paper, section 4.1: 224 x 224 of 256 x 256).
+    """Cuts a window out of each image at a uniformly random position (paper, section 4.1: 224 x 224 of 256 x 256).
 
     Args:
       keys: [B] PRNG keys.
@@ -73,7 +73,7 @@ def random_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def view_crop(view: View, images: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Cuts a view out of all images, [B, H, W, C] -> [B, *size, C]; mirrored if the view is."""
+    """Cuts the same view out of every image, [B, H, W, C] -> [B, *size, C], and mirrors it if `view.flip`."""
     last_row, last_column = np.subtract(images.shape[1:3], size)
     row, column = round(view.row * last_row), round(view.column * last_column)
     windows = images[:, row : row + size[0], column : column + size[1]]

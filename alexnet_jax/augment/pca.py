@@ -1,8 +1,8 @@
 """PCA colour noise: one random RGB shift per image, along the principal components of its colours.
 
 The paper (section 4.1) adds sum_i p_i alpha_i lambda_i, with p_i and lambda_i the eigenvectors and eigenvalues of the
-3x3 covariance of RGB pixels and alpha_i ~ N(0, 0.1^2). An eigenvalue is in squared grey levels, so programs differ in
-what they add: `pca_noise` has three kinds.
+3x3 covariance of RGB pixels and alpha_i ~ N(0, 0.1^2). Eigenvalues are in squared grey levels, and programs scale them
+differently: `pca_noise` has three kinds.
 """
 
 import jax
@@ -25,7 +25,7 @@ def pca_noise(
       std: standard deviation of alpha, 0.1 in the paper.
 
     Raises:
-      ValueError: for another kind.
+      ValueError: unknown kind.
     """
     match kind:
         case "per-image":
@@ -41,8 +41,8 @@ def image_covariance(images: jax.Array) -> jax.Array:
     """The 3x3 covariance of each image's own STANDARDIZED pixels, as the original post computes it.
 
     Each channel is centred and divided by its population standard deviation (a constant channel keeps scale 1); sums of
-    products are divided by n - 1, n = H * W pixels. The result is the correlation matrix times n / (n - 1): its trace,
-    the sum of the eigenvalues, is 3 n / (n - 1).
+    products are divided by n - 1, with n = H * W pixels. The result is the correlation matrix times n / (n - 1): its
+    trace, the sum of the eigenvalues, is 3 n / (n - 1).
 
     Args:
       images: float32 [B, H, W, 3], at any scale: the result does not depend on it.
@@ -55,7 +55,8 @@ def image_covariance(images: jax.Array) -> jax.Array:
     centred = pixels - pixels.mean(axis=1, keepdims=True)
     products = jnp.einsum("bni,bnj->bij", centred, centred, precision="highest")
     deviation = jnp.sqrt(jnp.diagonal(products, axis1=1, axis2=2) / n)
-    # A constant channel is 0 after centring, up to rounding; levels are whole numbers, so any other is far above 1e-3.
+    # A constant channel is 0 after centring, up to rounding; grey levels are integers, so the deviation of any other
+    # channel is far above 1e-3.
     scale = jnp.where(deviation > 1e-3, 1 / jnp.maximum(deviation, 1e-3), 0.0)
     return products * scale[:, :, None] * scale[:, None, :] / (n - 1)
 
@@ -66,15 +67,16 @@ def per_image_noise(keys: jax.Array, images: jax.Array, std: jax.Array | float) 
         sum_i p_i alpha_i lambda_i,  alpha_i ~ N(0, std^2)
 
     with p_i, lambda_i the eigenvectors and eigenvalues of C = `image_covariance`. This sum is Gaussian with covariance
-    std^2 sum_i lambda_i^2 p_i p_i^T = std^2 C C, and so is std * C z with z ~ N(0, I): that needs no eigenvectors.
+    std^2 sum_i lambda_i^2 p_i p_i^T = std^2 C C, and so is std * C z with z ~ N(0, I), which needs no eigenvectors.
 
-    As C is computed from standardized pixels but the shift is added on the 0..255 scale, the noise is tiny: a channel's
-    standard deviation is std * |row of C|, between std and sqrt(3) * std grey levels (up to 0.17 for std = 0.1).
+    Because C is computed from standardized pixels but the shift is added on the 0..255 scale, the noise is tiny: a
+    channel's standard deviation is std * |row of C|, between std and sqrt(3) * std grey levels (up to 0.17 for std =
+    0.1).
 
     Args:
       keys: [B] PRNG keys.
       images: float32 [B, H, W, 3], grey levels.
-      std: standard deviation of alpha; the original post and the paper have 0.1.
+      std: standard deviation of alpha, 0.1 in the original post and in the paper.
 
     Returns:
       float32 [B, 3], grey levels.
@@ -108,9 +110,9 @@ def deviation_scales(basis: PcaBasis) -> np.ndarray:
 
 
 def eigenvalue_scales(basis: PcaBasis) -> np.ndarray:
-    """s_i = lambda_i of the pixels scaled to 0..1, brought back to grey levels: lambda_i / 255.
+    """s_i = lambda_i of pixels scaled to 0..1, converted back to grey levels: lambda_i / 255.
 
-    This is the paper's text (section 4.1) on 0..1 pixels, which most ports do. On 0..255 pixels the text, taken
-    literally, would shift colours by hundreds of grey levels.
+    This is the paper's formula (section 4.1) applied to 0..1 pixels, as in most ports. Applied to 0..255 pixels, the
+    formula would shift colours by hundreds of grey levels.
     """
     return basis.eigenvalues / 255

@@ -17,7 +17,7 @@ from alexnet_jax.data.statistics import Statistics
 class Preprocessing:
     """From stored images, uint8 or float grey levels [B, H, W, 3], to the network's input, float32 [B, H', W', 3].
 
-    A new augmentation is a setting in `AugmentationConfig`, a function, and its place in `training`.
+    To add an augmentation, add a setting to `AugmentationConfig` and a function, and call the function in `training`.
 
     Attributes:
       config: the settings.
@@ -50,8 +50,8 @@ class Preprocessing:
     def evaluation(self, images: jax.Array | np.ndarray, view: View = CENTRE) -> jax.Array:
         """The input for testing: subtract the mean image, crop and flip by the view, scale, enlarge.
 
-        A view shifts the window as far as training does at most: within the stored image with `crop_size`, within the
-        padded one with `crop_padding`. Without either it can only mirror.
+        A view shifts the window at most as far as training does: within the stored image with `crop_size`, within the
+        padded image with `crop_padding`. Without either, a view can only mirror the image.
         """
         x = view_crop(view, self._padded(self._centred(images)), self._window(images))
         return self._scaled(x)
@@ -86,8 +86,9 @@ class Preprocessing:
         noisy = x + self.noise(keys, images, std)[:, None, None, :]
         if self.config.pca != "dataset-std":
             return noisy
-        # The 2012 program then divides the centred image by 1 + std, so that training pixels spread no wider than the
-        # noiseless ones of testing. Where no mean image was subtracted, the division is about the mean colour.
+        # The 2012 program then divides the centred image by 1 + std, so that the pixels in training spread no wider
+        # than those in testing, which have no noise. If no mean image was subtracted, only the deviation from the mean
+        # colour is divided.
         mean = jnp.asarray(self.statistics.basis.mean, jnp.float32).reshape(1, 1, 1, 3)
         centre = 0.0 if self.config.subtract_mean else mean
         return centre + (noisy - centre) / (1 + std)
@@ -100,18 +101,19 @@ class Preprocessing:
 
 
 def visible_noise(preprocessing: Preprocessing, image: np.ndarray, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """PCA perturbations of one image, to look at.
+    """PCA perturbations of one image, for display.
 
-    The noise is that of the settings; if these say "none" or "per-image", it is per image with standard deviation 5, as
-    in the original post's figure, because 0.1 is invisible.
+    The noise follows the settings, except that for "none" and "per-image" it is per-image noise with standard deviation
+    5, as in the original post's figure, because 0.1 is invisible.
 
     Args:
-      preprocessing: whose noise.
+      preprocessing: determines the noise.
       image: uint8 [H, W, 3].
       count: number of perturbations, drawn from a fixed key.
 
     Returns:
-      The perturbed images, uint8 [count, H, W, 3], clipped, and the shift of each, float32 [count, 3], grey levels.
+      The perturbed images, uint8 [count, H, W, 3], clipped, and the shift added to each, float32 [count, 3], grey
+      levels.
     """
     config, basis = preprocessing.config, preprocessing.statistics.basis
     kind, std = ("per-image", 5.0) if config.pca in ("none", "per-image") else (config.pca, config.pca_std)

@@ -1,7 +1,7 @@
-"""Every value and combination of settings that is refused.
+"""Checks of values and of combinations of settings.
 
-`from_settings` checks what the settings say by themselves, for flags and for config.json alike. `check_training` and
-`check_views` check what also depends on the data, the devices or a run, before anything is computed or written.
+`from_settings` makes the checks that need only the settings, for flags and config.json alike. `check_training` and
+`check_views` make those that also need the data, the devices or a run, before anything is computed or written.
 """
 
 import dataclasses
@@ -24,21 +24,23 @@ from alexnet_jax.config.settings import (
 from alexnet_jax.config.types import FROM_FLAGS
 from alexnet_jax.errors import UsageError, shown
 
-MICRO_BATCHES = 8  # --deterministic divides every batch into so many parts, whose gradients are added in a fixed order
+# --deterministic divides every batch into this many parts, whose gradients are added in a fixed order.
+MICRO_BATCHES = 8
 
 
 def from_settings(config_type: type[C], settings: Mapping[str, Any], context: str | None = None) -> C:
-    """The configuration of these settings, by their flat names, after checking types, ranges and combinations.
+    """A configuration with these settings, given by flat name; checks types, ranges and combinations.
 
     Raises:
-      UsageError: naming the flag.
+      UsageError: a setting is refused; the message names its flag.
     """
     try:
         config = pydantic.TypeAdapter(config_type).validate_python(_nested(config_type, settings), context=context)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         arguments = {field.name: argument(field) for field in fields(config_type)}
-        # The innermost name: the path may begin with the class's, and `optimizer` is a class and a setting in it.
+        # The innermost name: the path may begin with that of a class, and `optimizer` is both a class and a setting in
+        # it.
         name = [arguments[part] for part in first["loc"] if part in arguments][-1]
         reason = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"{name} {shown(first['input']) or repr('')}: {reason[0].lower()}{reason[1:]}") from None
@@ -50,7 +52,7 @@ def from_settings(config_type: type[C], settings: Mapping[str, Any], context: st
 
 
 def validate(config: C) -> C:
-    """`from_settings` of a configuration as it was made from flags: expands `~` in its paths."""
+    """Checks a configuration made from flags, as `from_settings` does, and expands `~` in its paths."""
     return from_settings(type(config), flat_items(config), FROM_FLAGS)
 
 
@@ -88,9 +90,9 @@ def _check_processes(run: RunConfig) -> None:
     if given and not run.distributed:
         raise UsageError(f"{', '.join(given)}: only with --distributed")
     if given and missing:
-        raise UsageError(f"missing: {', '.join(missing)}: give all three, or none where JAX discovers the processes")
+        raise UsageError(f"missing: {', '.join(missing)}: give all three, or none if JAX can discover the processes")
     if run.coordinator is not None and not re.fullmatch(r"\[?[\w.:-]+\]?:[0-9]{1,5}", run.coordinator):
-        raise UsageError(f"--coordinator {shown(run.coordinator)}: HOST:PORT is needed")
+        raise UsageError(f"--coordinator {shown(run.coordinator)}: must be HOST:PORT")
     if run.process_id is not None and run.num_processes is not None and run.process_id >= run.num_processes:
         raise UsageError(f"--process-id {run.process_id} must be less than --num-processes {run.num_processes}")
 
@@ -163,7 +165,7 @@ def check_training(
       layers: names of the network's layers.
 
     Raises:
-      UsageError: naming the flag.
+      UsageError: they don't; the message names the flag.
     """
     _check_batch(config, num_devices)
     _check_image_size(config, image_shape, network_input)
@@ -219,6 +221,6 @@ def _check_layers(config: TrainConfig, layers: Sequence[str]) -> None:
 
 
 def check_views(views: int, augmentation: AugmentationConfig, run: pathlib.Path) -> None:
-    """Raises UsageError unless a run that was trained with `augmentation` can be evaluated on so many views."""
+    """Raises UsageError unless a run that was trained with `augmentation` can be evaluated on this many views."""
     if views == 10 and not (augmentation.crop_size or augmentation.crop_padding):
         raise UsageError(f"--views 10: {run} was trained without crops; --views 2 adds the mirrored images")

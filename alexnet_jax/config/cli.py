@@ -22,15 +22,15 @@ from alexnet_jax.runtime import ignore_settings_of_others, keep_freed_memory, me
 
 
 def parse(config_type: type[C], args: Sequence[str], prog: str, description: str = "", default: C | None = None) -> C:
-    """The validated configuration that flags describe; --help and --help-all print and exit with 0.
+    """The validated configuration that flags describe; --help and --help-all print their text and exit with 0.
 
     Raises:
-      UsageError: one line; a misspelled flag is answered with the nearest right one.
+      UsageError: a message of one line; for a misspelled flag, it suggests the closest one.
     """
     for index, arg in enumerate(args):
         if not is_one_line(arg):
             before = f"{shown(args[index - 1])} " if index and args[index - 1].startswith("-") else ""
-            raise UsageError(f"{before}{shown(arg)}: there is a control character in it")
+            raise UsageError(f"{before}{shown(arg)}: contains a control character")
     if wanted := {"-h", "--help", "--help-all"} & set(args):
         print(help_text(prog, description, config_type, default, everything="--help-all" in wanted))
         raise SystemExit(0)
@@ -68,8 +68,8 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
         )
     presets = table([(name, f"{preset.summary} {preset.measured}") for name, preset in PRESETS.items()], column=17)
     description = (
-        "Train an AlexNet. Flags change settings of a preset; the same command again resumes the run.\n\n"
-        f"presets, with test accuracy and time as measured:\n{presets}"
+        "Train an AlexNet. Flags change settings of a preset; repeating the command resumes the run.\n\n"
+        f"presets, with measured test accuracy and time:\n{presets}"
     )
     return parse(TrainConfig, flags, "train.py [PRESET]", description, PRESETS[name].config)
 
@@ -109,7 +109,7 @@ def _exit_code(main: Callable[[Sequence[str]], None], prog: str) -> int:
     except Exception as error:
         # Running out of memory can surface as an error about whatever was being read.
         error = memory_shortage(error) or error
-        if not isinstance(error, AlexNetError | OSError):  # OSError: a disk that fills up or goes away
+        if not isinstance(error, AlexNetError | OSError):  # OSError: a disk that is full or was disconnected
             raise
         print(f"{prog}: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, AlexNetError) else AlexNetError.exit_code
@@ -130,7 +130,7 @@ def _message(printed: str) -> str:
     _, *lines = [line.strip("│╭╮╰╯ ") for line in plain.strip().splitlines()] or [""]
     text = "\n".join(lines).lstrip("-\n")
     message = re.split(r"\n[─-]+\n(?=Argument helptext|For full helptext)", text)[0]
-    # What follows would be types in Python's notation.
+    # The text after it describes types in Python's notation.
     return shown(" ".join(message.split()).split(" Got errors:")[0], 500)
 
 

@@ -1,4 +1,4 @@
-"""Settings by their flat names, from which flags and the keys of config.json are made."""
+"""Settings by flat name: flags and the keys of config.json are derived from these names."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ POSITIONAL, SUPPRESSED = (get_args(marker)[1] for marker in (tyro.conf.Positiona
 
 
 def fields(config_type: Any) -> Iterator[dataclasses.Field[Any]]:
-    """The fields of a (nested) configuration class, those of nested classes in place of the classes."""
+    """The fields of a configuration class, with each nested class replaced by its fields."""
     for field in dataclasses.fields(config_type):
         if dataclasses.is_dataclass(field.type):
             yield from fields(field.type)
@@ -22,7 +22,7 @@ def fields(config_type: Any) -> Iterator[dataclasses.Field[Any]]:
 
 
 def flat_items(config: Any) -> dict[str, Any]:
-    """All settings of a (nested) configuration by their flat names."""
+    """All settings of a (nested) configuration by flat name."""
     items: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -31,7 +31,7 @@ def flat_items(config: Any) -> dict[str, Any]:
 
 
 def replace(config: C, **settings: Any) -> C:
-    """`dataclasses.replace` by flat names: `replace(TrainConfig(), epochs=3, flip=True)`.
+    """`dataclasses.replace` with flat names: `replace(TrainConfig(), epochs=3, flip=True)`.
 
     Raises:
       TypeError: there is no such setting.
@@ -65,16 +65,16 @@ def flags_of(config_type: Any) -> list[str]:
 
 
 def metadata(field: dataclasses.Field[Any]) -> tuple[Any, ...]:
-    """The marks in a field's annotation, `Mark`s and others."""
+    """The metadata in a field's annotation: `Mark`s and others."""
     return get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
 
 
 def marked(config_type: Any, mark: Mark) -> set[str]:
-    """Names of the settings that bear a mark."""
+    """Names of the settings that have a mark."""
     return {field.name for field in fields(config_type) if mark in metadata(field)}
 
 
 def shared_settings(config: Any) -> dict[str, Any]:
-    """The settings in which all processes of one training must agree, by their flags."""
+    """The settings that must be the same in all processes of a training run, by flag."""
     own = marked(type(config), Mark.PER_PROCESS)
     return {flag(name): value for name, value in flat_items(config).items() if name not in own}

@@ -1,4 +1,4 @@
-"""The text of --help, which has the flags that most runs need, and of --help-all."""
+"""The text of --help, which lists the flags that most runs need, and of --help-all, which lists all."""
 
 import ast
 import dataclasses
@@ -22,10 +22,10 @@ def help_text(prog: str, description: str, config_type: Any, default: Any, every
     """Usage, description, and the flags with their defaults and docstrings.
 
     Args:
-      prog: the program, and what precedes its arguments.
-      description: its lines are kept. Empty: the docstring of the class.
+      prog: the program, with the words that precede its arguments.
+      description: printed with its own line breaks. Empty: the docstring of the class is used.
       config_type: the configuration class.
-      default: a configuration with the default values; None: the class has them.
+      default: a configuration with the default values. None: the defaults of the class.
       everything: whether to list flags marked as rare, and print more than the first paragraphs of docstrings.
     """
     sections = _sections("flags, with their defaults", config_type, default, everything)
@@ -41,7 +41,7 @@ def help_text(prog: str, description: str, config_type: Any, default: Any, every
 
 
 def table(rows: Iterable[Row], column: int) -> str:
-    """Names, and texts from `column` on, wrapped at the width of the terminal."""
+    """A table of names and, from `column` on, their texts, wrapped at the width of the terminal."""
     width, margin = max(shutil.get_terminal_size().columns, 2 * column), " " * column
     lines = []
     for name, text in rows:
@@ -103,7 +103,7 @@ def _kind(annotation: Any) -> Any:
 
 
 def _unset(annotation: Any) -> str:
-    """The placeholder for the value of a flag that has no default."""
+    """The placeholder for the value of a flag without a default."""
     arguments = get_args(annotation)
     match get_origin(annotation):
         case None:

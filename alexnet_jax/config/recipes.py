@@ -1,4 +1,4 @@
-"""The presets: `python train.py NAME` trains by the one of that name; flags change single settings of it."""
+"""The presets: `python train.py NAME` trains with the preset NAME; flags change individual settings."""
 
 import dataclasses
 import types
@@ -14,7 +14,7 @@ class Preset:
     """A named configuration.
 
     Attributes:
-      summary: a sentence.
+      summary: one sentence.
       measured: test accuracy and cost, with data, hardware and number of seeds; raw results are in results/.
       config: all settings.
     """
@@ -25,12 +25,12 @@ class Preset:
 
 
 def preset(name: str, summary: str, measured: str, **settings: Any) -> Preset:
-    """A preset of these settings, by their flat names; all others have their defaults."""
+    """A preset with these settings, given by flat name, and defaults for all others."""
     return Preset(summary, measured, replace(TrainConfig(preset=name), **settings))
 
 
 JPEG_COPY = "CIFAR-10 (JPEG-coded copy)"
-EPOCH_TIME = "22 s of training an epoch on 2 cores"
+EPOCH_TIME = "22 s of training per epoch on 2 cores"
 FIRST_EPOCHS = "Not trained to the end; its first epochs are in docs/results.md."
 NEEDS_GPU = "Not trained to the end: that takes a GPU."
 
@@ -74,8 +74,8 @@ CIFAR10_PAPER = preset(
 
 CIFAR10_BEST = preset(
     "cifar10-best",
-    "The original post's network as accurate as 12 epochs make it: Muon, cosine, label smoothing, averaged weights.",
-    f"{JPEG_COPY}: 80.06%, with --views 2 81.78% (means of 3 seeds); 80 s an epoch on one core.",
+    "The original post's network, tuned for accuracy in 12 epochs: Muon, cosine, label smoothing, averaged weights.",
+    f"{JPEG_COPY}: 80.06%, with --views 2 81.78% (means of 3 seeds); 80 s per epoch on one core.",
     train_on="all",
     crop_padding=4,
     flip=True,

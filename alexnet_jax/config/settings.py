@@ -1,4 +1,4 @@
-"""All settings, as frozen dataclasses from which the flags and config.json are made.
+"""All settings, as frozen dataclasses from which the flags and config.json are derived.
 
 Field names are unique across the nested classes, because flags and config.json are flat: `optimizer.learning_rate` is
 `--learning-rate` and "learning_rate". A setting's docstring is the help text of its flag, and its first paragraph is
@@ -38,7 +38,7 @@ class DataConfig:
     `cifar10`: from --data-dir, else downloaded. `shapes`: drawn in memory, needs no files. `imagenet`: streamed from
     --data-dir, which `python -m alexnet_jax.data.prepare imagenet` has written."""
     data_dir: Annotated[Path | None, Mark.MAY_CHANGE, Mark.PER_PROCESS] = None
-    """CIFAR-10's archive, a folder with it or its batches, or prepared ImageNet.
+    """An archive of CIFAR-10, a folder with the archive or its batches, or a folder with prepared ImageNet.
 
     For CIFAR-10: cifar-10-python.tar.gz or cifar-10-binary.tar.gz, or a folder with one of them, with data_batch_1 and
     the other batches, or with a TFDS cifar10/3.0.2. Unset: ./data, then TFDS's own folder, then a download to the
@@ -54,7 +54,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
-    """Augmentation of training images, drawn again in every epoch."""
+    """Augmentation of the training images, with new random draws in each epoch."""
 
     crop_padding: Annotated[int, pydantic.Field(ge=0, lt=32, strict=True)] = 0
     """Pixels of padding on each side before a random crop; 0: no crops."""
@@ -103,7 +103,8 @@ class NetworkConfig:
     """Local response normalization: the network's own (`small`: the paper's, alpha as printed). For `small`: `divided`,
     alpha divided by the window's size (2012). For `small` and `convnet-...`: `none`."""
     pool_window: Annotated[Literal[2, 3], Mark.RARE] = 3
-    """Side of the max pooling windows in `small`, whose stride is 2: 3 overlap (section 3.4), 2 do not."""
+    """Side of the max pooling windows in `small`, whose stride is 2: windows of 3 overlap (section 3.4), windows of 2
+    do not."""
     conv1_stride: Annotated[Literal[1, 2], Mark.RARE] = 2
     """Stride of conv1 in `small`.
 
@@ -142,7 +143,7 @@ class OptimizerConfig:
     drop_factor: Annotated[PositiveFloat, Mark.RARE] = 0.1
     """Factor on the rate at each of --drop-epochs, or by --plateau-patience."""
     plateau_patience: Annotated[PositiveInt | None, Mark.RARE] = None
-    """Epochs without a better validation accuracy after which the rate is multiplied by --drop-factor."""
+    """Number of epochs without a better validation accuracy after which the rate is multiplied by --drop-factor."""
     rate_schedule: Annotated[Literal["drops", "cosine"], Mark.RARE] = "drops"
     """`drops`: constant except for the drops above. `cosine`: falls to 0 at the end of the last epoch."""
     warmup_epochs: Annotated[NonNegativeFloat, Mark.RARE] = 0.0
@@ -166,19 +167,20 @@ class OptimizerConfig:
     label_smoothing: Annotated[Fraction, Mark.RARE] = 0.0
     """Share of a label that is spread evenly over all classes."""
     average_decay: Annotated[Fraction, Mark.RARE] = 0.0
-    """Validate and test with a moving average of the weights; the share of the old average in each update."""
+    """Validate and test with a moving average of the weights; the value is the share of the old average in each
+    update."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """How long, in batches of what size, from which seed."""
+    """Number of epochs, batch size and seed."""
 
     epochs: Annotated[PositiveInt, Mark.MAY_CHANGE] = 50
     """Passes over the training images; may be increased when a run is resumed."""
     batch_size: PositiveInt = 128
     """Images per update, over all devices together."""
     accumulate: Annotated[PositiveInt, Mark.RARE] = 1
-    """Parts into which each device divides its share of a batch, one computed after another: less memory, the same
+    """Parts into which each device divides its share of a batch, computed one after another: less memory, the same
     update."""
     seed: Seed = 0
     """Determines initial weights, order of the images and every random draw."""
@@ -190,13 +192,13 @@ class RunConfig:
 
     # The rounding depends on num_devices, parallelism and steps_per_call: a run resumes bit for bit if all three stay.
     workdir: Annotated[Path | None, Mark.MAY_CHANGE, Mark.PER_PROCESS] = None
-    """Folder of the run, resumed if it holds one. Unset: runs/PRESET.
+    """Folder of the run; a run that is already there is resumed. Unset: runs/PRESET.
 
     It receives the settings, metrics, checkpoints and plots."""
     num_devices: Annotated[PositiveInt | None, Mark.MAY_CHANGE] = None
-    """Devices to spread each batch over. Unset: all; on a CPU 1.
+    """Number of devices over which each batch is divided. Unset: all, or 1 on a CPU.
 
-    A CPU can be split into any number. With --distributed: devices of each process."""
+    A CPU can be split into any number. With --distributed: number of devices per process."""
     distributed: Annotated[Bool, Mark.MAY_CHANGE, Mark.RARE] = False
     """Train in several processes, on one machine or many, each with a share of every batch. Under Slurm, Open MPI and
     Cloud TPU, JAX discovers the processes itself; elsewhere set the next three flags."""
@@ -209,8 +211,8 @@ class RunConfig:
     peer_timeout: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.RARE] = 20
     """With --distributed: seconds of silence after which another process counts as lost, and this one exits."""
     steps_per_call: Annotated[PositiveInt | None, Mark.MAY_CHANGE, Mark.RARE] = None
-    """Steps that the devices take in one call from the host. Unset: 25, on a CPU 1 (more is slower there). Never more
-    than --log-every or --eval-every; 1 where images are streamed."""
+    """Steps that the devices take in one call from the host. Unset: 25, or 1 on a CPU (where more is slower). Never
+    more than --log-every or --eval-every; 1 where images are streamed."""
     eval_batch_size: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.RARE] = 500
     """Images per step of validation; does not change the results."""
     log_every: Annotated[PositiveInt, Mark.MAY_CHANGE] = 100
@@ -224,13 +226,13 @@ class RunConfig:
     compilation_cache: Annotated[Bool, Mark.MAY_CHANGE, Mark.PER_PROCESS, Mark.RARE] = True
     """Keep compiled programs in the user's cache directory, so that the next start is faster."""
     deterministic: Annotated[Bool, Mark.RARE] = False
-    """Compute the same bits on 1, 2, 4 and 8 devices of a kind; slower. Needs a --batch-size divisible by 8."""
+    """Compute the same bits on 1, 2, 4 and 8 devices of the same kind; slower. Needs a --batch-size divisible by 8."""
     parallelism: Annotated[Literal["data", "hybrid"], Mark.MAY_CHANGE, Mark.RARE] = "data"
     """`data`: all weights on each device, gradients are summed. `hybrid`: the same for convolutions, while each device
     has a part of the dense layers and activations are exchanged: less to transfer, unless batches are in the
     thousands."""
     stall_steps: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.RARE] = 1000
-    """Steps after which a loss no better than that of guessing gets a warning with its likely causes; 0: never."""
+    """Steps after which a loss no better than guessing causes a warning that names the likely cause; 0: never."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,14 +267,14 @@ class EvalConfig:
 
     One table, curves, and McNemar's test for each."""
     images: tuple[Path, ...] | None = None
-    """Classify these image files, or folders of them; a sheet in eval/images.png.
+    """Classify these image files, or folders of them; eval/images.png shows the results.
 
     Prints the top 5 classes of each."""
     report: Bool = False
     """Also write eval/report.html, one page with curves, mistakes and kernels.
 
-    Also with feature maps, calibration and settings; it needs no network connection. For images other than test it is
-    report-SPLIT.html."""
+    It also has feature maps, calibration and settings, and needs no network connection. For splits other than test, the
+    file is report-SPLIT.html."""
     split: Literal["test", "validation", "train"] | None = None
     """Images to evaluate on.
 
@@ -286,7 +288,7 @@ class EvalConfig:
     out: Path | None = None
     """Folder for results and plots. Unset: RUN/eval."""
     views: Literal[1, 2, 10] = 1
-    """Views of each image whose probabilities are averaged.
+    """Number of views of each image over which the probabilities are averaged.
 
     1: the centre. 2: also mirrored. 10: corners and centre, each also mirrored."""
     num_devices: Annotated[PositiveInt | None, Mark.RARE] = None

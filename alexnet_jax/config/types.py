@@ -14,11 +14,11 @@ from alexnet_jax.files import expanded
 
 
 class Mark(enum.Enum):
-    """What an annotation says of a setting besides its type: `Annotated[PositiveInt, Mark.MAY_CHANGE]`."""
+    """A property of a setting, given in its annotation: `Annotated[PositiveInt, Mark.MAY_CHANGE]`."""
 
-    MAY_CHANGE = "may change when a run is resumed, as no draw and no batch depends on it"
+    MAY_CHANGE = "may change when a run is resumed, because no random draw and no batch depends on it"
     PER_PROCESS = "may differ between the processes of one training"
-    RARE = "few need its flag: listed by --help-all, not by --help"
+    RARE = "rarely needed: its flag is listed by --help-all, not by --help"
 
 
 FROM_FLAGS = "from flags"  # pydantic's context while flags are validated
@@ -26,14 +26,14 @@ FROM_FLAGS = "from flags"  # pydantic's context while flags are validated
 
 def _not_empty(path: object) -> object:
     if path == "":
-        raise ValueError("the path is empty: give one, or leave the flag out")
+        raise ValueError("the path is empty: give one, or omit the flag")
     return path
 
 
 def _usable(path: pathlib.Path, info: pydantic.ValidationInfo) -> pathlib.Path:
     """Expands `~` in the path of a flag; config.json holds paths that were expanded before."""
     if not is_one_line(str(path)):
-        raise ValueError("a path without control characters is needed")
+        raise ValueError("must be a path without control characters")
     if info.context != FROM_FLAGS:
         return path
     try:
@@ -46,22 +46,22 @@ def web_address(url: str) -> str:
     """Returns `url` unchanged if it is the address of a file on the web, else raises ValueError."""
     parts = urllib.parse.urlsplit(url)  # ValueError for half an IPv6 address
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
-        raise ValueError("an address that begins with http:// or https:// is needed")
+        raise ValueError("must be an address that begins with http:// or https://")
     if not url.isascii():
-        raise ValueError("a percent-encoded address, with the host name in its xn-- form, is needed")
+        raise ValueError("must be percent-encoded, with the host name in its xn-- form")
     if parts.username is not None:
-        raise ValueError("an address without user name and password is needed")
+        raise ValueError("must be an address without user name and password")
     return url
 
 
 def _checkpoint(name: str) -> str:
     if not re.fullmatch("last|best|[0-9]{1,18}", name):
-        raise ValueError("last, best or a step is needed")
+        raise ValueError("must be last, best or a step")
     return name
 
 
-# Strict, as config.json would otherwise be read with "3" and true for numbers. Steps are counted in 32 bits, and JAX
-# drops the bits of a seed beyond 32.
+# Strict: otherwise "3" and true in config.json would be accepted as numbers. Steps are counted in 32 bits, and JAX
+# drops the bits of a seed beyond the lowest 32.
 _INT_END = 2**31
 PositiveInt = Annotated[int, pydantic.Field(gt=0, lt=_INT_END, strict=True)]
 NonNegativeInt = Annotated[int, pydantic.Field(ge=0, lt=_INT_END, strict=True)]
@@ -75,7 +75,7 @@ Path = Annotated[
     pathlib.Path,
     pydantic.BeforeValidator(_not_empty),
     pydantic.AfterValidator(_usable),
-    # From the command line as text until it is validated: pathlib.Path("") would be the working directory.
+    # Text from the command line until it is validated, because pathlib.Path("") would be the working directory.
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",

@@ -13,7 +13,7 @@ def load(config: DataConfig) -> "Dataset":
     """Loads the data set that a configuration names.
 
     Raises:
-      AlexNetError: if it is missing and can't be downloaded, or is damaged.
+      AlexNetError: it is missing and can't be downloaded, or is damaged.
     """
     # Imported here: a process that prepares images needs none of them, nor JAX.
     from alexnet_jax.data import cifar10, shapes

@@ -1,4 +1,4 @@
-"""Batches: which examples each holds, in which order, and how they are divided over devices.
+"""Batches: which examples each contains, in which order, and how they are divided over devices.
 
 Shape letters: `D` devices, `K` batches, `B` examples in a global batch, over all devices.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-    """Examples of a batch, or the part of them that one device has.
+    """The examples of a batch, or one device's part of them.
 
     Attributes:
       images: uint8 [..., H, W, 3], grey levels 0..255, RGB.
@@ -26,7 +26,7 @@ class Batches(NamedTuple):
     """K global batches, each divided over D devices; the last is padded with copies of its first example.
 
     Attributes:
-      indices: int32 [D, K, B / D], which examples.
+      indices: int32 [D, K, B / D], indices of the examples.
       mask: bool [D, K, B / D], False for padding.
     """
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009): 60,000 photographs of 32 x 32 pixels in 10 classes, and where they are looked for.
+"""CIFAR-10 (Krizhevsky 2009): 60,000 photographs of 32 x 32 pixels in 10 classes, and where to find it.
 
 All sources give identical arrays: the published archives, the folders in them, a copy prepared by TensorFlow Datasets
 (TFDS), and the download of an archive. None needs TensorFlow.
@@ -29,15 +29,16 @@ _UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp"
 def load(
     data_dir: pathlib.Path | None, *, url: str | None = None, records_per_batch: int = RECORDS_PER_BATCH
 ) -> ArrayDataset:
-    """Loads batches 1 to 4 as "train" (40,000), batch 5 as "validation" and the test batch as "test" (10,000 each).
+    """Loads the splits "train" (40,000 images), "validation" and "test" (10,000 each).
 
-    The split is the original post's; within each, the images are in the published order.
+    These are batches 1 to 4, batch 5 and the test batch, as in the original post. Within each, the images are in the
+    published order.
 
     Args:
       data_dir: an archive (`.tar.gz` or `.tar`, under any name) or a folder. The first of these in a folder is read:
         batches in the folder itself (binary ones, then pickles), in `cifar-10-batches-bin`, in `cifar-10-batches-py`;
-        TFDS's `cifar10/3.0.2`; `cifar-10-binary.tar.gz`, `cifar-10-python.tar.gz`, the same two unpacked to `.tar`;
-        other archives of CIFAR-10 in alphabetical order; batches one folder deeper, if only one folder has them.
+        TFDS's `cifar10/3.0.2`; `cifar-10-binary.tar.gz`, `cifar-10-python.tar.gz`, or either decompressed to `.tar`;
+        other archives of CIFAR-10 in alphabetical order; batches one folder deeper, if exactly one folder has them.
         None: the folder `data` in the working directory, then TFDS's default data_dir, then an archive downloaded
         earlier to the user's cache directory; otherwise it is downloaded there.
       url: a published archive to download. None: the address in the environment variable ALEXNET_JAX_DATA_URL, else the
@@ -45,7 +46,7 @@ def load(
       records_per_batch: images in each of the six published files.
 
     Raises:
-      AlexNetError: the data is damaged, is not CIFAR-10, or isn't there and can't be downloaded.
+      AlexNetError: the data is damaged, is not CIFAR-10, or is missing and can't be downloaded.
       UsageError: the environment variable is not an address.
     """
     source = _default_source(url) if data_dir is None else _given_source(pathlib.Path(os.path.abspath(data_dir)))
@@ -93,12 +94,12 @@ def _given_source(place: pathlib.Path) -> _Source:
 
 
 def _sources(place: pathlib.Path, given: bool) -> Iterator[_Source]:
-    """What a folder offers, in order of preference.
+    """The sources that a folder contains, in order of preference.
 
     Args:
       place: an absolute path.
-      given: whether the user named it. If not, a TFDS copy that only TensorFlow reads is skipped, and so is an archive
-        that is only named like CIFAR-10.
+      given: whether the user named it. If not, a TFDS copy that only TensorFlow can read is skipped, and so is an
+        archive that has only the name of CIFAR-10.
     """
     if found := cifar10_files.find_batches(place):
         yield _batches(*found)
@@ -117,7 +118,9 @@ def _sources(place: pathlib.Path, given: bool) -> Iterator[_Source]:
     deeper = [found for path in paths if os.path.isdir(path) and (found := cifar10_files.find_batches(path))]
     if len(deeper) > 1:
         folders = shown(", ".join(str(folder.relative_to(place)) for folder, _ in deeper), 300)
-        raise AlexNetError(f"{place}: several folders in it hold batches of CIFAR-10 ({folders}): give --data-dir one")
+        raise AlexNetError(
+            f"{place}: several of its folders contain batches of CIFAR-10 ({folders}): give --data-dir one"
+        )
     for found in deeper:
         yield _batches(*found)
     if given:  # reading it reports what is wrong
@@ -140,7 +143,7 @@ def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _what_else(place: pathlib.Path) -> str:
-    """The end of a message: what a folder has instead of CIFAR-10."""
+    """The end of a message, which says what a folder has instead of CIFAR-10."""
     paths = _listed(place)
     sizes = {path.name: path.stat().st_size if os.path.isfile(path) else 0 for path in paths if os.path.exists(path)}
     if version := cifar10_files.other_version(sizes):
@@ -152,7 +155,7 @@ def _what_else(place: pathlib.Path) -> str:
     names = ", ".join([*(layout.folder for layout in cifar10_files.LAYOUTS), _TFDS_FOLDER.as_posix(), *ARCHIVES[:2]])
     hint = f" (it has {shown(', '.join(similar), 300)}, which is not read: unpack it if it is packed)"
     return (
-        f": there is no CIFAR-10 in it, neither data_batch_1 nor one of {names}{hint if similar else ''}; without "
+        f": contains no CIFAR-10, neither data_batch_1 nor one of {names}{hint if similar else ''}; without "
         "--data-dir it is downloaded"
     )
 
@@ -168,7 +171,7 @@ def _default_url() -> str:
 
 
 def default_tfds_folder() -> list[pathlib.Path]:
-    """TFDS's default data_dir; none for a user without a home directory."""
+    """TFDS's default data_dir; None for a user without a home directory."""
     chosen = os.environ.get("TFDS_DATA_DIR")
     try:
         return [expanded(chosen or "~/tensorflow_datasets")]
@@ -200,7 +203,7 @@ def _read_tfds(root: pathlib.Path, records: int) -> list[Split]:
 
 
 def _fault(batches: Sequence[Split]) -> str | None:
-    """A sign that these are not the published images, of which none is black and each class has as many.
+    """A sign that these are not the published images: none of those is black, and all classes are equally large.
 
     The pixels are not compared with the published ones: a copy with lossy compression is still CIFAR-10.
     """

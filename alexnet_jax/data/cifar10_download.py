@@ -1,7 +1,7 @@
-"""Download of CIFAR-10 to the user's cache directory: resumed where it was cut off, checked by SHA-256.
+"""Download of CIFAR-10 to the user's cache directory, resumed after an interruption and checked by SHA-256.
 
-It uses the standard library's HTTP. Pooch (1.9) does not resume by a range request, does not stop at the published size
-and accepts one hash only: most of this module would be its custom downloader.
+It uses the standard library's HTTP. Pooch (1.9) does not resume with a range request, does not stop at the published
+size and accepts only one hash: most of this module would remain, as a custom downloader.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ PAUSE_SECONDS = 1.0  # before the second attempt; doubles
 _CHUNK_BYTES = 64 * 1024
 
 _WITHOUT = (
-    "give --data-dir with cifar-10-python.tar.gz, or with a folder that holds cifar-10-batches-py or "
+    "give --data-dir with cifar-10-python.tar.gz, or with a folder that contains cifar-10-batches-py or "
     "cifar-10-batches-bin; `python train.py quickstart` needs no data"
 )
 
@@ -70,7 +70,7 @@ class _CutOffError(Exception):
 
 
 def cached() -> pathlib.Path | None:
-    """The archive that was downloaded earlier, if any; a damaged one is deleted."""
+    """The archive downloaded earlier, if any; a damaged one is deleted."""
     with contextlib.suppress(OSError):
         for archive in PUBLISHED:
             path = cache_folder() / archive.name
@@ -83,11 +83,11 @@ def cached() -> pathlib.Path | None:
 
 
 def download(url: str, searched: str) -> pathlib.Path:
-    """Downloads one of the `PUBLISHED` archives; several processes at once download it once.
+    """Downloads one of the `PUBLISHED` archives, once even if several processes call this at the same time.
 
     Args:
-      url: its address, at any host: the bytes are checked.
-      searched: the places without CIFAR-10, for the message.
+      url: its address, on any host, since the bytes are checked.
+      searched: the places where CIFAR-10 was not found, for messages.
 
     Raises:
       AlexNetError: it can't be downloaded or stored. The bytes that have arrived are kept for the next attempt unless
@@ -157,7 +157,7 @@ def _stop_signals(message: str) -> Iterator[None]:
 
 
 def _fetch(url: str, partial: pathlib.Path, searched: str) -> Published:
-    """Completes `partial`, in any number of attempts as long as they make progress."""
+    """Completes `partial`, in as many attempts as it takes while they make progress."""
     failures, most = 0, 0
     connected = False
     while True:
@@ -190,7 +190,7 @@ def _fetch(url: str, partial: pathlib.Path, searched: str) -> Published:
             most = max(most, have)
             if failures == ATTEMPTS:
                 raise AlexNetError(
-                    f"{_without_query(url)}: the connection fails again and again ({fault}); {_mb(have)} are in "
+                    f"{_without_query(url)}: the connection keeps failing ({fault}); {_mb(have)} are in  "
                     f"{partial}, and the same command resumes; or {_WITHOUT}"
                 ) from error
         time.sleep(PAUSE_SECONDS * 2**failures / 2)
@@ -225,13 +225,13 @@ def _request(url: str, have: int) -> tuple[http.client.HTTPResponse, int, int | 
     response.close()
     if have:
         return _request(url, 0)
-    raise _CutOffError("the server sends a part of the file that was not requested")
+    raise _CutOffError("the server sent a part of the file that was not requested")
 
 
 def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
     """Sends a request and waits ANSWER_SECONDS for the headers of the response.
 
-    The timeout of a socket doesn't cover the look-up of the name, which can hang: then the thread is abandoned.
+    A socket's timeout doesn't cover the look-up of the name. If the look-up hangs, its thread is abandoned.
     """
     answers: queue.SimpleQueue[http.client.HTTPResponse | Exception] = queue.SimpleQueue()
     late = threading.Event()
@@ -300,7 +300,7 @@ def _receive(
 ) -> Published:
     """Appends a response to the first `start` bytes until they are a published archive.
 
-    If the response begins at 0 although more is stored, the stored bytes are compared with it, and kept if equal.
+    If the response begins at 0 although bytes are stored already, these are compared with it, and kept if equal.
 
     Raises:
       _CutOffError: the response ends too early.
@@ -353,7 +353,7 @@ def _receive(
 
 
 def _bar(start: int, total: int | None) -> "tqdm.tqdm[NoReturn]":
-    """A bar on a terminal, else a line every half minute."""
+    """A progress bar on a terminal, else a line every half minute."""
     terminal = sys.stderr.isatty()  # the bar of an attempt that fails is removed
     return tqdm.tqdm(
         desc="CIFAR-10",
@@ -361,7 +361,7 @@ def _bar(start: int, total: int | None) -> "tqdm.tqdm[NoReturn]":
         total=total,
         unit="B",
         unit_scale=True,
-        ncols=shutil.get_terminal_size().columns,  # of a terminal that doesn't know, tqdm would take 0
+        ncols=shutil.get_terminal_size().columns,  # tqdm would take 0 from a terminal that doesn't report its width
         leave=not terminal,
         mininterval=0.2 if terminal else 30,
         bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left\n",

@@ -25,10 +25,10 @@ BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 RECORDS_PER_BATCH = 10_000
 IMAGE_SHAPE = (32, 32, 3)
 
-# Each layout has a file with these names, which need not be there: the labels never mean anything else.
+# Each layout has a file with these names. It may be missing, because the meaning of the labels is fixed.
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-# In order of preference; those without .gz were unpacked.
+# In order of preference; those without .gz were decompressed.
 ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-binary.tar", "cifar-10-python.tar")
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 WHICH_TO_TAKE = "take cifar-10-python.tar.gz or cifar-10-binary.tar.gz"
@@ -41,7 +41,8 @@ _PIXEL_BYTES = 3 * 32 * 32  # a plane of red, one of green, one of blue, each ro
 _RECORD_BYTES = 1 + _PIXEL_BYTES  # the label first
 _CIFAR_100_RECORD_BYTES = 2 + _PIXEL_BYTES
 
-# A published batch has about 31 million bytes; written again by Python 3 in protocol 2, pixels as UTF-8, 46 million.
+# A published batch has about 31 million bytes; rewritten by Python 3 in protocol 2, with pixels as UTF-8, it has 46
+# million.
 _MAX_PICKLE_BYTES = 64 * 1024**2
 
 
@@ -50,11 +51,11 @@ _MAX_PICKLE_BYTES = 64 * 1024**2
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The form of a batch.
+    """The file format of a batch.
 
     Attributes:
       folder: its published name.
-      suffix: of each file, after the name of the batch.
+      suffix: what follows the name of the batch in a file's name.
       check_size: takes a file's size in bytes and its number of records; ValueError says what is wrong.
       parse: takes a file's contents and its number of records; ValueError says what is wrong.
     """
@@ -130,7 +131,7 @@ _FILES = {f"{batch}{layout.suffix}": (layout, batch) for layout in LAYOUTS for b
 
 
 def find_batches(place: pathlib.Path) -> tuple[pathlib.Path, Layout] | None:
-    """The folder of batches that `place` is, under any name, or that it has under a published name.
+    """The folder with the batches: `place` itself, whatever its name, or a folder in it with a published name.
 
     A folder with a published name counts even if it has no batch: reading it then reports what is missing.
     """
@@ -182,7 +183,7 @@ def _read_file(path: pathlib.Path, layout: Layout, records: int) -> Split:
 
 
 def read_archive(path: pathlib.Path, records: int) -> list[Split]:
-    """Reads a `.tar.gz` or `.tar` under any name; of several folders in it, the first that has a batch.
+    """Reads a `.tar.gz` or `.tar` of any name; if it has several folders, the first that contains a batch.
 
     Returns:
       The six batches, in the order of `BATCHES`.
@@ -206,7 +207,7 @@ def read_archive(path: pathlib.Path, records: int) -> list[Split]:
 
 
 def holds_cifar10(path: pathlib.Path) -> bool:
-    """Whether the first MB of an archive has a batch of CIFAR-10."""
+    """Whether the first MB of an archive contains a batch of CIFAR-10."""
     try:
         with _open_tar(path, _GLANCE_BYTES) as tar:
             return any(member.name.rpartition("/")[2] in _FILES for member in tar.members())
@@ -228,7 +229,7 @@ def _read_members(tar: "_Tar", records: int) -> dict[str, Split]:
         if home != (folder, layout):
             continue
         if batch in parts:
-            raise ValueError(f"it holds {shown(member.name)} twice")
+            raise ValueError(f"it contains {shown(member.name)} twice")
         try:
             layout.check_size(member.size, records)
             data = tar.read(member.size)
@@ -238,7 +239,7 @@ def _read_members(tar: "_Tar", records: int) -> dict[str, Split]:
         except ValueError as error:
             raise ValueError(f"{shown(member.name)}: {error}") from error
     if not parts:
-        raise ValueError(other_version(sizes) or "it is not an archive of CIFAR-10: it holds no data_batch_1")
+        raise ValueError(other_version(sizes) or "it is not an archive of CIFAR-10: it contains no data_batch_1")
     if missing := [batch for batch in BATCHES if batch not in parts]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     return parts
@@ -246,7 +247,7 @@ def _read_members(tar: "_Tar", records: int) -> dict[str, Split]:
 
 @contextlib.contextmanager
 def _open_tar(path: pathlib.Path, limit: int) -> Iterator["_Tar"]:
-    """Opens an archive of which at most `limit` bytes, unpacked, are read.
+    """Opens an archive, of which at most `limit` decompressed bytes are read.
 
     Raises:
       ValueError: it is not an archive.
@@ -277,7 +278,7 @@ def _is_tar_header(head: bytes) -> bool:
 
 
 class _Tar:
-    """An unpacked tar file, read once from the beginning to the end, and refused after `limit` bytes."""
+    """A decompressed tar file, read once from beginning to end, and refused after `limit` bytes."""
 
     def __init__(self, file: BinaryIO | gzip.GzipFile, limit: int) -> None:
         self._file, self._limit, self._position = file, limit, 0
@@ -291,7 +292,7 @@ class _Tar:
         return data
 
     def members(self) -> Iterator[tarfile.TarInfo]:
-        """The header of each member; its data can be read before the next header is asked for."""
+        """The header of each member; its data can be read before the next header is requested."""
         links_and_devices = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
         for _ in range(_MAX_MEMBERS):
             header = self.read(tarfile.BLOCKSIZE)
@@ -321,7 +322,7 @@ class _Tar:
 
 
 def other_version(sizes: Mapping[str, int]) -> str | None:
-    """Which other data set a folder or an archive holds, if it is a known mistake.
+    """Which other data set a folder or an archive contains, if choosing it is a known mistake.
 
     Args:
       sizes: file name without folders -> bytes; folder name -> 0.
@@ -338,7 +339,7 @@ def other_version(sizes: Mapping[str, int]) -> str | None:
 
 
 def _other_kind(head: bytes) -> str | None:
-    """Which kind of file begins with `head`, if it is a known mistake."""
+    """Which kind of file begins with `head`, if choosing it is a known mistake."""
     if not head:
         return "the file is empty"
     if head.lstrip()[:1] == b"<":

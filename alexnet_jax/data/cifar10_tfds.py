@@ -11,21 +11,22 @@ import warnings
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module  # noqa: F401  # TFDS imports it late, and then blames the data
+from array_record.python import array_record_module  # noqa: F401  # TFDS imports it late, and would report a failure as damaged data
 
 from alexnet_jax.data.cifar10_files import CLASS_NAMES, IMAGE_SHAPE, RECORDS_PER_BATCH
 from alexnet_jax.data.dataset import Split
 from alexnet_jax.errors import AlexNetError, reason
 from alexnet_jax.runtime import require_array_record
 
-_MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes some 3 kB
+_MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes about 3 kB
 
 
 class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # a keyword of TFDS's
-    """TFDS's `cifar10` 3.0.2, to read only.
+    """TFDS's `cifar10` 3.0.2, read-only.
 
-    Not `tfds.builder_from_directory`: that takes the features from a file beside the data, which can name any class to
-    import. Not the official builder: importing it imports a hundred others, and what each of them needs.
+    `tfds.builder_from_directory` is not used, because it takes the features from a file beside the data, which can name
+    any class to import. The official builder is not used, because importing it imports a hundred others, with
+    everything they need.
     """
 
     VERSION = tfds.core.Version("3.0.2")
@@ -72,7 +73,7 @@ def read(root: pathlib.Path, records: int = RECORDS_PER_BATCH) -> list[Split]:
         if tfds.core.FileFormat.ARRAY_RECORD in formats:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", RuntimeWarning)  # Pillow: a huge image; NumPy: NaN as a whole number
-                warnings.simplefilter("ignore", UserWarning)  # Pillow: an animation that is none
+                warnings.simplefilter("ignore", UserWarning)  # Pillow: a malformed animation
                 train = _read_split(builder, "train", 5 * records)
                 test = _read_split(builder, "test", records)
             ends = range(records, 6 * records, records)
@@ -100,7 +101,7 @@ def _read_split(builder: Cifar10, split: str, size: int) -> Split:
     labels = np.empty(size, np.int32)
     rows = {f"{split}_{index:05d}".encode(): index for index in range(size)}  # TFDS shuffles the examples
     for example in examples:
-        row = rows.pop(example["id"], None)  # so that no id counts twice, and none is missing in the end
+        row = rows.pop(example["id"], None)  # so that no id counts twice and a missing one is noticed
         if row is None:
             raise ValueError(f"the id {example['id']!r} in {split} is repeated or unknown")
         with PIL.Image.open(io.BytesIO(example["image"]), formats=["PNG"]) as image:

@@ -1,4 +1,4 @@
-"""The protocol that all data sets show to the rest of the package, and the data set that fits into memory."""
+"""The protocol that all data sets implement, and the data set that fits into memory."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ class Placement(NamedTuple):
 
     Attributes:
       num_devices: D, in all processes together.
-      rows: those of this process.
+      rows: positions of this process's devices among them.
     """
 
     num_devices: int
@@ -53,9 +53,9 @@ class Placement(NamedTuple):
 class Dataset(Protocol):
     """A labelled image data set.
 
-    Its splits are "train" and at least one of "validation" and "test". `Resident` and `Call`, whatever they are, belong
-    to the data set: a compiled call of the train step gets both and has `fetch` make a `Batch` of them, so that a data
-    set in memory is sent to the devices once and a streamed one batch by batch.
+    Its splits are "train" and at least one of "validation" and "test". Each data set chooses its own types `Resident`
+    and `Call`. A compiled call of the train step gets both, and `fetch` makes a `Batch` of them, so that a data set in
+    memory is sent to the devices once and a streamed one batch by batch.
     """
 
     @property
@@ -88,7 +88,7 @@ class Dataset(Protocol):
         """Examples of a split by index, at least one; all are held in memory."""
 
     def sample(self, count: int) -> Split:
-        """At most `count` training examples, to draw and to measure on."""
+        """At most `count` training examples, for plots and measurements."""
 
     def resident(self) -> Any:
         """Arrays that every device keeps during training."""
@@ -96,15 +96,15 @@ class Dataset(Protocol):
     def calls(
         self, seed: int, epoch: int, batch_size: int, placement: Placement, first: int, length: Callable[[int], int]
     ) -> Iterator[Any]:
-        """The calls of the train step that remain in an epoch, from batch `first` on.
+        """Data for the remaining calls of the train step in an epoch, from batch `first` on.
 
         Args:
-          seed: decides the order of the examples, together with `epoch`.
+          seed: determines the order of the examples, together with `epoch`.
           epoch: from 0.
           batch_size: B, a multiple of D.
           placement: the devices.
           first: number of batches to skip.
-          length: the number of steps that the call from a given batch on may take, at most the rest of the epoch.
+          length: maps a batch to the number of steps of the call that begins there, at most the rest of the epoch.
 
         Yields:
           Trees of arrays [d, K, ...] for the d devices of this process and K steps, with a leaf `mask` [d, K, B / D].
@@ -135,7 +135,7 @@ class Examples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ArrayDataset:
-    """A data set in memory. The training images are copied to every device, where each step picks its own.
+    """A data set in memory. The training images are copied to every device, where each step selects its examples.
 
     Attributes:
       name: the value of `--dataset`.
@@ -204,7 +204,7 @@ class ArrayDataset:
 
     @staticmethod
     def fetch(resident: Examples, call: Batches) -> Batch:
-        """Picks the examples on the device."""
+        """Selects the examples on the device."""
         images, labels = (jnp.take(array, call.indices, axis=0, mode="clip") for array in resident)
         return Batch(images, labels, call.mask)
 

@@ -1,6 +1,6 @@
 """Decoding: from the bytes of an image file to a square of RGB pixels.
 
-Imports no JAX: each process that prepares images would pay for it.
+Does not import JAX, because every process that prepares images would have to wait for it.
 """
 
 import io
@@ -21,7 +21,7 @@ from alexnet_jax.data.image_files import HEAD_BYTES, image_format
 _AVIF = ("AVIF",) if "avif" in PIL.features.modules and PIL.features.check("avif") else ()
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *_AVIF)
 MAX_BYTES = 512 * 1024**2  # of an image file
-_CONVERT = "convert it to 8 bits a channel"
+_CONVERT = "convert it to 8 bits per channel"
 
 # TIFF tags
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _MAX_VALUE, _PLANAR, _COLOUR_MAP = 254, 258, 262, 281, 284, 320
@@ -34,22 +34,22 @@ class ImageError(Exception):
 
 
 def decode(data: bytes, as_seen: bool = False) -> PIL.Image.Image:
-    """Decodes a file to RGB, 8 bits a channel, whatever its suffix; of several frames or pages, the first.
+    """Decodes a file to RGB, 8 bits per channel, whatever its suffix; only the first of several frames or pages.
 
-    Greyscale is repeated and CMYK converted (inverted where an Adobe marker says so). The alpha channel and the EXIF
-    orientation are ignored, as by other programs that prepare ImageNet.
+    Greyscale is repeated in all three channels; CMYK is converted (and inverted if an Adobe marker says so). The alpha
+    channel and the EXIF orientation are ignored, as by other programs that prepare ImageNet.
 
-    Of more than 8 bits, the upper 8 of the range that the file declares are kept: all 16 bits, the 12 of TIFF's
-    BitsPerSample, the 2^n - 1 of TIFF's MaxSampleValue, the largest value in a PPM header. PNG's sBIT declares a range
-    only if it is 16 for every channel, because PNG scales smaller ranges to all 16 bits.
+    If a channel has more than 8 bits, the upper 8 of the range that the file declares are kept: all 16 bits, the 12 of
+    TIFF's BitsPerSample, the 2^n - 1 of TIFF's MaxSampleValue, the largest value in a PPM header. PNG's sBIT declares a
+    range only if it is 16 for every channel, because PNG scales smaller ranges to all 16 bits.
 
-    Images of unknown range are refused: floating point, signed and 32-bit numbers, which have no range of their own,
-    and 16 bits of which the upper two are never used, as they may be 10, 12 or 14 bits of a sensor. An image that is
-    all 0 is black in any range.
+    Images of unknown range are refused: floating point, signed and 32-bit numbers, which have no natural range, and
+    16-bit numbers whose upper two bits are never used, because they may be 10, 12 or 14 bits of a sensor. An image of
+    zeros is black in any range.
 
     Args:
       data: the file's contents.
-      as_seen: apply the EXIF orientation and put transparent images on white, as viewers do.
+      as_seen: apply the EXIF orientation and draw transparent images on white, as viewers do.
 
     Raises:
       ImageError: the file has none of FORMATS, is truncated, has an unknown range, or has more than twice
@@ -98,7 +98,7 @@ def _reason(error: Exception, data: bytes) -> str:
         most = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)
         return f"it has {int(number[0]):,} pixels, more than {most:,}: scale it down"
     if isinstance(error, PIL.UnidentifiedImageError):
-        return f"a damaged {found}, or of a kind that can't be decoded: {_CONVERT}"
+        return f"a damaged {found}, or a kind of it that can't be decoded: {_CONVERT}"
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -106,7 +106,7 @@ class _Depth(NamedTuple):
     """How an image's levels are stored.
 
     Attributes:
-      bits: of a channel.
+      bits: bits per channel.
       declared: whether the file declares that all of them are used.
       inverted: whether 0 is white.
     """
@@ -117,7 +117,7 @@ class _Depth(NamedTuple):
 
 
 def _depth(image: PIL.Image.Image) -> _Depth:
-    """The depth of an image that is opened, but not loaded: loading discards how it is stored.
+    """The depth of an image that is opened but not yet loaded, because loading discards this information.
 
     Raises:
       ImageError: the range is unknown, or Pillow would not read the stored levels.
@@ -161,7 +161,7 @@ def _tiff_depth(tags: Any, mode: str, coding: str) -> _Depth:
 
 
 def _png_depth(image: PIL.Image.Image, png: bytes) -> _Depth:
-    """The depth of a PNG; declared if its sBIT, a chunk before the pixels, has 16 for every channel."""
+    """The depth of a PNG. It is declared if sBIT, a chunk before the pixels, is 16 for every channel."""
     channels = {0: 1, 2: 3, 4: 2, 6: 4}.get(png[25], 0)  # by the colour type
     start = 8
     while (name := png[start + 4 : start + 8]) not in (b"sBIT", b"IDAT", b""):
@@ -172,7 +172,7 @@ def _png_depth(image: PIL.Image.Image, png: bytes) -> _Depth:
 
 
 def _rescale_metadata(image: PIL.Image.Image) -> None:
-    """Gives a PNG's transparent level and a TIFF's palette the scale that the pixels have once they are loaded."""
+    """Scales a PNG's transparent level and a TIFF's palette like the pixels after loading."""
     stored = _tile(image)[1]
     if image.format == "PNG" and "transparency" in image.info:
         level = image.info["transparency"]
@@ -187,24 +187,24 @@ def _rescale_metadata(image: PIL.Image.Image) -> None:
 
 
 def _upper_eight_bits(image: PIL.Image.Image, depth: _Depth) -> PIL.Image.Image:
-    """Reduces greyscale of 9 to 16 bits to its upper 8; colours, which Pillow has reduced, are checked for range.
+    """Reduces greyscale of 9 to 16 bits to its upper 8; checks the range of colours, which Pillow has already reduced.
 
     Raises:
-      ImageError: the levels are not of the declared range, or it is unknown.
+      ImageError: the levels exceed the declared range, or the range is unknown.
     """
     levels = np.asarray(image)
     grey = image.mode.startswith("I")
     if not grey and image.mode.endswith(("A", "a")):
         levels = levels[..., :-1]
     largest = int(levels.max()) << (0 if grey else 8)
-    if not grey and depth.bits != 16:  # Pillow has kept 8 bits of which the upper are empty
+    if not grey and depth.bits != 16:  # Pillow has kept 8 bits, the upper of which are empty
         raise ImageError(f"{depth.bits}-bit colours stored in 16 bits can't be decoded: {_CONVERT}")
     if largest >> depth.bits:
         raise ImageError(f"it has values above the {depth.bits} bits that it declares: {_CONVERT}")
     if not depth.declared and 0 < largest < 1 << (depth.bits - 2):
         raise ImageError(
-            f"it stores {depth.bits} bits a channel but uses less than a quarter of their range, so they may be fewer: "
-            f"{_CONVERT}"
+            f"it stores {depth.bits} bits per channel but uses less than a quarter of their range, so there may be "
+            f"fewer: {_CONVERT}"
         )
     if not grey:
         return image
@@ -219,7 +219,8 @@ def _upper_eight_bits(image: PIL.Image.Image, depth: _Depth) -> PIL.Image.Image:
 def central_square(image: PIL.Image.Image, size: int) -> np.ndarray:
     """Scales the shorter side of an RGB image to `size` and takes the central square (paper, section 2).
 
-    In one operation: the central square is resampled, bicubic with a filter as wide as the scale requires.
+    Both happen in one operation: only the central square is resampled, with a bicubic filter as wide as the scale
+    requires.
 
     Returns:
       uint8 [size, size, 3], grey levels.

@@ -1,6 +1,6 @@
 """Image files: which files of a folder are images, by their names and by their first bytes.
 
-Imports no JAX: each process that prepares images would pay for it.
+Does not import JAX, because every process that prepares images would have to wait for it.
 """
 
 import os
@@ -80,7 +80,7 @@ def is_loop(folder: pathlib.Path) -> bool:
 
 def image_format(head: bytes) -> str | None:
     """The image format that a file's first `HEAD_BYTES` bytes indicate ("JPEG", "HEIC"); None for anything else."""
-    if head[4:8] == b"ftyp":  # a container of images or of videos, told apart by its brands
+    if head[4:8] == b"ftyp":  # a container of images or of videos; its brands tell which
         brands = {head[i : i + 4] for i in (8, *range(16, min(len(head), int.from_bytes(head[:4])), 4))}
         for name, known in (("AVIF", b"avif avis"), ("HEIC", b"heic heix heim heis hevc hevx mif1 msf1")):
             if brands & set(known.split()):

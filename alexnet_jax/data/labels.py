@@ -23,7 +23,7 @@ class GroundTruth(NamedTuple):
     """Known labels.
 
     Attributes:
-      words: what a class is called, by the class: "tench, Tinca tinca".
+      words: the name of each class in words, by its ID: "tench, Tinca tinca".
       labels: class of each validation image, by `image_key`.
       origin: where `labels` come from, for messages.
     """
@@ -34,13 +34,13 @@ class GroundTruth(NamedTuple):
 
 
 def image_key(name: str) -> str:
-    """What identifies an image: the last part of its path, without the suffix if that is an image's."""
+    """The key of an image: the last part of its path, without the suffix of an image file."""
     path = pathlib.PurePosixPath(name)
     return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def read_ground_truth(folder: pathlib.Path) -> GroundTruth:
-    """Reads the devkit (folder or .tar.gz), Kaggle's files and Tiny ImageNet's words, as far as a folder has them.
+    """Reads those of the devkit (folder or .tar.gz), Kaggle's files and Tiny ImageNet's words that a folder has.
 
     Raises:
       AlexNetError: one of them can't be read, or they contradict each other.
@@ -92,7 +92,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
 
 
 def _add(labels: dict[str, str], found: Iterable[tuple[str, str]], path: pathlib.Path) -> None:
-    """Adds pairs of an image's name and its class, which come from `path`."""
+    """Adds pairs of an image's name and its class; `path` is the file they come from."""
     for name, wnid in found:
         key = image_key(name.strip())
         if labels.setdefault(key, wnid) != wnid:
@@ -102,7 +102,7 @@ def _add(labels: dict[str, str], found: Iterable[tuple[str, str]], path: pathlib
 
 
 def _read_words(path: pathlib.Path, separator: str) -> dict[str, str]:
-    """Lines of a class and what it is called; {} if there is no such file."""
+    """The names of classes, from lines of a class ID and its name; {} if there is no such file."""
     with _reading(path):
         lines = path.read_text("utf-8-sig").splitlines() if path.exists() else []
     return {wnid: text for wnid, _, text in (line.partition(separator) for line in lines)}
@@ -155,7 +155,7 @@ def _find_devkit(source: pathlib.Path) -> _Devkit | None:
 
 
 def _read_meta(devkit: _Devkit) -> tuple[dict[int, str], dict[str, str]]:
-    """The devkit's number of each class, in the devkit's own order, and the class's names."""
+    """The devkit's number of each class (not in the order of the IDs), and the name of each class."""
     import scipy.io
 
     classes: dict[int, str] = {}
@@ -170,7 +170,7 @@ def _read_meta(devkit: _Devkit) -> tuple[dict[int, str], dict[str, str]]:
 
 
 def _read_devkit_labels(devkit: _Devkit, classes: dict[int, str]) -> Iterator[tuple[str, str]]:
-    """Line n has the number of image n's class."""
+    """The classes of the images; line n has the number of image n's class."""
     for place, line in enumerate(devkit.ground_truth.decode("ascii").rstrip().splitlines(), 1):
         number = int(line) if line.strip().isdecimal() else -1
         if number not in classes:

@@ -1,11 +1,11 @@
 """Pickles read as data: nothing that a file names is imported or called.
 
-`loads` is the standard library's unpickler with three restrictions: the opcodes that data consists of, a table of the
-names that a file may use, and strings and numbers as the keys of a dict. PyTorch's `weights_only` unpickler is similar.
+`loads` is the standard library's unpickler with three restrictions: it accepts only the opcodes that data consists of,
+only names from a table, and only strings and numbers as keys of a dict. PyTorch's `weights_only` unpickler is similar.
 
 It derives from `pickle._Unpickler`, the implementation in Python, whose table of opcodes a subclass can change; joblib
-does the same. `pickle.Unpickler`, in C, hashes whatever a file uses as a key, and the hash of a tuple that refers to
-another one twice, 60 levels deep, takes 2^60 steps.
+does the same. `pickle.Unpickler`, in C, hashes anything that a file uses as a key, and hashing a tuple that refers to
+another tuple twice, and so on for 60 levels, takes 2^60 steps.
 """
 
 import io
@@ -18,8 +18,8 @@ import numpy as np
 
 from alexnet_jax.errors import shown
 
-# CIFAR-10's batches have 20,078; written again by Python 3 in protocol 2, which encodes each file name, some 130,000.
-# An opcode makes at most a small object beyond its own argument.
+# CIFAR-10's batches have 20,078; rewritten by Python 3 in protocol 2, which encodes each file name, about 130,000.
+# Beyond its own argument, an opcode creates at most a small object.
 MAX_OPCODES = 200_000
 
 # Of protocols 2 to 4.
@@ -92,8 +92,8 @@ def loads(
 
     Args:
       data: in protocols 2 to 4.
-      names: (module, name) -> what it stands for. A file can call the callables with any arguments, and can call
-        `__setstate__` of objects that have one.
+      names: (module, name) -> the object that stands in for it. A file can call the callables with any arguments, and
+        can call `__setstate__` of objects that have one.
       persistent_load: as that of `pickle.Unpickler`.
 
     Raises:
@@ -136,11 +136,11 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         if self._load_by_id is None:
-            raise pickle.UnpicklingError("it refers to data outside of the pickle")
+            raise pickle.UnpicklingError("it refers to data outside the pickle")
         return self._load_by_id(pid)
 
     def _encode(self, text: object, encoding: object) -> bytes:
-        """Bytes as Python 3 writes them in protocol 2: the file can have a long text once, and encode it often."""
+        """Bytes as Python 3 writes them in protocol 2; a file could encode one long text many times."""
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
             raise pickle.UnpicklingError("it encodes text, but not to Latin-1")
         self._bytes_left -= len(text)

@@ -1,14 +1,14 @@
 """Prepares ImageNet for training: `python -m alexnet_jax.data.prepare imagenet --source DIR --out DIR`.
 
-Every image becomes a square of 256x256 pixels (paper, section 2) in array_record shards. The mean image and the PCA
-basis of the training images are computed on the way, exactly. A preparation that was killed can be resumed.
+Every image becomes a square of 256x256 pixels (paper, section 2) in array_record shards. The exact mean image and PCA
+basis of the training images are computed at the same time. A preparation that was killed can be resumed.
 
     OUT/train-00000-of-01282.array_record ..    records of `records.encode_record`
     OUT/statistics.npz                          mean image and PCA basis of the training images
     OUT/skipped.jsonl                           files that are not images, with the reason
-    OUT/dataset.json                            description; written last, so it exists only if all is complete
+    OUT/dataset.json                            description; written last, so it exists only if everything is complete
     OUT/.work/                                  results of finished shards; removed at the end
-    OUT/prepare.lock                            locked while a process works there
+    OUT/prepare.lock                            locked while a process is writing
 """
 
 import concurrent.futures
@@ -43,7 +43,7 @@ RECORDS_PER_SHARD = 1000
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """Prepare ImageNet for training: scale its images once, and measure their mean image and PCA basis.
+    """Prepare ImageNet for training: scale its images once, and compute their mean image and PCA basis.
 
     --source is a folder with one of: class folders in train/ and val/ (val/ may also be flat); Tiny ImageNet's files;
     the official tar files; TFDS's imagenet2012, prepared as array_record. The same command resumes a preparation that
@@ -59,7 +59,7 @@ class PrepareConfig:
     (ILSVRC2012_devkit_t12, folder or .tar.gz), Kaggle's LOC_val_solution.csv, or a folder with one.
     Unset: --source."""
     workers: PositiveInt | None = None
-    """Number of processes; does not change the result. Unset: as many as there are cores."""
+    """Number of processes; does not change the result. Unset: the number of cores."""
     size: PositiveInt = 256
     """Side of the squares in pixels."""
     store: Literal["jpeg", "raw"] = "jpeg"
@@ -159,7 +159,7 @@ def write_missing(shards: Sequence[Shard], workers: int | None = None) -> None:
 
 
 def begin_worker() -> None:
-    """Leaves a terminal's signals to the parent process, and ends this one when the parent ends in any way."""
+    """Leaves a terminal's signals to the parent process, and ends this process when the parent ends for any reason."""
     for name in ("SIGINT", "SIGHUP"):
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
@@ -174,7 +174,7 @@ def begin_worker() -> None:
 
 
 def _finish(source: Source, shards: Mapping[str, Sequence[Shard]], config: PrepareConfig) -> dict[str, Any]:
-    """Writes what describes the whole, dataset.json last, and prints a summary."""
+    """Writes the files that describe the data set, dataset.json last, and prints a summary."""
     results = {split: [shard.result() for shard in group] for split, group in shards.items()}
     counts = {split: sum(result.records for result in group) for split, group in results.items()}
     pairs = [(split, pair) for split, group in results.items() for result in group for pair in result.skipped]
@@ -242,7 +242,7 @@ def main(args: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not as __main__: worker processes import what they are sent by the module's own name.
+    # Not from __main__: worker processes import what they are sent from the module under its own name.
     from alexnet_jax.data import prepare as module
 
     cli.run(module.main)

@@ -17,7 +17,7 @@ def encode_record(pixels: np.ndarray, label: int, name: str, store: str) -> byte
     Args:
       pixels: uint8 [S, S, 3].
       label: class index.
-      name: of the image file, for users who look into a shard.
+      name: name of the image file, for users who inspect a shard.
       store: "jpeg" (quality 95, no chroma subsampling) or "raw".
     """
     image = pixels.tobytes()

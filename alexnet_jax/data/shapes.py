@@ -1,9 +1,9 @@
 """`shapes`: ten classes of textured shapes on cluttered backgrounds, drawn by NumPy in a few seconds.
 
-A data set for trying everything out without a download. Only the outline depends on the class: position, size,
-rotation, colours, textures and clutter are drawn independently of it, and all outlines enclose the same area. So a
-convolutional network learns what a linear classifier cannot. Shapes are lighter than their background: with contrast of
-either sign, AlexNetSmall spends its first epochs on a plateau at a loss of ln 10.
+This data set allows trying everything out without a download. Only the outline depends on the class: position, size,
+rotation, colours, textures and clutter are drawn independently of it, and all outlines enclose the same area. A linear
+classifier can't learn the classes, but a convolutional network can. Shapes are lighter than their background: with
+contrast of either sign, AlexNetSmall spends its first epochs on a plateau at a loss of ln 10.
 
 Every block of `BLOCK` images has its own random stream, and pixels are computed with correctly rounded operations only
 (+ - * / sqrt, minimum, maximum, floor): an image is a function of (seed, split, block), independent of what else is
@@ -113,7 +113,7 @@ def _draw_background(rng: Generator, avoid: Array) -> Array:
 
 
 def _paint(image: Array, colour: Array, opacity: Array) -> None:
-    """Blends `colour` into `image` [N, 3, 32, 32], in place, by `opacity` [N, 1, 32, 32] in [0, 1]."""
+    """Blends `colour` into `image` [N, 3, 32, 32] in place, with `opacity` [N, 1, 32, 32] in [0, 1]."""
     image += opacity * (colour - image)
 
 
@@ -133,7 +133,7 @@ def contrasting_colour(rng: Generator, levels: tuple[float, float], avoid: Array
     """Random RGB colours in `levels`, at least `distance` (Euclidean, grey levels) from `avoid` [N, 3, 1, 1]."""
     candidates = _uniform(rng, *levels, 16, *avoid.shape)
     distances = np.sqrt(((candidates - avoid) ** 2).sum(axis=2, keepdims=True))
-    # The first that is far enough, or else the farthest.
+    # The first that is far enough away, else the farthest.
     chosen = np.minimum(distances, distance).argmax(axis=0, keepdims=True)
     return np.take_along_axis(candidates, chosen, axis=0)[0]
 
@@ -168,7 +168,7 @@ def _wave(phase: Array) -> Array:
 
 
 # Signed distances from outlines about the origin, negative inside, float32 like u and v. They are exact near straight
-# edges and too small outside corners, but only so far from them that no pixel shows it.
+# edges. Outside corners they are too small, but only at distances where no pixel is affected.
 
 
 def _disk(u: Array, v: Array, radius: float) -> Array:
@@ -200,7 +200,7 @@ def _bow_tie(u: Array, v: Array) -> Array:
     return np.maximum(abs(u) - 0.93, 0.75 * abs(v) - 0.65 * abs(u))
 
 
-# Each encloses an area of 1.5 in units of its scale squared, so mean brightness does not depend on the class.
+# Each encloses an area of 1.5 times its squared scale, so mean brightness does not depend on the class.
 SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "disk": lambda u, v: _disk(u, v, 0.69),
     "ring": lambda u, v: abs(_disk(u, v, 0.68)) - 0.18,

@@ -24,7 +24,7 @@ class ShardResult:
     Attributes:
       records: number of images.
       bytes: length of the file.
-      sha256: of the file.
+      sha256: hash of the file.
       skipped: (file, reason) for each file that could not be decoded.
     """
 
@@ -39,7 +39,7 @@ class Shard:
     """A shard to write.
 
     Attributes:
-      path: of its file.
+      path: path of its file.
       examples: in order.
       size: side S of the squares.
       store: "jpeg" or "raw".
@@ -52,7 +52,7 @@ class Shard:
 
     @property
     def result_path(self) -> pathlib.Path:
-        """File of the result and the sums. It is written last, so the shard is complete if it exists."""
+        """The file with the result and the sums. It is written last, so if it exists, the shard is complete."""
         return self.path.parent / ".work" / f"{self.path.name}.npz"
 
     def result(self) -> ShardResult:
@@ -78,7 +78,9 @@ def write_shard(shard: Shard) -> None:
     from array_record.python import array_record_module
 
     temporary = shard.result_path.with_name(f"{shard.path.name}.tmp")
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")  # JPEG does not shrink
+    writer = array_record_module.ArrayRecordWriter(
+        str(temporary), "group_size:1,uncompressed"
+    )  # JPEG can't be compressed further
     total, products = np.zeros((shard.size, shard.size, 3), np.int64), np.zeros((3, 3), np.int64)
     records, skipped = 0, []
     for example in shard.examples:

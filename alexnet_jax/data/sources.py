@@ -38,9 +38,9 @@ class Example(NamedTuple):
     Attributes:
       name: for messages.
       label: class index; -1 while unknown.
-      path: of the file.
-      offset: of the image in the file, in bytes.
-      length: in bytes; None: the whole file.
+      path: path of the file.
+      offset: position of the image in the file, in bytes.
+      length: length of the image in bytes. None: the whole file.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Source(NamedTuple):
     Attributes:
       kind: for messages.
       wnids: the classes, sorted; a label is an index in this list.
-      words: what a class is called, where known.
+      words: names of the classes in words, as far as known.
       splits: examples of "train" and, if there are any, "validation", in order.
       skipped: files of each split that belong to no class, with the reason.
       notes: lines to print, about what was left out or is missing.
@@ -83,7 +83,7 @@ class Source(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A split: examples with labels, files without a class and the reason, and notes, as in Source."""
+    """A split: examples with labels, files without a class and the reasons, and notes, as in `Source`."""
 
     examples: list[Example]
     skipped: list[tuple[str, str]]
@@ -93,12 +93,12 @@ class _Found(NamedTuple):
 def find(source: pathlib.Path, labels: pathlib.Path | None = None) -> Source:
     """Finds the images of a source and their labels; `labels` is as in PrepareConfig.
 
-    All files except system files are taken for images; those that can't be decoded are skipped later. A folder is a
+    All files except system files are treated as images; those that can't be decoded are skipped later. A folder is a
     class if a file in it, or in its subfolders, can be decoded. Labels follow from the name of the class folder or of
     the image, never from its position.
 
     Raises:
-      AlexNetError: nothing known was found, or a validation image has no label.
+      AlexNetError: no known layout was found, or a validation image has no label.
     """
     if labels is not None and labels.is_file():
         if labels.name not in (SOLUTION, f"{DEVKIT}.tar.gz"):
@@ -168,7 +168,7 @@ def _find_folders(source: pathlib.Path, labels: pathlib.Path) -> Source:
 
 
 def _list_folders(source: pathlib.Path, split: pathlib.Path) -> tuple[dict[str, list[Example]], list[Example]]:
-    """The files in each folder of a split's folder and below, by the folder's name; and the files beside them."""
+    """The files below each subfolder of a split's folder, by the subfolder's name; and those beside the subfolders."""
 
     def stop(error: OSError) -> NoReturn:
         raise error
@@ -299,7 +299,7 @@ def _label_by_name(files: Sequence[Example], truth: GroundTruth, wnids: Sequence
     if unknown and not examples:
         raise AlexNetError(
             f"{where}: {shown(found[unknown[0]].name)} is of class {shown(truth.labels[unknown[0]])}, which has no "
-            "training images; nor have the classes of the others"
+            "training images; nor do the classes of the others"
         )
     notes = []
     if files and len(found) < len(truth.labels):

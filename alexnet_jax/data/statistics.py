@@ -36,7 +36,7 @@ class PcaBasis:
 def pca_basis(images: np.ndarray) -> PcaBasis:
     """Computes the PCA basis of all pixels of uint8 images [N, H, W, 3], exactly.
 
-    Sums are taken in integers; the covariance is divided by the number of pixels less one.
+    Sums are taken in integers; the covariance is divided by the number of pixels minus one.
     """
     total, products = pixel_sums(images)
     return basis_from_sums(images.size // 3, total.sum(axis=(0, 1)), products)
@@ -52,7 +52,7 @@ def pixel_sums(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, len(images), 1000):
         part = images[start : start + 1000]
         total += part.sum(axis=0, dtype=np.int64)
-        # float64 products of whole numbers are exact up to 2^53; a part's stay far below.
+        # float64 products of integers are exact up to 2^53; those of a part are far below.
         pixels = part.reshape(-1, 3).astype(np.float64)
         products += (pixels.T @ pixels).astype(np.int64)
     return total, products
@@ -68,7 +68,7 @@ def basis_from_sums(count: int, total: np.ndarray, products: np.ndarray) -> PcaB
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What preprocessing needs to know of the training images; a file `statistics.npz` holds it.
+    """Statistics of the training images that preprocessing needs; stored in a file `statistics.npz`.
 
     Attributes:
       basis: PCA basis of the pixels.

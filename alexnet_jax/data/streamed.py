@@ -21,8 +21,8 @@ from alexnet_jax.errors import AlexNetError, reason
 from alexnet_jax.files import read_bytes
 from alexnet_jax.runtime import require_array_record, require_shared_memory
 
-THREADS = 8  # that decode a batch each
-WORKER_BUFFER = 2  # batches that a process has ready besides
+THREADS = 8  # each decodes a batch
+WORKER_BUFFER = 2  # further batches that a process keeps ready
 _MAX_JSON_BYTES = 64 * 1024**2
 
 
@@ -43,7 +43,7 @@ class Shards:
 
 
 class _Examples:
-    """Pixels and labels of records in a given order, for Grain's random access; goes to worker processes."""
+    """Pixels and labels of records in a given order, for Grain's random access; it is sent to worker processes."""
 
     def __init__(self, shards: Shards, order: np.ndarray, size: int) -> None:
         self._shards, self._order, self._size = shards, order, size
@@ -62,7 +62,7 @@ class _Examples:
         index = int(self._order[place])
         try:
             pixels, label = decode_record(self._records[index], self._size)
-        except Exception as error:  # array_record's reader raises its own errors
+        except Exception as error:  # array_record's reader raises its own kinds of error
             starts = np.cumsum((0, *self._shards.counts))
             path = self._shards.paths[int(np.searchsorted(starts, index, side="right")) - 1]
             raise AlexNetError(f"{path} is damaged: prepare it again") from error
@@ -71,12 +71,12 @@ class _Examples:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedDataset:
-    """A prepared data set, read as it is needed.
+    """A prepared data set, read on demand.
 
     Attributes:
-      folder: that `alexnet_jax.data.prepare` has written.
+      folder: the folder written by `alexnet_jax.data.prepare`.
       description: its dataset.json.
-      workers: processes that decode images; 0: threads of this one. Does not change what is read.
+      workers: processes that decode images; 0: threads of this process. Does not change the results.
     """
 
     folder: pathlib.Path
@@ -86,7 +86,7 @@ class StreamedDataset:
 
     @property
     def source(self) -> str:
-        """Where the images came from, to show."""
+        """Where the images came from, for display."""
         return f"{self.folder} ({self.description['source']}, stored as {self.description['store']})"
 
     @property
@@ -101,7 +101,7 @@ class StreamedDataset:
 
     @functools.cached_property
     def splits(self) -> Mapping[str, Shards]:
-        """The parts by name: "train" and, if it was there, "validation"."""
+        """The splits by name: "train" and, if there was one, "validation"."""
         return {
             name: Shards(tuple(str(self.folder / f["name"]) for f in files), tuple(f["records"] for f in files))
             for name, files in self.description["shards"].items()
@@ -137,13 +137,13 @@ class StreamedDataset:
         return statistics
 
     def examples(self, split: str, indices: np.ndarray) -> Split:
-        """Those of a split, in the order of `indices`, at least one; some thousand at most, as all are decoded."""
+        """Examples of a split, in the order of `indices`: at least one, at most a few thousand (all are decoded)."""
         found = _Examples(self[split], indices, self.description["size"])
         images, labels = zip(*(found[place] for place in range(len(indices))), strict=True)
         return Split(np.stack(images), np.array(labels, np.int32))
 
     def sample(self, count: int) -> Split:
-        """Training images spread over all of them, at most 64: to draw and to measure on."""
+        """At most 64 training images, evenly spread over all: for plots and measurements."""
         number = len(self["train"])
         return self.examples("train", np.linspace(0, number - 1, min(count, 64, number)).astype(int))
 
@@ -151,7 +151,7 @@ class StreamedDataset:
         """Compares every shard with its SHA-256; reads all of them.
 
         Raises:
-          AlexNetError: naming the first that is not what was written.
+          AlexNetError: a shard is damaged; the message names the first.
         """
         for files in self.description["shards"].values():
             for file in files:
@@ -182,7 +182,7 @@ class StreamedDataset:
     def _stream(
         self, split: str, order: np.ndarray, batch_size: int, placement: Placement, first: int
     ) -> Iterator[Batch]:
-        """Images in a given order from batch `first` on, read and decoded ahead of their use.
+        """Images in a given order from batch `first` on, read and decoded before they are needed.
 
         Raises:
           AlexNetError: a record is damaged, or there is not enough shared memory for the worker processes.
@@ -192,7 +192,7 @@ class StreamedDataset:
         if not len(indices):
             return
         examples = _Examples(self[split], indices.reshape(-1), self.description["size"])
-        # Batches first, so that threads and processes take whole ones in turn.
+        # Batches first, so that threads and processes take turns with whole batches.
         loader = (
             grain.MapDataset.source(examples)
             .batch(indices[0].size)
@@ -217,10 +217,10 @@ class StreamedDataset:
 
 
 def open_prepared(folder: pathlib.Path, loader_workers: int = 0) -> StreamedDataset:
-    """Opens what `alexnet_jax.data.prepare` has written; compares the sizes of its files, not their contents.
+    """Opens a folder written by `alexnet_jax.data.prepare`; checks the sizes of its files, not their contents.
 
     Raises:
-      AlexNetError: it is not there, not whole, or not what was written; or array_record is not installed.
+      AlexNetError: it is missing, incomplete or changed, or array_record is not installed.
     """
     require_array_record()
     path = folder / "dataset.json"
@@ -233,13 +233,13 @@ def open_prepared(folder: pathlib.Path, loader_workers: int = 0) -> StreamedData
             raise ValueError("an entry is missing")
     except FileNotFoundError:
         raise AlexNetError(
-            f"{folder} holds no prepared ImageNet: python -m alexnet_jax.data.prepare imagenet --source DIR "
+            f"{folder} contains no prepared ImageNet: python -m alexnet_jax.data.prepare imagenet --source DIR "
             f"--out {folder}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise AlexNetError(f"{path}: not what was written ({type(error).__name__}: {error})") from error
+        raise AlexNetError(f"{path}: damaged ({type(error).__name__}: {error})") from error
     for name, size, _ in names:
         shard = folder / name
         if not shard.is_file() or shard.stat().st_size != size:
-            raise AlexNetError(f"{shard} is missing or not as long as it was ({size:,} bytes): prepare it again")
+            raise AlexNetError(f"{shard} is missing or its size has changed (from {size:,} bytes): prepare it again")
     return StreamedDataset(folder, description, loader_workers)

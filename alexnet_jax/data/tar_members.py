@@ -15,7 +15,7 @@ def tar_members(file: BinaryIO, path: pathlib.Path, start: int, end: int) -> lis
     """The files of the tar in bytes [start, end) of a file, sorted; their offsets count from the file's beginning.
 
     Raises:
-      AlexNetError: the tar is damaged, compressed, or contains something twice or something else than files.
+      AlexNetError: the tar is damaged, compressed, or contains a file twice or anything other than files.
     """
     refuse_compressed(file, start, f"{path}: it")
     file.seek(start)
@@ -42,7 +42,7 @@ def tar_members(file: BinaryIO, path: pathlib.Path, start: int, end: int) -> lis
 
 
 def refuse_compressed(file: BinaryIO, start: int, what: str) -> None:
-    """Raises AlexNetError, which begins with `what`, if the bytes from `start` on are compressed."""
+    """Raises AlexNetError, with a message that begins with `what`, if the bytes from `start` on are compressed."""
     file.seek(start)
     if _COMPRESSED.match(file.read(10)):
         raise AlexNetError(f"{what} is compressed: decompress it first")

@@ -19,22 +19,22 @@ PyTree = Any
 
 
 def select_devices(num_devices: int | None, deterministic: bool = False) -> list[jax.Device]:
-    """The devices to train on: the first `num_devices`, or all; with several processes always all of each process.
+    """The devices to train on: the first `num_devices`, or all; with several processes, always all devices of each.
 
     JAX can split a CPU into any number of devices, but only before it is first used in the process: call this early.
-    With `deterministic`, a process that trains alone makes 8 CPU devices and 8 threads, regardless of the devices used
-    and the cores present, because XLA splits sums on a CPU among its threads; it uses one CPU device by default.
+    With `deterministic`, a process that trains alone creates 8 CPU devices and 8 threads, whatever the number of
+    devices used and of cores, because XLA splits sums on a CPU among its threads. By default, it uses one CPU device.
 
     Raises:
       UsageError: there are fewer devices, or the processes have different numbers of them.
       AlexNetError: JAX can't use the devices that JAX_PLATFORMS names.
     """
     if deterministic:
-        os.environ["NPROC"] = str(MICRO_BATCHES)  # XLA's own variable, replaces the number of cores
+        os.environ["NPROC"] = str(MICRO_BATCHES)  # XLA's own variable, which replaces the number of cores
     is_alone = not jax.distributed.is_initialized()
     cpu_devices = MICRO_BATCHES if deterministic and is_alone else num_devices
     if cpu_devices is not None:
-        with contextlib.suppress(RuntimeError):  # JAX is in use already; the number is checked below
+        with contextlib.suppress(RuntimeError):  # JAX has been used already; the number is checked below
             jax.config.update("jax_num_cpu_devices", cpu_devices)
     devices = runtime.devices()
     own = processes.local(devices)
@@ -55,7 +55,7 @@ def select_devices(num_devices: int | None, deterministic: bool = False) -> list
 
 
 def default_steps_per_call(devices: Sequence[jax.Device]) -> int:
-    """Steps in one call of the train step: many on an accelerator, where a launch takes longer than a step."""
+    """Steps per call of the train step: many on an accelerator, where a launch takes longer than a step."""
     return 1 if devices[0].platform == "cpu" else 25
 
 
@@ -69,7 +69,8 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
 def shared(tree: PyTree) -> PyTree:
     """Arrays that are equal in all processes, in the form that Orbax saves.
 
-    These are NumPy arrays in one process; in several processes arrays over all devices, of which each saves a part.
+    In one process, these are NumPy arrays; in several processes, JAX arrays over all devices, of which each process
+    saves a part.
     """
     if jax.process_count() == 1:
         return jax.device_get(tree)

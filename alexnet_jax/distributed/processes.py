@@ -72,12 +72,12 @@ def joined(run: RunConfig) -> Iterator[None]:
 
 
 def _initialize(run: RunConfig) -> None:
-    """Calls `jax.distributed.initialize`, which finds the processes itself under Slurm, Open MPI and on Cloud TPU."""
+    """Calls `jax.distributed.initialize`, which discovers the processes under Slurm, Open MPI and on Cloud TPU."""
     jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM
     # The processes connect to each other directly. gRPC would use http_proxy or https_proxy for the connection to the
-    # coordinator and wait there for minutes; an empty grpc_proxy (gRPC reads only lower case) overrides both.
+    # coordinator and wait for minutes; an empty grpc_proxy (gRPC reads only lower case) overrides both.
     os.environ["grpc_proxy"] = ""  # noqa: SIM112
-    jax.config.update("jax_check_proxy_envs", False)  # it would warn of any proxy
+    jax.config.update("jax_check_proxy_envs", False)  # it would warn about any proxy
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:  # C++ blocks that thread; this one can handle signals
             pool.submit(
@@ -91,13 +91,13 @@ def _initialize(run: RunConfig) -> None:
             ).result()
     except (RuntimeError, ValueError) as error:
         raise AlexNetError(
-            f"--distributed: {reason(error, 300)}; if JAX can't find the processes by itself, set --coordinator "
+            f"--distributed: {reason(error, 300)}; if JAX can't discover the processes by itself, set --coordinator "
             "HOST:PORT, --num-processes and --process-id"
         ) from error
 
 
 def _exit_unjoined() -> None:
-    """Exits while C++ code waits for the other processes, which would abort this process."""
+    """Exits while C++ code waits for the other processes; that code would abort this process."""
     print(
         f"{program_name()}: --distributed: the processes did not find each other within {JOIN_TIMEOUT} s: start all of "
         "them, and make sure that they can reach the address of process 0",
@@ -185,10 +185,10 @@ def gathered(array: np.ndarray) -> np.ndarray:
 
 
 def agree(facts: Mapping[str, object]) -> None:
-    """Makes sure that every fact is the same in all processes.
+    """Makes sure that each of these facts is the same in all processes.
 
     Raises:
-      UsageError: in all processes, with the name of the first fact that differs.
+      UsageError: one differs; raised in all processes, with the name of the first.
     """
     digests = [hashlib.sha256(repr(fact).encode()).digest() for fact in facts.values()]
     by_process = gathered(np.array([[list(digest) for digest in digests]], np.uint8))
@@ -199,7 +199,7 @@ def agree(facts: Mapping[str, object]) -> None:
 
 @contextlib.contextmanager
 def limited(what: str) -> Iterator[None]:
-    """Exits with a line about `what` if the block takes longer than a process may be stuck.
+    """Exits with a line about `what` if the block takes longer than a process may take without progress.
 
     For blocks in which a library waits for the other processes.
     """
@@ -208,9 +208,9 @@ def limited(what: str) -> Iterator[None]:
 
 
 def advance() -> None:
-    """Counts one more point that all processes pass; call it before anything that waits for all of them.
+    """Counts one more point that all processes reach; call it before anything that waits for all of them.
 
-    A process that stays behind in this count while others wait is stuck (see `watchdog`).
+    A process whose count stays behind while others wait is stuck (see `watchdog`).
     """
     if _watchdog is not None:
         _watchdog.advance()

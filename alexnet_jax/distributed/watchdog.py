@@ -1,9 +1,9 @@
 """Heartbeat between processes: if one of them dies or hangs, the others exit within 30 s with one line that names it.
 
 Otherwise the others would wait in a collective forever: JAX notices a lost process after 100 seconds, and then prints
-pages of its own output. So every second each process writes a beat, and how far it has come, into the key-value store
-of JAX's coordination service (in process 0), and reads those of the others. A process that is alive but makes no
-progress is given `STUCK` times as long.
+pages of its own output. Therefore every second, each process writes a beat and its progress to the key-value store of
+JAX's coordination service (in process 0), and reads those of the others. For a process that is alive but makes no
+progress, the limit is `STUCK` times as long.
 """
 
 import atexit
@@ -29,19 +29,21 @@ from alexnet_jax import terminal
 from alexnet_jax.errors import program_name, reason, shown
 
 BEAT = 1.0  # seconds
-STUCK = 30  # a process may make no progress, while others wait for it, for so many times the timeout for silence
+# Limit for a process that makes no progress while others wait for it, in multiples of the timeout for silence.
+STUCK = 30
 LOST_LINK = re.compile(r"gloo|nccl|UNAVAILABLE|coordination|socket closed|connection (closed|reset)", re.IGNORECASE)
 _BEATS, _ENDS = "alexnet_jax/beats/", "alexnet_jax/ends/"
 
 
 class HeldBackOutput:
-    """Delays what C++ libraries print by one second, and drops it if the process exits before.
+    """Delays the output of C++ libraries by one second, and drops it if the process exits earlier.
 
-    So a process that exits prints one line, without the pages of gloo and gRPC. Python's own output is not delayed.
+    A process that exits therefore prints one line, without the pages of gloo and gRPC. Python's own output is not
+    delayed.
 
     Attributes:
-      stderr: Python's, whatever replaces `sys.stderr` (it is redirected while Orbax writes).
-      is_muted: output of C++ libraries is no longer shown.
+      stderr: Python's stderr, even while `sys.stderr` is replaced (as it is while Orbax writes).
+      is_muted: whether the output of C++ libraries is dropped.
       on_lost_service: called when JAX's client has lost the service in process 0 and is about to abort this process;
         it must exit.
     """
@@ -68,7 +70,7 @@ class HeldBackOutput:
 
     def _abort(self, number: int) -> None:
         """The handler of SIGABRT."""
-        time.sleep(BEAT / 5)  # until what was printed before has been read
+        time.sleep(BEAT / 5)  # until earlier output has been read
         if b"distributed service" in b"".join(line for _, line in list(self._lines)):
             self.is_muted = True
             self.on_lost_service()
@@ -83,18 +85,18 @@ class HeldBackOutput:
                 self._lines.extend((time.monotonic() + BEAT, line + b"\n") for line in lines)
             while self._lines and self._lines[0][0] <= time.monotonic():
                 if not self.is_muted and not self._lines[0][1].startswith(b"[Gloo] Rank"):
-                    with contextlib.suppress(OSError):  # its reader has left
+                    with contextlib.suppress(OSError):  # its reader has exited
                         os.write(self.stderr.fileno(), self._lines[0][1])
                 self._lines.popleft()
 
 
 class Peer:
-    """What is known of another process.
+    """What is known about another process.
 
     Attributes:
       beat: number of its last beat.
       heard: when that changed, in seconds (`time.monotonic`).
-      progress: its count of `Watchdog.advance`.
+      progress: its number of calls of `Watchdog.advance`.
       moved: when that changed, in seconds.
     """
 
@@ -112,7 +114,7 @@ class Peer:
 
 
 class Watchdog:
-    """Exits with one line and a nonzero code soon after another process is lost.
+    """Exits with one line and a nonzero exit code soon after another process is lost.
 
     A process is lost if it has failed (the others then repeat its message), has been silent for `timeout` seconds, or
     has made no progress for `STUCK` times as long while this process waits for it.
@@ -136,11 +138,11 @@ class Watchdog:
             threading.Thread(target=task, daemon=True).start()
 
     def advance(self) -> None:
-        """Counts one more point that all processes pass."""
+        """Counts one more point that all processes reach."""
         self._progress += 1
 
     def stop(self) -> None:
-        """Stops watching: from now on the others may exit."""
+        """Stops watching: from now on, the others may exit."""
         self._is_over.set()
 
     def fail(self, text: str, code: int) -> None:
@@ -153,7 +155,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def limited(self, what: str) -> Iterator[None]:
-        """Exits with a line about `what` if the block takes longer than a process may be stuck."""
+        """Exits with a line about `what` if the block takes longer than a process may take without progress."""
         self._limited = what, time.monotonic()
         try:
             yield
@@ -161,15 +163,15 @@ class Watchdog:
             self._limited = None
 
     def lost(self, error: Exception) -> str:
-        """The line about the process that must be lost, after a collective has failed with `error`."""
-        time.sleep(4 * BEAT)  # a process that has failed may send its reason meanwhile
+        """The line about the process that must have been lost, after a collective has failed with `error`."""
+        time.sleep(4 * BEAT)  # meanwhile, a process that has failed may send its reason
         now = time.monotonic()
         quiet = [i for i, peer in self._peers.items() if now - peer.heard > 2.5 * BEAT]
         if now - self._answered > 2.5 * BEAT:
             quiet = [0]  # the store is gone, so no process can be heard
         if quiet:
             return _lost(quiet, "gone")
-        return f"no process is gone, but they can't reach each other: {reason(error, 300)}"
+        return f"all processes are alive, but they can't reach each other: {reason(error, 300)}"
 
     def _exchange(self) -> None:
         """Sends this process's beats and reads those of the others."""
@@ -187,7 +189,7 @@ class Watchdog:
                 self._answered = time.monotonic()
 
     def _watch(self) -> None:
-        """Exits if a process is lost. It has its own thread, because the store may never answer."""
+        """Exits if a process is lost. It runs in its own thread, because the store may never answer."""
         patience = STUCK * self._timeout
         while not self._is_over.wait(BEAT / 2):
             now = time.monotonic()

@@ -1,1 +1,1 @@
-"""Weights from and to other programs: torchvision, Caffe, safetensors, StableHLO."""
+"""Exchange of weights with other programs: torchvision, Caffe, safetensors, StableHLO."""

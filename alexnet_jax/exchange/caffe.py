@@ -1,4 +1,4 @@
-"""Caffe's .caffemodel files: the variant of `alexnet.AlexNet` that a file holds, and its arrays.
+"""Caffe's .caffemodel files: which variant of `alexnet.AlexNet` a file contains, and its arrays.
 
 A .caffemodel is a NetParameter message of protobuf. It lists the layers in order of computation, with their types,
 their parameters (stride, groups, alpha ...), their inputs, outputs and arrays. Field numbers: Caffe's
@@ -32,9 +32,9 @@ _OLD_TYPES = {
     35: "AbsVal", 36: "Silence", 37: "ContrastiveLoss", 38: "Exp", 39: "Deconvolution",
 }  # fmt: skip
 
-# Message: its fields as `name number type default`. A type is protobuf's or another message's name; `*`: repeated.
-# Other fields of the parameters are refused, except for `_HARMLESS`. Packed numbers are taken as bytes where there are
-# many: as a list they would take seconds.
+# Message -> its fields as `name number type default`. A type is protobuf's or the name of another message; `*`:
+# repeated. Other fields of the parameters are refused, except for `_HARMLESS`. Where there are many packed numbers,
+# they are read as bytes: as a list they would take seconds.
 _MESSAGES = {
     "Shape": "dim 1 packed*",
     "Blob": "num 1 int, channels 2 int, height 3 int, width 4 int, data 5 bytes*, shape 7 Shape, double_data 8 bytes*",
@@ -88,10 +88,10 @@ class Net(NamedTuple):
     """The contents of a .caffemodel.
 
     Attributes:
-      variant: of `alexnet.AlexNet`.
+      variant: variant of `alexnet.AlexNet`.
       arrays: kernel and bias of each of `alexnet.LAYERS`, in Caffe's layout: channels first, blue before red.
-      mean: [3], grey levels 0..255, blue, green, red, that the data layer subtracts; None if the file has none.
-      mean_files: names of the files from which the data layers take it instead.
+      mean: [3], grey levels 0..255 (blue, green, red) that the data layer subtracts; None if the file has no mean.
+      mean_files: names of the files from which the data layers read a mean instead.
     """
 
     variant: str
@@ -109,22 +109,22 @@ class _Expected:
 
 
 def read(data: bytes) -> Net:
-    """Reads a .caffemodel in the current form (LayerParameter) or that of 2014 (V1LayerParameter).
+    """Reads a .caffemodel in the current format (LayerParameter) or that of 2014 (V1LayerParameter).
 
     Raises:
-      ValueError: a layer that neither of the two networks has, or a parameter that differs; the message names it.
+      ValueError: neither of the two networks has such a layer, or a parameter differs; the message names it.
       google.protobuf.message.DecodeError: it is not a message of protobuf.
     """
     net = _net_class().FromString(data)
     if net.layers and net.old_layers:
-        raise ValueError("it holds its layers twice, in the current form and in that of 2014")
+        raise ValueError("it contains its layers twice, in the current format and in that of 2014")
     layers = [*net.layers, *net.old_layers]
     if not layers:
-        raise ValueError("it holds no layers")
+        raise ValueError("it contains no layers")
     if sum(1 + len(layer.bottom) + len(layer.top) for layer in layers) > 10_000:
-        raise ValueError(f"it holds {len(layers):,} layers")
+        raise ValueError(f"it contains {len(layers):,} layers")
     if any(layer.oldest for layer in net.old_layers):
-        raise ValueError("Caffe's format of before 2014: convert it with Caffe's upgrade_net_proto_binary")
+        raise ValueError("Caffe's format from before 2014: convert it with Caffe's upgrade_net_proto_binary")
     chain = _chain(layers, set(net.input))
     variant = _variant(chain)
     size = alexnet.architecture(variant).input_size
@@ -243,8 +243,8 @@ def _variant(chain: Sequence[Any]) -> str:
 def _check_parameters(chain: Sequence[Any], expected: Sequence[_Expected], dropouts: Sequence[Any]) -> None:
     """Raises ValueError for a parameter that differs.
 
-    In a layer with parameters, those that are left out have Caffe's defaults. Some programs leave out the parameters
-    of all layers: then they are taken to be the variant's.
+    In a layer with parameters, omitted ones have Caffe's defaults. Some programs omit the parameters of all layers:
+    these are assumed to be those of the variant.
     """
     pairs = [
         *zip(chain, expected, strict=True),
@@ -276,7 +276,7 @@ def _check_layer(layer: Any, expected: _Expected) -> None:
 
 
 def _values(message: Any, name: str) -> set[Any] | None:
-    """The values of a field, over both axes; None if it is left out and the arrays' shapes decide."""
+    """The values of a field, for both axes; None if it is omitted and the arrays' shapes determine it."""
     if name == "num_output" and not message.HasField(name):
         return None
     if name not in ("pad", "kernel_size", "stride", "dilation"):
@@ -343,13 +343,13 @@ def _arrays(layers: Sequence[Any], chain: Sequence[Any]) -> dict[str, dict[str, 
     weighted = [layer for layer in chain if _kind(layer) in ("Convolution", "InnerProduct")]
     for layer in layers:
         if layer.blobs and not any(layer is other for other in weighted):
-            raise ValueError(f"{_name(layer)} ({_kind(layer)}) holds an array, which would not be used")
+            raise ValueError(f"{_name(layer)} ({_kind(layer)}) contains an array, which would not be used")
     arrays = {}
     for name, layer in zip(alexnet.LAYERS, weighted, strict=True):
         if len(layer.blobs) != 2:
-            raise ValueError(f"{_name(layer)} holds {len(layer.blobs)} arrays; a kernel and a bias are needed")
+            raise ValueError(f"{_name(layer)} contains {len(layer.blobs)} arrays; a kernel and a bias are needed")
         kernel, bias = (_array(_name(layer), blob) for blob in layer.blobs)
-        # Dense kernels of before 2014 have four axes.
+        # Dense kernels from before 2014 have four axes.
         kernel = kernel.reshape(kernel.shape[-2:]) if _kind(layer) == "InnerProduct" else kernel
         arrays[name] = {"kernel": kernel, "bias": bias.reshape(-1)}
     return arrays
@@ -361,7 +361,7 @@ def _array(name: str, blob: Any) -> np.ndarray:
     if blob.double_data:
         values = np.frombuffer(b"".join(blob.double_data), "<f8")
     if math.prod(shape) != len(values):
-        raise ValueError(f"{name}: an array of shape {list(shape)} holds {len(values):,} numbers")
+        raise ValueError(f"{name}: an array of shape {list(shape)} contains {len(values):,} numbers")
     return values.reshape(shape)
 
 

@@ -1,11 +1,11 @@
 """Exports a trained network: `python -m alexnet_jax.exchange.export RUN --format safetensors|stablehlo`.
 
-`safetensors`: the weights, which any framework can read, with a description of the network as metadata. It does not
-expire: use it to archive a network.
+`safetensors`: the weights, which any framework can read, with a description of the network as metadata. This format
+does not expire: use it to archive a network.
 `stablehlo`: the whole prediction, weights included, as a JAX function that needs no code of this package, for any batch
-size, on CPUs and GPUs: `jax.export.deserialize(bytearray(open(file, "rb").read())).call(images)`. `images` is uint8
-[b, H, W, 3], RGB, grey levels 0..255; JAX refuses any other dtype. The result is float32 [b, classes], probabilities.
-FILE.json describes this and names the classes. It expires: JAX promises to read such a file for six months.
+size, on CPUs and GPUs: `jax.export.deserialize(bytearray(open(file, "rb").read())).call(images)`. `images` is uint8 [b,
+H, W, 3], RGB, grey levels 0..255; JAX refuses any other dtype. The result is float32 [b, classes], probabilities.
+FILE.json describes this and names the classes. The file expires: JAX promises to read it for six months.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from alexnet_jax.files import expanded, to_bytes, write_atomically
 if TYPE_CHECKING:
     from alexnet_jax.inspection.run import Run
 
-# JAX and what needs it is imported in the functions: `--help` should not wait for it.
+# JAX, and modules that need it, are imported in the functions: `--help` should not wait for them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class ExportConfig:
     run: tyro.conf.Positional[Path]
     """Folder of the run, train.py's --workdir."""
     format: Literal["safetensors", "stablehlo"] = "safetensors"
-    """`safetensors`: weights, also for an archive; `stablehlo`: a function from uint8 images (RGB, grey levels 0..255)
-    to probabilities, weights included, which JAX can read for six months."""
+    """`safetensors`: weights, suitable for archiving; `stablehlo`: a function from uint8 images (RGB, grey levels
+    0..255) to probabilities, weights included, which JAX can read for six months."""
     out: Path | None = None
     """File to write. Unset: RUN/export/model.FORMAT."""
     checkpoint: Checkpoint = "last"
@@ -94,7 +94,7 @@ def to_safetensors(run: "Run") -> bytes:
 def to_stablehlo(run: "Run") -> bytes:
     """A serialized function of a run: images, uint8 [b, H, W, 3], RGB, 0..255 -> probabilities, float32 [b, classes].
 
-    JAX refuses floats when it is called, so images in [0, 1] are not taken for black ones.
+    When it is called with floats, JAX refuses them, so images in [0, 1] are not mistaken for black ones.
     """
     import jax
     import jax.numpy as jnp
@@ -115,7 +115,7 @@ def to_stablehlo(run: "Run") -> bytes:
 
 
 def _description(run: "Run", function: bytes) -> dict[str, Any]:
-    """What a caller of the exported function needs to know, and hashes that tell a damaged file from an expired one."""
+    """Facts for callers of the exported function, and hashes that distinguish a damaged file from an expired one."""
     from alexnet_jax.runs.folder import versions
 
     shape = list(run.dataset.image_shape)
@@ -147,7 +147,7 @@ def _flat(params: Any) -> dict[str, Any]:
 
 
 def _sha256_of_arrays(arrays: dict[str, Any], metadata: dict[str, str]) -> str:
-    """SHA-256 of everything in a safetensors file, whatever the order of its entries."""
+    """SHA-256 of everything in a safetensors file, independent of the order of its entries."""
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, array in sorted(arrays.items()):
         digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
@@ -238,7 +238,7 @@ def _check_arrays(run: "Run", found: dict[str, Any]) -> None:
         if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, but must be floats {list(shape)}")
         if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds Inf or NaN")
+            raise ValueError(f"{name} contains Inf or NaN")
 
     image_shape, model, evaluation = run.dataset.image_shape, run.model, run.preprocessing.evaluation
     check("mean_image", run.statistics.mean_image, image_shape)
@@ -272,12 +272,14 @@ def _load_stablehlo(path: pathlib.Path, data: bytes) -> Exported:
     except KeyError as error:
         raise ValueError(f"{description.name}, which describes it, has no {error}") from error
     if digests[0] != hashlib.sha256(data).hexdigest():
-        raise ValueError(f"its SHA-256 differs from that in {description.name}: it is damaged, or of another export")
+        raise ValueError(
+            f"its SHA-256 differs from that in {description.name}: it is damaged or belongs to another export"
+        )
     if digests[1] != _sha256_of_names(names):
         raise ValueError(f"class_names in {description.name} are not those that were exported: their SHA-256 differs")
     try:
         function = export.deserialize(bytearray(data))
-        # Lowered here, so that `load` fails for a file that this JAX can't read, not the first `predict`.
+        # Lowered here, so that for a file that this JAX can't read, `load` fails rather than the first `predict`.
         jax.jit(function.call).lower(jax.ShapeDtypeStruct((1, *shape), np.uint8))
     except Exception as error:
         if "compatibility window" in str(error) or _numbers(wrote) < _numbers(jax.__version__):
@@ -307,7 +309,7 @@ def main(args: Sequence[str]) -> None:
 
     runtime.devices()  # before the checkpoint is read, so that an error of JAX is not reported as the checkpoint's
     out = save(config)
-    print(f"{out}: use it with alexnet_jax.exchange.export.load")
+    print(f"{out}: open it with alexnet_jax.exchange.export.load")
     if config.format == "stablehlo":
         print(
             f"It takes uint8 RGB images [b, H, W, 3], grey levels 0..255 ({out.name}.json). It expires: JAX promises "

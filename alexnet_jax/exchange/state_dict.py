@@ -1,4 +1,4 @@
-"""State dicts of PyTorch: the files that hold them (.pth, .safetensors), and the search for one in a checkpoint."""
+"""State dicts of PyTorch: the files that contain them (.pth, .safetensors), and the search for one in a checkpoint."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ class StateDict:
 
     Attributes:
       arrays: NumPy arrays or `Tensor`s, by their names without the components that wrappers add.
-      names: the names in the file, by those in `arrays`.
+      names: the names in the file, by the names in `arrays`.
     """
 
     arrays: Mapping[str, Any]
@@ -33,12 +33,12 @@ class StateDict:
 
 
 def find(loaded: Any, needed: Sequence[str]) -> StateDict:
-    """The state dict, at any depth in the dicts and lists of a checkpoint, that holds the `needed` arrays.
+    """The state dict, at any depth in the dicts and lists of a checkpoint, that contains the `needed` arrays.
 
-    If none holds any of them, the one with the most arrays, for the caller to refuse.
+    If none contains any of them, returns the one with the most arrays, for the caller to refuse.
 
     Raises:
-      ValueError: two of them hold `needed` arrays that differ, or there are arrays that would not be used.
+      ValueError: two contain `needed` arrays that differ, or there are arrays that would not be used.
     """
     if not isinstance(loaded, dict):
         raise ValueError("no dict of tensors")
@@ -49,7 +49,7 @@ def find(loaded: Any, needed: Sequence[str]) -> StateDict:
     where, depth, network = networks[0]
     for other, _, state in networks[1:]:
         if name := _first_difference(network, state, needed):
-            raise ValueError(f"{where} and {other} both hold weights, and {name} differs: save one of them alone")
+            raise ValueError(f"{where} and {other} both contain weights, and {name} differs: save only one of them")
     for entry in found:
         _, other_depth, state = entry
         if entry in networks or other_depth > max(depth, 1):  # those deeper down are an optimizer's
@@ -63,7 +63,7 @@ def _dicts(loaded: dict[Any, Any]) -> list[tuple[str, int, dict[Any, Any]]]:
     """(path, depth, dict) of each dict in dicts, lists and tuples, the outer ones first.
 
     Raises:
-      ValueError: there are more than in a checkpoint, or one holds itself.
+      ValueError: there are more than a checkpoint has, or one contains itself.
     """
     found: list[tuple[str, int, Any]] = [("the file itself", 0, loaded)]
     entries = 0
@@ -74,14 +74,14 @@ def _dicts(loaded: dict[Any, Any]) -> list[tuple[str, int, dict[Any, Any]]]:
                 found.append((shown(f"{where}.{name}", 60) if depth else name, depth + 1, value))
         entries += len(each)
         if len(found) > 1000 or entries > MAX_ENTRIES:
-            raise ValueError(f"it holds {len(found):,} dicts and lists: save model.state_dict() alone")
+            raise ValueError(f"it contains {len(found):,} dicts and lists: save only model.state_dict()")
     return [entry for entry in found if isinstance(entry[2], dict)]
 
 
 def _without_wrappers(state: Mapping[Any, Any], needed: Sequence[str]) -> StateDict:
     """Removes what DataParallel and torch.compile add to names, and a prefix that all `needed` names share.
 
-    Lightning's prefix is `model.`, for example.
+    Lightning, for example, adds the prefix `model.`.
     """
     arrays: dict[str, Any] = {}
     names: dict[str, str] = {}
@@ -89,7 +89,7 @@ def _without_wrappers(state: Mapping[Any, Any], needed: Sequence[str]) -> StateD
         if isinstance(value, Tensor | np.ndarray):
             name = ".".join(part for part in str(key).split(".") if part not in ("module", "_orig_mod"))
             if name in arrays:
-                raise ValueError(f"{names[name]} and {key} are the same array by name")
+                raise ValueError(f"{names[name]} and {key} name the same array")
             arrays[name], names[name] = value, str(key)
     prefixes = [name.removesuffix(needed[0]) for name in arrays if name.endswith(f".{needed[0]}")]
     short = {prefix + name: name for prefix in prefixes for name in needed}
@@ -110,13 +110,13 @@ def _first_difference(a: StateDict, b: StateDict, needed: Sequence[str]) -> str 
 
 
 def _is_weight(array: Any) -> bool:
-    """Whether it can be a network's: more than a number (the best accuracy), and no integers (a generator's state)."""
+    """Whether an array can be a network's: not one number (the best accuracy), not integers (a generator's state)."""
     dtype, shape = (array.storage.dtype, array.size) if isinstance(array, Tensor) else (array.dtype, array.shape)
     return bool(jnp.issubdtype(dtype, jnp.floating)) and math.prod(shape) > 1
 
 
 def listed(names: Iterable[object]) -> str:
-    """The first three of some names, and their number."""
+    """The first three of the names, and how many there are."""
     shorts = [shown(str(name), 60) for name in names]
     if len(shorts) < 2:
         return shorts[0] if shorts else "no arrays"
@@ -163,7 +163,7 @@ def read_pth(data: bytes) -> Any:
     """The object in a file of torch.save (since PyTorch 1.6: a zip file), with a `Tensor` for each tensor.
 
     Raises:
-      ValueError: it is not such a file, or its pickle holds classes that are not known here.
+      ValueError: it is not such a file, or its pickle contains unknown classes.
       Exception: it is damaged.
     """
     archive = zipfile.ZipFile(io.BytesIO(data))
@@ -171,10 +171,10 @@ def read_pth(data: bytes) -> Any:
     if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
         raise ValueError("it is compressed; PyTorch's files are not")
     if sum(member.file_size for member in members.values()) > len(data):
-        raise ValueError("its members hold more than the file")
+        raise ValueError("its members are larger than the file")
     pickled = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickled) != 1:
-        raise ValueError("it holds no data.pkl")
+        raise ValueError("it contains no data.pkl")
     folder = pickled[0].removesuffix("data.pkl")
     if members.get(f"{folder}byteorder") and archive.read(f"{folder}byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine")
@@ -186,7 +186,7 @@ def read_pth(data: bytes) -> Any:
     def storage(reference: Any) -> _Storage:
         kind, name, key, _, count = reference
         if kind != "storage" or not isinstance(name, str) or name not in _STORAGES:
-            raise pickle.UnpicklingError("a tensor of a kind that is not known here")
+            raise pickle.UnpicklingError("a tensor of an unknown kind")
         if not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**40:
             raise pickle.UnpicklingError("a tensor whose memory has no name or size")
         return _Storage(np.dtype(_STORAGES[name]), count, key, read)
@@ -194,11 +194,11 @@ def read_pth(data: bytes) -> Any:
     try:
         return pickles.loads(archive.read(pickled[0]), _NAMES, storage)
     except pickles.UnknownNameError as error:
-        raise ValueError(f"{error}: save model.state_dict() alone") from error
+        raise ValueError(f"{error}: save only model.state_dict()") from error
 
 
 class _Storage(NamedTuple):
-    """The memory of tensors, read from the zip file when it is needed."""
+    """The memory of tensors, read from the zip file on demand."""
 
     dtype: np.dtype
     length: int
@@ -232,9 +232,9 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Te
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor without memory")
     if not (isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 8):
-        raise pickle.UnpicklingError("a tensor whose shape is no shape")
+        raise pickle.UnpicklingError("a tensor with an invalid shape")
     if not all(type(number) is int and 0 <= number < 2**40 for number in (offset, *size, *stride)):
-        raise pickle.UnpicklingError("a tensor whose shape or strides are no numbers from 0")
+        raise pickle.UnpicklingError("a tensor whose shape or strides are not numbers from 0")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     count = math.prod(size)
     if offset > storage.length or (count and last >= storage.length):
@@ -262,7 +262,7 @@ def _ordered_dict() -> _OrderedDict:
     return _OrderedDict()  # takes no items: their keys would not be checked
 
 
-# Those that are no floats are known so that the message can name the array.
+# Types that are not floats are included so that the message can name the array.
 _STORAGES: Mapping[str, Any] = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
     "BFloat16Storage": jnp.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,

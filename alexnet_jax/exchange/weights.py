@@ -1,20 +1,21 @@
-"""Weights that other programs have trained: torchvision's AlexNet, Caffe's bvlc_alexnet and bvlc_reference_caffenet.
+"""Weights trained by other programs: torchvision's AlexNet, Caffe's bvlc_alexnet and bvlc_reference_caffenet.
 
     weights = load_weights("alexnet-owt-7be5be79.pth")
     weights.predict(images)  # uint8 [N, 224, 224, 3], RGB -> probabilities [N, 1000]
 
 The arrays are converted so that `alexnet.AlexNet` computes the same:
 
-- convolutions: [out, in, H, W] becomes [H, W, in, out]; nothing is flipped, as PyTorch and Caffe correlate, like JAX
-- dense layers: [out, in] becomes [in, out]; the rows of the first go from (C, H, W) to (H, W, C)
+- convolutions: [out, in, H, W] becomes [H, W, in, out]; nothing is flipped, because PyTorch and Caffe compute
+  correlations, like JAX
+- dense layers: [out, in] becomes [in, out]; the rows of the first are reordered from (C, H, W) to (H, W, C)
 - Caffe's images are blue, green, red: the order of conv1's input channels is reversed
-- groups stay: [out, in / groups, ..] is Flax's layout, too
+- groups are kept: [out, in / groups, ..] is Flax's layout, too
 - float16, bfloat16 and float64 become float32
 
 A file must have every array that the network uses, and no other. Further checks depend on the format. A .caffemodel
-lists the layers in order with their parameters, and all of them are compared. The others hold named arrays and nothing
-else: a network that differs from torchvision's or Caffe's AlexNet only in what has no weights (order of the layers,
-stride, kind of pooling, activation) can't be recognized.
+lists the layers in order with their parameters, and all of them are compared. The other formats contain only named
+arrays: a network that differs from torchvision's or Caffe's AlexNet only in properties without weights (order of the
+layers, stride, kind of pooling, activation) can't be recognized as different.
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ class Weights:
     """A network with weights from another program.
 
     Attributes:
-      variant: of `alexnet.AlexNet`.
+      variant: variant of `alexnet.AlexNet`.
       params: float32, for `alexnet.AlexNet(variant, num_classes)`.
       mean: [3], RGB grey levels 0..255 that are subtracted from an image.
       std: [3], RGB grey levels by which the difference is divided.
@@ -73,7 +74,7 @@ class Weights:
     std: np.ndarray
 
     def __getstate__(self) -> dict[str, Any]:
-        fields = dataclasses.fields(self)  # without the compiled program
+        fields = dataclasses.fields(self)  # excludes the compiled program
         return {field.name: getattr(self, field.name) for field in fields}
 
     @property
@@ -122,23 +123,24 @@ class Weights:
 def load_weights(path: str | os.PathLike[str]) -> Weights:
     """Reads torchvision's state dict (.safetensors, .pth) or Caffe's AlexNet or CaffeNet (.caffemodel, .npy).
 
-    The contents of the file decide the format, not its name. Nothing that a pickle names is imported or called.
+    The format is recognized by the file's contents, not by its name. Nothing that a pickle names is imported or called.
 
-    - .pth, .safetensors: names can have the components that `DataParallel` ("module") and `torch.compile`
-      ("_orig_mod") add, and a prefix that all of them share ("model."). A .pth can be a checkpoint, with the state dict
-      at any depth of its dicts and lists; one with two whose values differ (averaged weights, for example) is refused.
+    - .pth, .safetensors: names can have the components that `DataParallel` ("module") and `torch.compile` ("_orig_mod")
+      add, and a common prefix ("model."). A .pth can be a checkpoint, with the state dict at any depth of its dicts and
+      lists; one with two whose values differ (averaged weights, for example) is refused.
     - .caffemodel: the order of the layers tells Caffe's AlexNet (`variant` "caffe") from CaffeNet ("caffenet"), and
-      stride, padding, groups, pooling, LRN, slope of ReLU, size and scale of the input must be those of that network
-      where the file has them. The mean is the file's, if it has `mean_value`.
-    - .npy, of caffe-tensorflow: has no order of layers, and CaffeNet's arrays have the names and shapes of AlexNet's.
-      It is taken for AlexNet. For CaffeNet use `dataclasses.replace(load_weights(path), variant="caffenet")`.
+      stride, padding, groups, pooling, LRN, slope of ReLU, size and scale of the input must be those of that network if
+      the file has them. The mean is taken from the file if it has `mean_value`.
+    - .npy, of caffe-tensorflow: contains no order of layers, and CaffeNet's arrays have the names and shapes of
+      AlexNet's, so it is read as AlexNet. For CaffeNet use `dataclasses.replace(load_weights(path),
+      variant="caffenet")`.
 
-    Without a mean in the file, it is that of ILSVRC-2012, on which the published weights were trained. For weights
-    of other images (Places205) use `dataclasses.replace(weights, mean=...)`; if a .caffemodel names another file for
-    its mean, a warning says so.
+    If the file has no mean, that of ILSVRC-2012 is used, on which the published weights were trained. For weights
+    trained on other images (Places205), use `dataclasses.replace(weights, mean=...)`; if a .caffemodel takes its mean
+    from another file, a warning says so.
 
     Raises:
-      AlexNetError: the file can't be read, or holds another network; the message names the difference.
+      AlexNetError: the file can't be read, or contains another network; the message names the difference.
     """
     path = expanded(path)
     try:
@@ -154,14 +156,14 @@ def load_weights(path: str | os.PathLike[str]) -> Weights:
         if data[:6] == b"\x93NUMPY":
             return _from_npy(_read_npy(data))
         if data[:1] == b"\x80":
-            raise ValueError("PyTorch's format of before 2020: save it again with a current torch.save")
+            raise ValueError("PyTorch's format from before 2020: save it again with a current torch.save")
         return _from_caffemodel(caffe.read(data))
     except Exception as error:  # a damaged file causes errors of many kinds
         raise AlexNetError(f"{path}: not an AlexNet of torchvision or Caffe ({reason(error, 400)})") from error
 
 
 def refuse_other_files(data: bytes) -> None:
-    """Raises ValueError for contents often found in place of a large file: nothing, a web page, a Git LFS pointer."""
+    """Raises ValueError for contents often found in place of a large file: none, a web page, a Git LFS pointer."""
     start = data[:100].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not data:
         raise ValueError("the file is empty")
@@ -215,7 +217,7 @@ def _read_npy(data: bytes) -> Mapping[str, Any]:
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(file)
     if shape != () or not dtype.hasobject:
-        raise ValueError(f"an array {list(shape)} of {dtype}, one dict is needed")
+        raise ValueError(f"an array {list(shape)} of {dtype}, not one dict")
     match pickles.loads(data[file.tell() :]):
         case pickles.PickledArray(values=[dict(layers)]):
             return {key.decode("latin-1") if isinstance(key, bytes) else key: layers[key] for key in layers}
@@ -266,7 +268,7 @@ def checked(weights: Weights) -> Weights:
     """The same weights, with contiguous arrays.
 
     Raises:
-      ValueError: an array has another shape than the network needs, or holds Inf or NaN.
+      ValueError: an array does not have the shape that the network needs, or contains Inf or NaN.
     """
     bias = weights.params["logits"]["bias"]
     for layer, count in layer_counts.count_layers(weights.variant, max(bias.size, 1)).items():
@@ -275,6 +277,6 @@ def checked(weights: Weights) -> Weights:
             if arrays[name].shape != shape:
                 raise ValueError(f"{layer}'s {name} is {list(arrays[name].shape)}, {list(shape)} is needed")
             if not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{layer}'s {name} holds Inf or NaN")
+                raise ValueError(f"{layer}'s {name} contains Inf or NaN")
             arrays[name] = np.ascontiguousarray(arrays[name])
     return weights

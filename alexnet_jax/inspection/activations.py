@@ -1,7 +1,7 @@
 """Inside a trained network: activations, selective kernels, occlusion, gradients, nearest neighbours.
 
 The functions take an opened `Run` or arrays and return arrays; `plots` draws them, notebooks/explore_params.ipynb shows
-them in use. Each compiles once for a network and a shape of images.
+how to use them. Each compiles once for a network and a shape of images.
 """
 
 import dataclasses
@@ -23,19 +23,19 @@ def activations(run: Run, images: np.ndarray, names: Sequence[str] | None = None
     """Outputs of every layer, and of every operation after it, in the order of the computation.
 
     For AlexNetSmall "conv1", "conv1 activation", "conv1 LRN", "conv1 pool", "conv2" ... "fc2 activation", "logits".
-    Without dropout, from the centre of images that are larger than the network's input.
+    There is no dropout; of images that are larger than the network's input, the centre is used.
 
     Args:
       run: from `open_run`.
-      images: as for `Run.predict`; a few hundred at most, or the first layers take gigabytes.
-      names: of the layers and operations to return; None for all.
+      images: as for `Run.predict`, a few hundred at most: the first layers of more would take gigabytes.
+      names: names of the layers and operations to return; None: all.
 
     Returns:
       float32 [N, H, W, C] for maps and [N, C] for dense layers, by name.
 
     Raises:
-      ValueError: for images of another shape, dtype or range.
-      KeyError: the network has no layer or operation of a name.
+      ValueError: the images have another shape, dtype or range.
+      KeyError: the network has no layer or operation with one of the names.
     """
     inputs = run.preprocessing.evaluation(to_grey_levels(images, run.dataset.image_shape))
     chosen = None if names is None else tuple(names)
@@ -61,12 +61,13 @@ def _hidden_features(model: nn.Module, params: Mapping[str, Any], inputs: jax.Ar
 
 
 def nearest(queries: np.ndarray, candidates: np.ndarray, count: int) -> np.ndarray:
-    """The `count` candidates [N, F] at the smallest Euclidean distance from each query [Q, F], nearest first.
+    """The `count` candidates [N, F] with the smallest Euclidean distance from each query [Q, F], nearest first.
 
     As in the paper's section 6.1 and figure 4. Returns rows of `candidates`, int [Q, count].
     """
     squares = (candidates.astype(np.float64) ** 2).sum(axis=1)
-    distances = squares - 2 * queries.astype(np.float64) @ candidates.T  # less the query's square: the same order
+    # The query's square is omitted: the order is the same.
+    distances = squares - 2 * queries.astype(np.float64) @ candidates.T
     return np.argsort(distances, axis=1, kind="stable")[:, :count]
 
 
@@ -96,8 +97,8 @@ def selectivity(kernel: np.ndarray) -> Selectivity:
         orientation = sqrt((Jxx - Jyy)^2 + 4 Jxy^2) / (Jxx + Jyy),  J = sum over pixels and channels of grad w grad w^T
 
     J is the structure tensor (Bigun and Granlund, 1987); gradients are taken between pixels, over cells of 2 x 2.
-    Both have to be compared with kernels of noise (`selectivity_of_noise`): these have two thirds of their energy in
-    colour, as one channel of three is the mean, and a small kernel of noise always has some direction. `kernel` is
+    Compare both with those of noise kernels (`selectivity_of_noise`): these have two thirds of their energy in colour,
+    because the mean accounts for one of three channels, and a small noise kernel always has some direction. `kernel` is
     float [KH, KW, 3, N], KH and KW at least 2.
 
     Raises:
@@ -123,7 +124,7 @@ def selectivity(kernel: np.ndarray) -> Selectivity:
 
 
 def selectivity_of_noise(side: int, percentile: float = 99.0, count: int = 4096) -> tuple[float, float]:
-    """A percentile of (colour, orientation) of `count` kernels of Gaussian noise with KH = KW = `side`.
+    """A percentile of (colour, orientation) over `count` kernels of Gaussian noise with KH = KW = `side`.
 
     They are drawn with a fixed seed.
     """
@@ -140,7 +141,7 @@ def occlusion_map(run: Run, image: np.ndarray, label: int, window: int, stride: 
       run: from `open_run`.
       image: one image, [H, W, 3], as for `Run.predict`.
       label: the class.
-      window: side of the square in pixels; at the edges a part of it is outside.
+      window: side of the square in pixels; at the edges, part of it is outside the image.
       stride: pixels between its centres.
 
     Returns:
@@ -161,13 +162,13 @@ def occlusion_map(run: Run, image: np.ndarray, label: int, window: int, stride: 
 
 
 def input_gradient(run: Run, image: np.ndarray, label: int) -> np.ndarray:
-    """Gradient of a class's logit by the image's pixels (Simonyan, Vedaldi and Zisserman, 2014).
+    """Gradient of a class's logit with respect to the image's pixels (Simonyan, Vedaldi and Zisserman, 2014).
 
     `image` is one image, [H, W, 3], as for `Run.predict`. Returns float32 [H, W, 3], the change of the logit for each
     grey level (0..255).
 
     Raises:
-      ValueError: for an image of another shape, dtype or range, or a label that is not a class.
+      ValueError: the image has another shape, dtype or range, or the label is not a class.
     """
     if not 0 <= label < len(run.class_names):
         raise ValueError(f"label must be from 0 to {len(run.class_names) - 1}, not {label}")

@@ -23,22 +23,22 @@ from alexnet_jax.runs.folder import versions
 from alexnet_jax.runs.log import Record
 from alexnet_jax.training.predict import make_predict_step, predict_logits, softmax
 
-MOST_DRAWN = 60  # images on the sheet, which with more would be too large to look at
-MOST_NAMED = 3  # files that are skipped for the same reason
-TOP = 5  # classes that are reported for an image
+MOST_DRAWN = 60  # images on the sheet; with more, it would be too large to look at
+MOST_NAMED = 3  # files skipped for the same reason that are named
+TOP = 5  # classes reported for an image
 
 
 def classify_images(config: EvalConfig) -> list[dict[str, Any]]:
     """Classifies image files, prints the top 5 of each, writes `eval/images.json` and `.png`.
 
-    An image is turned as its EXIF orientation says, drawn on white where it is transparent, cropped to its central
-    square and scaled to the size of the run's images.
+    Each image is rotated according to its EXIF orientation, drawn on white where it is transparent, cropped to its
+    central square and scaled to the size of the run's images.
 
     Returns:
       One row for each image, as in the file.
 
     Raises:
-      AlexNetError: files can't be read; after all others have been classified, and each has been named.
+      AlexNetError: some files can't be read; raised after these have been named and all others classified.
     """
     runtime.cache_compilations(config.compilation_cache)
     devices = select_devices(config.num_devices)
@@ -76,9 +76,9 @@ def classify_images(config: EvalConfig) -> list[dict[str, Any]]:
 
 
 def find_images(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """The files among `paths` and those in folders that look like images, in order; and paths that can't be read.
+    """The files among `paths`, and those in folders that look like images, in order; and the paths that can't be read.
 
-    A warning names each of the latter and counts the other files of the folders. System files are ignored.
+    A warning names each of the latter and counts the folders' other files. System files are ignored.
     """
     found: list[pathlib.Path] = []
     broken: list[pathlib.Path] = []
@@ -120,7 +120,7 @@ def read_images(
         except (decode.ImageError, OSError) as error:
             reason = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
             reasons[reason] += 1
-            if reasons[reason] <= MOST_NAMED:  # a phone's folder may hold hundreds of one kind
+            if reasons[reason] <= MOST_NAMED:  # a phone's folder may contain hundreds of one kind
                 warn(f"skipped {shown(str(path), 300)}: {reason}")
             broken.append(path)
             continue

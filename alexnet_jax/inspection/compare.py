@@ -54,13 +54,13 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
 
 
 def _open_tasks(paths: Sequence[pathlib.Path], config: EvalConfig) -> list[Task]:
-    """Opens all runs on the first one's copy of the images."""
+    """Opens all runs, with the first one's copy of the images."""
     first = open_task(paths[0], config)
     tasks = [first]
     for path in paths[1:]:
         task = open_task(path, config)
         if not first.has_same_images(task):
-            raise AlexNetError(f"{paths[0]} and {path} can't be compared: they have other images or classes")
+            raise AlexNetError(f"{paths[0]} and {path} can't be compared: they have different images or classes")
         tasks.append(dataclasses.replace(task, dataset=first.dataset))
     return tasks
 
@@ -88,7 +88,7 @@ def _rows(
 
 
 def shortest_names(paths: Sequence[pathlib.Path]) -> list[str]:
-    """The last parts of each path, as many as distinguish them; a path that occurs twice gets numbers."""
+    """The last parts of each path, as many as are needed to distinguish them; a path that occurs twice gets numbers."""
     parts = [path.absolute().parts[1:] for path in paths]
     count = 1
     while len({part[-count:] for part in parts}) < len(set(parts)):

@@ -49,12 +49,12 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 
 def _suffix(split: str) -> str:
-    """Ends the names of a split's files; empty for the test images."""
+    """Suffix of the names of a split's files; empty for the test images."""
     return "" if split == "test" else f"-{split}"
 
 
 def _evaluation_files(evaluation: Evaluation) -> dict[str, bytes]:
-    """Contents of the files of an evaluation by name; the results come last."""
+    """Contents of an evaluation's files, by name; the results come last."""
     run, split, results = evaluation.task.run, evaluation.task.split, evaluation.results
     predictions = io.BytesIO()
     np.savez_compressed(

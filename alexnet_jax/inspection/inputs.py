@@ -1,4 +1,4 @@
-"""Images as a caller hands them in: checked, and predicted in parts."""
+"""Images from a caller: checked, and predicted in parts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ def to_grey_levels(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
     """Images [N, H, W, 3] of shape `image_shape`, uint8 or float in [0, 1], as grey levels 0..255, uint8 or float32.
 
     Raises:
-      ValueError: for another shape, dtype or range.
+      ValueError: the images have another shape, dtype or range.
     """
     if np.ma.is_masked(images):
         raise ValueError("images must not be masked: give every pixel a value")

@@ -1,8 +1,8 @@
 """`eval.py --report`: an evaluation as one HTML page that works offline.
 
 Jinja2 fills the template, because it escapes every name and setting; plotly draws the curves, because its zoom works
-with a mouse and with fingers. Plotly's script has 4.8 MB: the page contains it as 2 MB of compressed text, which the
-browser decompresses. (Plotly's basic bundle, 1.2 MB, is in no Python package.)
+with a mouse and on touch screens. Plotly's script has 4.8 MB; the page contains it as 2 MB of compressed text, which
+the browser decompresses. (No Python package contains Plotly's basic bundle, 1.2 MB.)
 """
 
 import base64
@@ -28,19 +28,19 @@ from alexnet_jax.inspection.scores import accuracy_interval, calibration
 from alexnet_jax.inspection.task import Evaluation
 from alexnet_jax.training.predict import softmax
 
-LARGEST_TABLE = 30  # classes; with more, the most frequent confusions are listed instead of a matrix
+LARGEST_TABLE = 30  # classes; for more, the most frequent confusions are listed instead of a matrix
 MOST_LISTED = 100  # confusions in that list
 MOST_IN_CELL = 24  # images of a cell of the matrix
 MOST_TILES = 2_400  # images of all cells
 MISTAKES = 24  # images under "Most confident mistakes"
-MOST_WITH_MAPS = 10  # images with feature maps; fewer of large networks
+MOST_WITH_MAPS = 10  # images with feature maps; fewer for large networks
 MOST_MAP_PIXELS = 4_000_000  # of all feature maps
 LARGEST_TILE = 64  # pixels; larger images are scaled down
 BLUE, ORANGE, GREY = plots.TRAIN, plots.VALIDATION, "#888888"
 
 
 def page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> str:
-    """The report, HTML, of an evaluation and the lines of its run's metrics.jsonl."""
+    """The report, as HTML, on an evaluation and the lines of its run's metrics.jsonl."""
     run, results = evaluation.task.run, evaluation.results
     probabilities = softmax(evaluation.logits)
     layers, inside = feature_maps(evaluation)
@@ -165,7 +165,7 @@ def _calibration(evaluation: Evaluation, probabilities: np.ndarray) -> dict[str,
 
 
 def _as_json(figure: go.Figure) -> dict[str, Any]:
-    """Data and layout without plotly's own theme: the page has a light and a dark one."""
+    """Data and layout without plotly's own theme, because the page has a light and a dark one."""
     figure.update_layout(
         template={}, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"size": 12}, dragmode="zoom"
     )
@@ -176,7 +176,7 @@ def _as_json(figure: go.Figure) -> dict[str, Any]:
 
 
 def _classes(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Rows of the per-class accuracy, best first; of more than `LARGEST_TABLE` classes the best and the worst."""
+    """Rows of the per-class accuracy, best first; of more than `LARGEST_TABLE` classes, only the best and the worst."""
     rows = sorted((row for row in results["per_class"] if row["count"]), key=lambda row: -row["accuracy"])
     return rows if len(rows) <= LARGEST_TABLE else rows[: LARGEST_TABLE // 2] + rows[-LARGEST_TABLE // 2 :]
 
@@ -285,7 +285,7 @@ def feature_maps(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any]
 def map_image(maps: np.ndarray) -> dict[str, Any]:
     """Maps [H, W, C] of one image as a PNG with a palette, dark to yellow from the least to the 99.5th percentile."""
     low, percentile, largest = float(maps.min()), float(np.percentile(maps, 99.5)), float(maps.max())
-    high = percentile if percentile > low else largest  # almost all units are at the least value
+    high = percentile if percentile > low else largest  # almost all units have the smallest value
     scaled = np.clip((maps - low) / max(high - low, 1e-12), 0, 1)
     grid = plots.mosaic(np.moveaxis(scaled, -1, 0)[..., None])[..., 0]
     image = PIL.Image.fromarray(np.round(np.nan_to_num(254 * grid, nan=255)).astype(np.uint8))
@@ -301,6 +301,6 @@ def map_image(maps: np.ndarray) -> dict[str, Any]:
 def data_uri(image: PIL.Image.Image, kind: str = "PNG", **options: Any) -> str:
     """An image as a data URI; `options` are those of Pillow's format."""
     data = io.BytesIO()
-    # Pillow optimizes a JPEG in a buffer of a byte a pixel, which images of noise overflow.
+    # Pillow optimizes a JPEG in a buffer of one byte per pixel, which is too small for images of noise.
     image.save(data, kind, optimize=kind == "PNG", **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

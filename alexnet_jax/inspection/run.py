@@ -1,4 +1,4 @@
-"""A finished run, opened: its settings, parameters and predictions."""
+"""An opened run: its settings, parameters and predictions."""
 
 import contextlib
 import dataclasses
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def model(self) -> nn.Module:
-        """The Linen module that `params` belong to."""
+        """The Linen module to which `params` belong."""
         return build.from_config(self.config.network, len(self.class_names))
 
     @property
@@ -135,17 +135,17 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
       AlexNetError: the folder is not a run or has no such checkpoint, or a file can't be read.
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise UsageError(f"open_run({shown(path)!r}): the path of a run's folder is needed")
+        raise UsageError(f"open_run({shown(path)!r}): must be the path of a run's folder")
     step_or_name = isinstance(checkpoint, str | int | np.integer) and not isinstance(checkpoint, bool)
     if not step_or_name or not re.fullmatch("last|best|[0-9]{1,18}", str(checkpoint)):
-        raise UsageError(f'checkpoint {shown(checkpoint)!r}: "last", "best" or a step (0 or more) is needed')
+        raise UsageError(f'checkpoint {shown(checkpoint)!r}: must be "last", "best" or a step (0 or more)')
     folder = RunFolder(expanded(path))
     if not os.path.isdir(folder.path):
         raise AlexNetError(f"{shown(folder.path, 300)}: there is no such folder")
     config, dataset, statistics = folder.read_config(), folder.read_dataset(), folder.read_statistics()
     if statistics.mean_image.shape != dataset.image_shape:
         raise AlexNetError(
-            f"{folder.dataset} has images {dataset.image_shape}, {folder.statistics} {statistics.mean_image.shape}"
+            f"{folder.dataset} has images {dataset.image_shape}, but {folder.statistics} {statistics.mean_image.shape}"
         )
     if "train" not in dataset.counts:
         raise AlexNetError(f"{folder.dataset}: counts has no number of training images")

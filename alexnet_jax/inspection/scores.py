@@ -1,4 +1,4 @@
-"""Scores of predictions: counts and means over examples, calibration, tests of one network against another."""
+"""Scores of predictions: counts and means over examples, calibration, comparison of two networks."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ class Calibration:
     Attributes:
       count: int [bins], number of examples.
       confidence: float [bins], their mean largest probability; NaN where there is no example.
-      accuracy: float [bins], the share of them that is correct; NaN where there is no example.
+      accuracy: float [bins], the share of them that are correct; NaN where there is no example.
       error: expected calibration error, the mean of |accuracy - confidence| over examples (Guo et al., 2017).
     """
 
@@ -44,7 +44,7 @@ class Calibration:
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> Calibration:
     """Calibration of N > 0 predictions: `confidence` is the largest probability, float [N], `correct` is bool [N].
 
-    A probability on a border belongs to the lower bin, as in Guo et al.
+    A probability on the border of two bins belongs to the lower one, as in Guo et al.
     """
     largest = confidence.astype(np.float64)
     bin_of = np.clip(np.ceil(largest * bins).astype(int) - 1, 0, bins - 1)
@@ -64,10 +64,10 @@ class PairedTest:
     Attributes:
       first_only: number of examples that only the first classifies correctly.
       second_only: number of examples that only the second classifies correctly.
-      difference: accuracy of the second less that of the first.
+      difference: accuracy of the second minus that of the first.
       interval: of the difference, 95%, from the normal approximation.
-      p_value: of McNemar's exact test: the probability of a split of these examples at least as uneven if each is a
-        fair coin toss.
+      p_value: p-value of McNemar's exact test: the probability that these examples split at least as unevenly if each
+        is a fair coin toss.
     """
 
     first_only: int
@@ -80,9 +80,9 @@ class PairedTest:
 def mcnemar(first: np.ndarray, second: np.ndarray) -> PairedTest:
     """Compares two networks by the examples that only one of them classifies correctly (McNemar, 1947).
 
-    `first` and `second` are bool [N], whether each network is correct. Of the examples b are
-    correct in the first only and c in the second only: difference = (c - b) / N, its variance is
-    (b + c - (c - b)^2 / N) / N^2, and the p-value is the two-sided binomial one of b in b + c.
+    `first` and `second` are bool [N], whether each network is correct. If b examples are correct only in the first and
+    c only in the second, the difference is (c - b) / N, its variance (b + c - (c - b)^2 / N) / N^2, and the p-value
+    that of a two-sided binomial test of b in b + c.
     """
     import scipy.stats  # late, because importing it takes longer than most of eval.py
 
@@ -94,7 +94,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> PairedTest:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjustment: the i-th smallest of m is multiplied by m - i + 1; a larger one never ends below a smaller."""
+    """Holm's adjustment: the i-th smallest of m p-values is multiplied by m - i + 1, and their order is kept."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -103,7 +103,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
-    """Wilson's 95% interval of an accuracy, for the draw of `count` images; differences between seeds are not in it."""
+    """Wilson's 95% interval of an accuracy, for the sampling of `count` images, without variation between seeds."""
     import scipy.stats
 
     interval = scipy.stats.binomtest(correct, count).proportion_ci(method="wilson")

@@ -40,7 +40,8 @@ class Task:
             return False
         if self.run.dataset.fingerprint == other.run.dataset.fingerprint:
             return True
-        # Of all splits. With --train-on all, only the others are those of the same data set without it.
+        # These fingerprints cover all splits. With --train-on all, only the other splits equal those of the data set
+        # without it.
         for start in range(0, count, COMPARED_AT_ONCE):
             indices = np.arange(start, min(start + COMPARED_AT_ONCE, count))
             one, two = (task.dataset.examples(task.split, indices) for task in (self, other))
@@ -70,14 +71,14 @@ def open_task(path: pathlib.Path, config: EvalConfig) -> Task:
     """Opens a run and its data set.
 
     Raises:
-      AlexNetError: one can't be read, or the data is not the run's.
+      AlexNetError: one can't be read, or the data is not that of the run.
       UsageError: the flags don't suit the run.
     """
     run = open_run(path, config.checkpoint)
     check_views(config.views, run.config.augmentation, path)
     dataset = _load_data(run, config)
     if dataset.fingerprint() != run.dataset.fingerprint:
-        raise AlexNetError(f"{path} was trained on other images than those from {dataset.source}")
+        raise AlexNetError(f"{path} was not trained on the images from {dataset.source}")
     split = config.split or ("test" if "test" in dataset.counts else "validation")
     if split not in dataset.counts:
         raise AlexNetError(f"{dataset.source} has no split {split!r}; it has {', '.join(dataset.counts)}")
@@ -85,7 +86,7 @@ def open_task(path: pathlib.Path, config: EvalConfig) -> Task:
 
 
 def _load_data(run: Run, config: EvalConfig) -> Dataset:
-    """The run's data from --data-dir, or from where it was in training."""
+    """The run's data, from --data-dir or from where it was during training."""
     if config.data_dir is not None:
         return load(dataclasses.replace(run.config.data, data_dir=config.data_dir))
     try:

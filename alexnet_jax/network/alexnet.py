@@ -1,4 +1,4 @@
-"""AlexNet for ImageNet, in the variants that go by that name."""
+"""AlexNet for ImageNet, in the variants that are known by that name."""
 
 import dataclasses
 import functools
@@ -22,27 +22,27 @@ from alexnet_jax.network.split_dense import dense_layer
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2", "logits")
 KERNEL_SIDES = (11, 5, 3, 3, 3)
-SMALLEST_INPUT = 67  # below it, some variant's third pooling has no window
+SMALLEST_INPUT = 67  # with smaller images, the third pooling of some variants has no window
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The numbers by which one AlexNet differs from another. Tuples go by layer, in the order of `LAYERS`.
+    """The numbers by which one AlexNet differs from another. Tuples have an entry per layer, in the order of `LAYERS`.
 
     Attributes:
       source: where the numbers come from.
       input_size: height and width of the images in pixels; other sizes change the shape of fc1's kernel.
       conv1_padding: rows and columns of zeros before and after the image. The other convolutions keep the map's size.
       features: output channels of each convolution.
-      groups: `feature_group_count` of each convolution; the towers where it is 2.
+      groups: `feature_group_count` of each convolution; the two towers if it is 2.
       operations: what follows each convolution, in order; "activation" is the ReLU.
       lrn_k: k of the normalization across channels. Its size 5, alpha 1e-4 and beta 0.75 are the same in all variants.
-      lrn_divide_by_size: whether that alpha is divided by 5.
+      lrn_divide_by_size: whether alpha is divided by 5.
       lrn_groups: groups of channels that are normalized separately.
       deviations: standard deviation of each layer's initial weights, N(0, deviation). None: PyTorch's default, weights
         and biases uniform within +- 1 / sqrt(fan-in).
       biases: initial value of each layer's biases; unused where `deviations` is None.
-      dropped: the two dense layers whose inputs are dropped out.
+      dropped: the two dense layers whose inputs have dropout.
     """
 
     source: str
@@ -134,16 +134,17 @@ class AlexNet(nn.Module):
     All have five convolutions, 11x11 / 4, 5x5 and three of 3x3, with 3x3 / 2 max pooling after the first, second and
     fifth, and two hidden dense layers of 4096; images of their `input_size` give a 6 x 6 x 256 map before these.
 
-    - `"paper"`: the paper's text to the letter, 60,965,224 parameters. The text's 224x224 images are 227x227 here: with
-      an 11x11 kernel, stride 4 and no padding only these give the 55x55 map that its neuron counts require.
-    - `"2012"`: what the authors ran, with 40.7% / 18.2% error. The program computes 1 + ceil((size - 11) / 4) outputs,
-      so its 224x224 images give 55x55 too: the last row and column of windows extend 3 pixels past the edge, into
-      zeros. The same rule for pooling needs no padding at 55, 27 and 13. Each tower normalizes its own channels.
-    - `"one-column"`: the same author's network for one GPU (2014), 64-192-384-256-256 channels, 61,100,840 parameters.
+    - `"paper"`: exactly the paper's text, 60,965,224 parameters. The text's 224x224 images are 227x227 here: with an
+      11x11 kernel, stride 4 and no padding only these give the 55x55 map that its neuron counts require.
+    - `"2012"`: the program that the authors ran, with 40.7% / 18.2% error. The program computes 1 + ceil((size - 11) /
+      4) outputs, so its 224x224 images give 55x55 too: the last row and column of windows extend 3 pixels past the
+      edge, into zeros. The same rule for pooling needs no padding at 55, 27 and 13. Each tower normalizes its own
+      channels.
+    - `"one-column"`: Krizhevsky's network for one GPU (2014), 64-192-384-256-256 channels, 61,100,840 parameters.
     - `"torchvision"`: one-column's shape without normalization.
     - `"caffe"`: the paper's shape with Caffe's normalization and initial values.
     - `"caffenet"`: Caffe's reference network, which pools before it normalizes. Only this order and the initial biases
-      differ from `"caffe"`, so the weights of one load into the other, and give other answers.
+      differ from `"caffe"`, so the weights of one can be loaded into the other, but give different results.
 
     Kernels are [height, width, input channels / groups, output channels]; the map is flattened in the order H, W, C.
     The programs of 2012, Caffe and torchvision flatten C, H, W: reorder fc1's rows to use their weights.
@@ -151,7 +152,7 @@ class AlexNet(nn.Module):
     Attributes:
       variant: a key of `VARIANTS`.
       num_classes: number of logits.
-      dropout_rate: probability that an input of a `dropped` layer is dropped; the paper has 0.5.
+      dropout_rate: probability that an input of a `dropped` layer is dropped; 0.5 in the paper.
       dtype: dtype of the computation, float32 or bfloat16; parameters and logits stay float32.
       convolution: `lax.conv_general_dilated` or a function with its signature.
       dense_axis: name of the device axis over which the dense layers are split (`split_dense`); None: not split.
@@ -169,13 +170,13 @@ class AlexNet(nn.Module):
         """Computes unnormalized logits, float32 [B, num_classes].
 
         Args:
-          images: float [B, H, W, 3] in grey levels (0 to 255) less the training mean: the initial weights and alpha
-            are made for this scale. H and W are the variant's `input_size`.
+          images: float [B, H, W, 3] in grey levels (0 to 255) minus the training mean: the initial weights and alpha
+            are meant for this scale. H and W are the variant's `input_size`.
           dropout_keys: [B] PRNG keys, one per example: training. None: evaluation, no dropout.
 
         Raises:
           AlexNetError: the variant does not exist, or the images are smaller than 67x67 pixels.
-          flax.errors.ScopeParamShapeError: the images have another size than those the parameters were made for.
+          flax.errors.ScopeParamShapeError: the images do not have the size that the parameters were made for.
         """
         network = architecture(self.variant)
         _check_size(images.shape, network.input_size)

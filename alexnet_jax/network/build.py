@@ -1,7 +1,7 @@
-"""Networks by name, from settings: `NETWORKS` has a row for each.
+"""Builds networks by name from settings: `NETWORKS` has a row for each.
 
-For a new network, write its module, add its name to `NetworkConfig.network`, and its row here. `alexnet_jax.network`
-says what the module must keep to.
+For a new network, write its module, add its name to `NetworkConfig.network`, and its row here. The docstring of
+`alexnet_jax.network` lists the requirements on the module.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ def from_config(config: NetworkConfig, num_classes: int) -> nn.Module:
 
 
 def input_size(config: NetworkConfig) -> int | None:
-    """Height and width of the images that a network takes; None: it adapts to any."""
+    """Height and width of the images that a network takes; None: any."""
     return NETWORKS[config.network].input_size
 
 

@@ -21,7 +21,7 @@ class HiddenLayer(NamedTuple):
     """A hidden layer of `ConvNet`.
 
     Attributes:
-      name: "conv..." is a convolution, "local..." has a kernel for each place.
+      name: "conv..." is a convolution, "local..." has a kernel for each position.
       size: side of the kernel; the map keeps its size.
       features: output channels.
       deviation: standard deviation of the initial weights.
@@ -104,7 +104,7 @@ class ConvNet(nn.Module):
         """Computes unnormalized logits, float32 [B, num_classes].
 
         Args:
-          images: float [B, H, W, 3] in grey levels (0 to 255) less the training mean.
+          images: float [B, H, W, 3] in grey levels (0 to 255) minus the training mean.
           dropout_keys: not used: there is no dropout.
         """
         functions: dict[Operation, Callable[[jax.Array], jax.Array]] = {
@@ -129,7 +129,7 @@ class ConvNet(nn.Module):
 
 
 class LocallyConnected(nn.Module):
-    """`locally_connected` as a layer, with a kernel and a bias for each place of the map; biases start at 0.
+    """`locally_connected` as a layer, with a kernel and a bias for each position of the map; biases start at 0.
 
     Attributes:
       features: output channels.

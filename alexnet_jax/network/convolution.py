@@ -1,4 +1,4 @@
-"""Convolutions as matrix products, for CPUs: the sums of `lax.conv_general_dilated`, in half the time or less.
+"""Convolutions as matrix products, for CPUs: the sums of `lax.conv_general_dilated` in half the time or less.
 
 On a CPU, XLA runs the gradient of a convolution with respect to its kernel at a fraction of the speed of a matrix
 product. Here convolution and gradients are matrix products: with stride 1 by Winograd's algorithm, which also needs
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-TILE = 4  # outputs of a Winograd tile along an axis; less is slower and more exact
-POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # small powers of two, as products with them are exact
+TILE = 4  # outputs of a Winograd tile along an axis; smaller tiles are slower and more exact
+POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # small powers of two, because products with them are exact
 
-_product = functools.partial(jnp.matmul, precision="highest")  # less than float32 (a GPU's TF32) would ruin Winograd
+# Lower precision (a GPU's TF32) would ruin Winograd's results.
+_product = functools.partial(jnp.matmul, precision="highest")
 
 
 def fast_convolution(
@@ -49,11 +50,12 @@ def fast_convolution(
 
 
 def _winograd_pays(images: Sequence[int], kernel: Sequence[int]) -> bool:
-    """Whether `winograd` is faster, from the shapes [B, H, W, C] and [R, R, C, F].
+    """Whether `winograd` is faster, judging by the shapes [B, H, W, C] and [R, R, C, F].
 
     The cost of its transforms grows with the square of the pixels and with C + F, that of the convolution with C F.
-    With 1.3 times the multiplications of a direct convolution it took 0.86 of the time, gradients included (16x16,
-    48 to 128 channels, 5x5), with 2.7 times twice as long (16x16, 32 to 32): `benchmarks/layers.py --choices`.
+    With 1.3 times the multiplications of a direct convolution, it took 0.86 of the time, gradients included (16x16, 48
+    to 128 channels, 5x5), with 2.7 times as many, it took twice as long (16x16, 32 to 32): see `benchmarks/layers.py
+    --choices`.
     """
     (_, height, width, channels), (size, *_, features) = images, kernel
     points = (TILE + size - 1) ** 2 * -(-height // TILE) * -(-width // TILE)
@@ -62,7 +64,7 @@ def _winograd_pays(images: Sequence[int], kernel: Sequence[int]) -> bool:
 
 
 def patches_product(images: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Array:
-    """Convolves with "SAME" padding as one product of all patches with the kernel.
+    """Convolves with "SAME" padding, as one product of all patches with the kernel.
 
     Args:
       images: [B, H, W, C].
@@ -107,7 +109,7 @@ def winograd(images: jax.Array, kernel: jax.Array) -> jax.Array:
     size, features = kernel.shape[0], kernel.shape[-1]
     rows_in, kernel_map, rows_out = _winograd_maps(height, size)
     columns_in, _, columns_out = _winograd_maps(width, size)
-    # Letters: p, q points; t, u tiles; h, w pixels; r, s places in the kernel.
+    # Letters: p, q points; t, u tiles; h, w pixels; r, s positions in the kernel.
     input_map = np.einsum("pth,quw->pqtuhw", rows_in, columns_in).reshape(-1, height * width)
     kernel_map = np.einsum("pr,qs->pqrs", kernel_map, kernel_map).reshape(-1, size * size)
     output_map = np.einsum("hpt,wqu->hwpqtu", rows_out, columns_out).reshape(height * width, -1)

@@ -17,8 +17,8 @@ class LayerCount(NamedTuple):
       output: shape of the output of the convolution or product, before pooling, without the batch.
       kernel: shape of the weights.
       parameters: weights and biases.
-      multiply_accumulates: multiplications of an activation by a weight: the kernel's size times the places where it
-        is applied, padding included. Biases, normalization and pooling do not count.
+      multiply_accumulates: multiplications of an activation by a weight: the kernel's size times the number of
+        positions where it is applied, padding included. Biases, normalization and pooling are not counted.
     """
 
     output: tuple[int, ...]

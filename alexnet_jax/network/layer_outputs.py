@@ -1,4 +1,4 @@
-"""What each layer of a network computes."""
+"""Outputs of each layer of a network."""
 
 import collections
 import functools
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 def layer_outputs(model: nn.Module, params: Mapping[str, Any], inputs: jax.Array) -> dict[str, jax.Array]:
     """Outputs of every layer and of each operation after it, by name, in the order of the computation.
 
-    A layer has the name of its parameters, "conv1"; operations are what the model keeps with `sow`, "conv1 pool".
-    `inputs` are the network's, float32 [B, H, W, 3]; there is no dropout.
+    A layer has the name of its parameters ("conv1"); operations are the values that the model stores with `sow` ("conv1
+    pool"). `inputs` are the network's, float32 [B, H, W, 3]; there is no dropout.
     """
 
     def is_layer(module: nn.Module, method: str) -> bool:
@@ -29,10 +29,10 @@ def layer_outputs(model: nn.Module, params: Mapping[str, Any], inputs: jax.Array
 def compiled_layer_outputs(
     model: nn.Module, params: Mapping[str, Any], inputs: jax.Array, names: tuple[str, ...] | None = None
 ) -> collections.OrderedDict[str, jax.Array]:
-    """`layer_outputs` of these names, None for all, as float32; compiled once for a model and a shape of inputs.
+    """The `layer_outputs` with these names (None: all) as float32; compiled once for a model and a shape of inputs.
 
     Raises:
-      KeyError: the network has no layer or operation of a name.
+      KeyError: the network has no layer or operation with one of the names.
     """
     outputs = layer_outputs(model, params, inputs)
     for name in names or ():

@@ -1,4 +1,4 @@
-"""Layers without parameters, other than normalization: overlapping pooling, local connections, dropout by example.
+"""Layers other than normalization: overlapping pooling, local connections, dropout per example.
 
 Shape letters: `B` batch, `H` height, `W` width, `C` channels.
 """
@@ -79,7 +79,7 @@ def _pool(
 
 @jax.named_scope("locally_connected")
 def locally_connected(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution with stride 1 and zero padding that has a different kernel at each place.
+    """A convolution with stride 1 and zero padding that has a different kernel at each position.
 
         y[h, w, f] = sum over r, s, c of kernel[h, w, r, s, c, f] * x[h + r - R // 2, w + s - R // 2, c]
 
@@ -127,7 +127,7 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
 
 
 def split_keys(keys: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """Keys [B] for each of two dropouts, from one key per example; None (evaluation) gives None for both."""
+    """Keys [B] for each of two dropout layers, from one key per example; None (evaluation) gives None for both."""
     if keys is None:
         return None, None
     pairs = jax.vmap(jax.random.split)(keys)

@@ -26,15 +26,15 @@ def local_response_norm(
 
     `a` is where implementations differ, by a factor of `size`:
 
-    - `divide_by_size=False`: a = alpha, as the paper prints it, and TensorFlow (whose `depth_radius` is the half-width)
-    - `divide_by_size=True`: a = alpha / size, as the authors' 2012 program ran it, Caffe, PyTorch and ONNX
+    - `divide_by_size=False`: a = alpha, as in the paper's text and TensorFlow (whose `depth_radius` is the half-width)
+    - `divide_by_size=True`: a = alpha / size, as in the authors' 2012 program, Caffe, PyTorch and ONNX
 
     Args:
       x: float32, bfloat16 or float16 [..., C]; squares and sums are computed in float32.
       size: number of channels in the window, at least 1; may exceed C.
       alpha: strength; non-negative.
       beta: exponent.
-      k: added to the sum; positive. The paper has 2, most libraries default to 1.
+      k: added to the sum; positive. The paper uses 2; most libraries default to 1.
       divide_by_size: which of the two conventions `alpha` follows.
 
     Returns:
@@ -55,15 +55,15 @@ def local_response_norm(
 def local_response_norm_by_the_book(
     x: np.ndarray, size: int, alpha: float, beta: float, k: float, divide_by_size: bool
 ) -> np.ndarray:
-    """The formula of `local_response_norm`, channel by channel in NumPy: the reference that tests compare with."""
+    """The formula of `local_response_norm`, channel by channel in NumPy: the reference for tests."""
     a = alpha / size if divide_by_size else alpha
     windows = [x[..., max(0, c - size // 2) : c + (size - 1) // 2 + 1] for c in range(x.shape[-1])]
     sums = np.stack([(window**2).sum(axis=-1) for window in windows], axis=-1)
     return x / (k + a * sums) ** beta
 
 
-# From here on: the same, fast and with its gradient. `window_sum(x, before, after)` is the only part that depends on
-# the kind of window: `_channel_sum` here, a square of pixels in lrn_within_channel.py.
+# From here on: a fast implementation of the same formula, with its gradient. `window_sum(x, before, after)` is the only
+# part that depends on the kind of window: `_channel_sum` here, a square of pixels in lrn_within_channel.py.
 
 
 def _channel_sum(x: jax.Array, before: int, after: int) -> jax.Array:
@@ -78,7 +78,7 @@ def sum_along(x: jax.Array, before: int, after: int, axis: int) -> jax.Array:
     pads = [(0, 0)] * x.ndim
     pads[axis] = (before, after)
     padded = jnp.pad(x, pads)
-    # On a CPU a pad fused into the sum prevents vectorization; on a GPU the fusion saves a pass over memory.
+    # On a CPU a pad fused into the sum prevents vectorization; on a GPU, the fusion saves a pass over memory.
     padded = lax.platform_dependent(padded, cpu=lax.optimization_barrier, default=lambda x: x)
     # Shifted adds: XLA fuses them into one pass, unlike reduce_window, and they cost half of a banded matrix product.
     shifted = (lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(before + after + 1))
@@ -93,8 +93,8 @@ WindowSum = Callable[[jax.Array, int, int], jax.Array]
 def normalize(x: jax.Array, size: int, a: float, beta: float, k: float, window_sum: WindowSum) -> jax.Array:
     """`x / (k + a * window_sum(x^2)) ^ beta`, with a gradient written by hand.
 
-    The gradient stores only `x`, which the layer before stores anyway, and computes the denominator again: that is
-    faster than writing it to memory and reading it back.
+    The gradient stores only `x`, which the layer before stores anyway, and recomputes the denominator, which is faster
+    than writing it to memory and reading it back.
     """
     wide = x.astype(jnp.float32)
     d = k + a * window_sum(wide * wide, size // 2, (size - 1) // 2)
@@ -113,7 +113,7 @@ def _backward(
 ) -> tuple[jax.Array]:
     # With d_i = k + a sum_{j in W(i)} x_j^2 and y_i = x_i d_i^-beta:
     #   dL/dx_j = g_j d_j^-beta - 2 a beta x_j sum_{i: j in W(i)} g_i x_i d_i^(-beta-1)
-    # The window {i: j in W(i)} is W mirrored, so `before` and `after` change places.
+    # The window {i: j in W(i)} is W mirrored, so `before` and `after` are swapped.
     wide, g = x.astype(jnp.float32), gradient.astype(jnp.float32)
     before, after = size // 2, (size - 1) // 2
     d = k + a * window_sum(wide * wide, before, after)
@@ -134,7 +134,7 @@ def _power(d: jax.Array, beta: float) -> jax.Array:
 
 
 def check_arguments(function: str, x: jax.Array, size: int, alpha: float, k: float) -> None:
-    """Raises ValueError or TypeError, naming the function, for arguments without a meaning."""
+    """Raises ValueError or TypeError, naming the function, for invalid arguments."""
     if size < 1 or alpha < 0 or k <= 0:
         raise ValueError(f"{function} needs size >= 1, alpha >= 0, k > 0; got {size=}, {alpha=}, {k=}")
     if not jnp.issubdtype(x.dtype, jnp.floating):

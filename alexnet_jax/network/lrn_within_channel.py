@@ -12,8 +12,8 @@ def local_response_norm_within_channel(
 
         y_hw = x_hw / (k + alpha / size^2 * sum of x_ij^2 over the size x size pixels around h, w) ^ beta
 
-    The authors' 2012 program applies it after the second normalization across channels, with the defaults here
-    (run 145: `rnorm`, size 5, scale 1e-3, k 1); Caffe calls it WITHIN_CHANNEL. All divide alpha by the area of the
+    The authors' 2012 program applies it after the second normalization across channels, with the defaults here (run
+    145: `rnorm`, size 5, scale 1e-3, k 1); Caffe calls it WITHIN_CHANNEL. Both programs divide alpha by the area of the
     whole window, even where the window extends past the edge of the map and sums fewer pixels. An even `size` reaches
     one pixel further up and left. The gradient is that of `lrn.normalize`.
 

@@ -1,4 +1,4 @@
-"""The operations after a layer: how a network's table names them, and how they are applied."""
+"""The operations after a layer: their names in a network's table, and how they are applied."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -19,12 +19,12 @@ def apply_operations(
 ) -> jax.Array:
     """Applies `operations` in order to the output of a layer.
 
-    Each result is sown into `intermediates` under "LAYER OPERATION", "conv1 LRN" for example, where
+    Each result is stored (`sow`) in `intermediates` under "LAYER OPERATION" ("conv1 LRN", for example), where
     `inspection.activations` finds it.
 
     Args:
-      network: the module that sows.
-      functions: what each operation is in this network.
+      network: the module that stores the results.
+      functions: the function of each operation in this network.
       layer: name of the layer.
       operations: their names, in order.
       x: the layer's output.

@@ -30,17 +30,18 @@ class AlexNetSmall(nn.Module):
         logits                        10             5,130
 
     Convolutions and pooling are padded "SAME". Kernels are drawn He-normal (truncated at two standard deviations, as in
-    Keras and TensorFlow), biases start at `initial_bias`. LRN has the numbers that the paper prints (size 5, alpha 1e-4
-    not divided, beta 0.75, k 2), as in the original post. Attributes other than the defaults are for experiments.
+    Keras and TensorFlow), biases start at `initial_bias`. LRN has the paper's numbers (size 5, alpha 1e-4 not divided,
+    beta 0.75, k 2), as in the original post. Values other than the defaults are for experiments.
 
     Attributes:
       num_classes: number of logits.
       dropout_rate: probability that an output of fc1 or fc2 is dropped.
-      initial_bias: initial value of every bias; the original post has 1 throughout, the paper in some layers.
+      initial_bias: initial value of every bias; 1 everywhere in the original post, in some layers in the paper.
       activation: applied after each hidden layer.
       lrn: "own", "divided" (alpha / size, the 2012 program) or "none".
-      pool_window: side of the pooling windows, which are 2 apart: 3 overlap.
-      conv1_stride: of the first convolution; with 1 the maps are twice as wide and fc1 has four times the weights.
+      pool_window: side of the pooling windows, whose stride is 2: windows of 3 overlap.
+      conv1_stride: stride of the first convolution; with 1, the maps are twice as wide and fc1 has four times the
+        weights.
       dropout_after: "both" hidden dense layers or only "fc1".
       dtype: dtype of the computation, float32 or bfloat16; parameters and logits stay float32.
       convolution: `lax.conv_general_dilated` or a function with its signature.
@@ -64,7 +65,7 @@ class AlexNetSmall(nn.Module):
         """Computes unnormalized logits, float32 [B, num_classes].
 
         Args:
-          images: float [B, H, W, 3], values in [0, 1] (or these less the training mean).
+          images: float [B, H, W, 3], values in [0, 1] (or these minus the training mean).
           dropout_keys: [B] PRNG keys, one per example: training. None: evaluation, no dropout.
         """
         conv, dense, after = self._parts()

@@ -21,7 +21,7 @@ LAYERS = ("fc1", "fc2", "logits")
 
 
 def dense_layer(axis: str | None) -> Callable[..., nn.Module]:
-    """`flax.linen.Dense`, or its form that is split over a device axis."""
+    """`flax.linen.Dense`, or its variant that is split over a device axis."""
     return nn.Dense if axis is None else functools.partial(SplitDense, axis=axis)
 
 
@@ -30,18 +30,18 @@ class SplitDense(nn.Module):
 
         y = sum over devices d of x[:, rows of d] @ kernel[rows of d] + bias
 
-    Each of D devices has b examples, B = D b in all. An all-to-all gives each its columns of all examples, [B, F / D].
-    Their product with its rows of the kernel is its part of the sum for all examples, [B, features]; a reduce-scatter
-    adds up the parts and gives each device its own examples again, [b, features]. What follows (bias, activation,
-    dropout) is the same as without the split. In the backward pass an all-gather replaces the reduce-scatter, and
-    another all-to-all the first. The gradient of a device's rows is that of the whole batch: no sum over devices is
-    needed.
+    Each of D devices has b examples, B = D b in all. An all-to-all gives each device its columns of all examples, [B, F
+    / D]. Their product with the device's rows of the kernel is its part of the sum for all examples, [B, features]; a
+    reduce-scatter adds up the parts and gives each device its own examples again, [b, features]. The operations that
+    follow (bias, activation, dropout) are the same as without the split. In the backward pass, an all-gather takes the
+    place of the reduce-scatter, and another all-to-all that of the first. The gradient of a device's rows is already
+    that of the whole batch, so no sum over devices is needed.
 
     A device sends (D - 1) / D * B * (F / D + features) numbers forward and as many backward. With a kernel split by
-    outputs (gather x, multiply, gather or exchange y) it would be F instead of F / D and, at the last layer,
-    features / D instead of features: more for the layers of AlexNet together, 1.5 times as much on 8 devices.
+    outputs (gather x, multiply, gather or exchange y), F would replace F / D and, in the last layer, features / D would
+    replace features: for AlexNet's layers together that is more, 1.5 times as much on 8 devices.
 
-    Where D does not divide F, the last device's rows are padded with zeros, whose gradient is zero.
+    If D does not divide F, the last device's rows are padded with zeros, whose gradient is zero.
 
     Attributes:
       features: number of outputs.

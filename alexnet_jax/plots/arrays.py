@@ -11,7 +11,7 @@ def unit_images(images: ArrayLike) -> np.ndarray:
     """Images [N, H, W, 3], uint8 grey levels 0..255 or float in [0, 1], as float in [0, 1].
 
     Raises:
-      ValueError: for another shape, dtype or range.
+      ValueError: the images have another shape, dtype or range.
     """
     pixels = np.asarray(images)
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or len(pixels) == 0:

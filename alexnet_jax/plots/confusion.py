@@ -14,14 +14,15 @@ from numpy.typing import ArrayLike
 from alexnet_jax.plots.style import LABEL, SMALL, TITLE
 from alexnet_jax.plots.text import escaped, shortened
 
-MAX_NUMBERED_CLASSES = 30  # beyond, the numbers in the cells are too small to read
+MAX_NUMBERED_CLASSES = 30  # with more classes, the numbers in the cells are too small to read
 
 
 def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str], title: str) -> Figure:
     """Draws the counts `matrix[true, predicted]`, int [C, C], with the recall of each row.
 
     Colour is the share of the true class on a square-root scale: a confusion of 4% is a fifth of the way to full
-    colour, where a linear scale would leave it white. Above 30 classes there are no numbers and only some of the names.
+    colour, where a linear scale would leave it white. With more than 30 classes, there are no numbers and only some of
+    the names.
 
     Raises:
       ValueError: the matrix is not [C, C].

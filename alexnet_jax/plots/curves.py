@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 def by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
     """The lines of `metrics.jsonl` of "train" and of "validation", sorted by step.
 
-    Where a split has two lines of a step, as after a resume, the later one counts.
+    If a split has two lines for a step, as after a resume, the later one counts.
     """
     found: dict[str, dict[int, Record]] = {"train": {}, "validation": {}}
     for record in records:
@@ -31,7 +31,8 @@ def training_curves(records: Iterable[Record]) -> Figure:
     """Draws loss, accuracy and, if recorded, the learning rate against the training step.
 
     Values that are not finite are gaps, and the legend counts them. The loss axis is logarithmic if the largest value,
-    such as the first one, would otherwise flatten the rest. A second axis counts completed epochs, if there are two.
+    such as the first one, would otherwise flatten the rest. A second axis counts completed epochs, if there are at
+    least two.
 
     Args:
       records: the lines of `metrics.jsonl`: mappings with `step` (updates made), `epoch` (index from 0 of the epoch
@@ -86,8 +87,8 @@ def training_curves(records: Iterable[Record]) -> Figure:
 def compared_curves(records: Mapping[str, Iterable[Record]], steps_per_epoch: Mapping[str, int]) -> Figure:
     """Draws loss and accuracy of several runs against the epoch: validation in solid lines, training in dashed ones.
 
-    Both arguments are by the run's name: the lines of its `metrics.jsonl`, and its steps per epoch, which differ where
-    batch sizes do.
+    Both arguments are dicts by the run's name: the lines of its `metrics.jsonl`, and its steps per epoch, which differ
+    if batch sizes differ.
     """
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -129,7 +130,7 @@ def _curve(ax: Axes, records: Sequence[Record], key: str, label: str, color: str
     not_finite = int(np.isnan(values).sum())
     if not_finite and label:
         label += f", {not_finite} of {len(values)} not finite"
-    few = len(values) <= 100  # without markers a lone point, or one between gaps, would not be seen
+    few = len(values) <= 100  # without markers, an isolated point would be invisible
     x = [record["step"] for record in records]
     ax.plot(x, values, color=color, label=label, linewidth=1.2, marker="o" if few else "", markersize=2.5)
 

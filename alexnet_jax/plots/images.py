@@ -1,4 +1,4 @@
-"""Images and what a network makes of them: titles, colour noise, predictions, saliency."""
+"""Images with titles, colour noise, predictions or saliency."""
 
 import textwrap
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def portraits(images: ArrayLike, titles: Sequence[object], columns: int = 10) ->
     """Draws images [N, H, W, 3], uint8 or float in [0, 1], in a grid, each under its title; long titles are wrapped.
 
     Raises:
-      ValueError: other images, or another number of titles.
+      ValueError: the images have another shape or range, or the number of titles differs.
     """
     pixels = unit_images(images)
     if len(titles) != len(pixels):
@@ -69,7 +69,7 @@ def predictions(
       columns: images in a row.
 
     Raises:
-      ValueError: other images, or lengths differ.
+      ValueError: the images have another shape or range, or lengths differ.
     """
     pixels = unit_images(images)
     if not len(pixels) == len(names) == len(tops):
@@ -107,9 +107,9 @@ def saliency(image: ArrayLike, occlusion: ArrayLike, gradient: ArrayLike, title:
     Args:
       image: [H, W, 3], uint8 grey levels or float in [0, 1].
       occlusion: float [h, w] in [0, 1], the class's probability with parts covered (`activations.occlusion_map`).
-      gradient: float [H, W, 3], of the class's logit (`activations.input_gradient`); drawn is the largest absolute
-        value of the channels.
-      title: such as the class.
+      gradient: float [H, W, 3], of the class's logit (`activations.input_gradient`); the largest absolute value of the
+        three channels is drawn.
+      title: title of the figure, such as the class.
 
     Raises:
       ValueError: an array has another shape or range.
@@ -123,7 +123,7 @@ def saliency(image: ArrayLike, occlusion: ArrayLike, gradient: ArrayLike, title:
     figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
     figure.suptitle(escaped(title), fontsize=TITLE)
     height, width = pixels.shape[:2]
-    # At least 5 points of probability span the colours, so that a map without any effect looks like one.
+    # The colours span at least 5 percentage points, so that a map without any effect looks uniform.
     low, high = float(covered.min()), max(float(covered.max()), float(covered.min()) + 0.05)
     drawings: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
         "Image": (pixels, {}),

@@ -1,4 +1,4 @@
-"""Sizes, colours and the look of axes that all figures share."""
+"""Sizes, colours and axis style shared by all figures."""
 
 from matplotlib.axes import Axes
 

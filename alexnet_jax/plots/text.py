@@ -1,4 +1,4 @@
-"""Text in figures: names of any length and script, drawn as they are."""
+"""Text in figures: names of any length and script, drawn unchanged."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 
 def shortened(text: str, length: int = 40) -> str:
-    """The text, or its two ends with an ellipsis between them: names often differ at either end.
+    """The text, or if it is too long, its two ends with an ellipsis between them: names often differ at either end.
 
     Wide letters (CJK) count twice.
     """
@@ -31,9 +31,9 @@ def text_width(text: str) -> int:
 
 
 def escaped(text: str) -> str:
-    """The text such that matplotlib draws it unchanged.
+    """The text, escaped so that matplotlib draws it unchanged.
 
-    Matplotlib takes text between two $ for a formula and omits a name that begins with _ from a legend. Characters that
+    Matplotlib treats text between two $ as a formula and omits names that begin with _ from a legend. Characters that
     can't be printed, such as half of a surrogate pair in a file's name, become escapes.
     """
     text = "".join(
@@ -43,7 +43,7 @@ def escaped(text: str) -> str:
 
 
 def use_fonts_with_all_glyphs(figure: Figure) -> None:
-    """Adds, to every text, the installed fonts that have the letters which the default font lacks."""
+    """Adds to every text the installed fonts with the letters that the default font lacks."""
     for ax in figure.axes:
         ax.get_xticklabels(), ax.get_yticklabels()  # created on request only
     texts = [artist for artist in figure.findobj(Text) if isinstance(artist, Text)]
@@ -55,7 +55,7 @@ def use_fonts_with_all_glyphs(figure: Figure) -> None:
 
 @functools.lru_cache(maxsize=16)
 def fonts_with(letters: frozenset[str]) -> tuple[str, ...]:
-    """Families of installed fonts that together have the letters which the default font lacks, as far as possible."""
+    """Families of installed fonts that together have, as far as possible, the letters that the default font lacks."""
     manager = font_manager.fontManager
 
     def covered(path: str, letters: frozenset[str]) -> frozenset[str]:

@@ -61,8 +61,8 @@ def mosaic(tiles: np.ndarray, columns: int = 16) -> np.ndarray:
 def feature_maps(maps: ArrayLike, columns: int = 16, title: str = "Feature maps") -> Figure:
     """Draws the feature maps of one image in one layer, float [H, W, C], in the order of the channels.
 
-    All share one colour scale, from the least value (0 after ReLU) to the 99.5th percentile: a dead channel stays dark.
-    A value that is not finite is white. The sizes are appended to `title`.
+    All share one colour scale, from the smallest value (0 after ReLU) to the 99.5th percentile: a dead channel stays
+    dark. A value that is not finite is white. The sizes are appended to `title`.
 
     Raises:
       ValueError: the maps are not [H, W, C].
@@ -83,14 +83,14 @@ def feature_maps(maps: ArrayLike, columns: int = 16, title: str = "Feature maps"
 
 
 def _percentile(values: np.ndarray) -> float:
-    """The 99.5th percentile of the finite values, or 1 where it is not above 0 (all of them dead)."""
+    """The 99.5th percentile of the finite values, or 1 if it is not above 0 (all channels are dead)."""
     finite = values[np.isfinite(values)]
     percentile = float(np.percentile(finite, 99.5)) if finite.size else 0.0
     return percentile if percentile > 0 else 1.0
 
 
 def _mosaic_figure(image: np.ndarray, title: str, beside: float = 0.0) -> tuple[Figure, Axes]:
-    """An empty figure in the proportions of a mosaic [H, W, ...], with its title and some inches beside it."""
+    """An empty figure with the proportions of a mosaic [H, W, ...], a title and some inches beside the mosaic."""
     height = (WIDTH - beside) * image.shape[0] / image.shape[1]
     figure = Figure(figsize=(WIDTH, height + 0.35), layout="compressed")
     ax = figure.add_subplot()

@@ -1,12 +1,12 @@
 """Checkpoints: written by Orbax, verified by a manifest of SHA-256 hashes, committed atomically.
 
     checkpoints/<step>/state/                the state, by Orbax
-    checkpoints/<step>/memory.json           JSON that the training loop needs to resume, and the validation accuracy
+    checkpoints/<step>/memory.json           JSON for the training loop to resume, and the validation accuracy
     checkpoints/<step>/manifest.json         the step, and size and SHA-256 of every other file
     checkpoints/set-aside/                   damaged checkpoints, moved here and never deleted
     checkpoints/.saving-<step>/ .removing/   unfinished work of a process that was killed; the next start deletes it
 
-Orbax's CheckpointManager is not used: it restores flipped bits silently, takes any folder whose name is a number for a
+Orbax's CheckpointManager is not used: it restores flipped bits silently, treats any folder whose name is a number as a
 checkpoint, and can't write a manifest before the rename that commits a checkpoint.
 """
 
@@ -54,7 +54,7 @@ class DamagedError(AlexNetError):
 
 
 class RemovedError(AlexNetError):
-    """A checkpoint was removed while it was being read: a training keeps only some of them."""
+    """A checkpoint was removed while it was being read: a training run keeps only some of them."""
 
 
 class Checkpoints:
@@ -66,11 +66,11 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, read_only: bool = False) -> None:
-        """Opens `folder`; unless `read_only`, makes it and deletes what a killed save has left there."""
+        """Opens `folder`; unless `read_only`, creates it and deletes the remains of killed saves."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the errors that it raises
         self._folder, self._read_only = folder.absolute(), read_only
         self._set_aside, self._removing = self._folder / "set-aside", self._folder / ".removing"
-        # Each process reads by itself, so that none waits for one that can't.
+        # Each process reads on its own, so that none waits for one that can't.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
@@ -94,7 +94,7 @@ class Checkpoints:
     def all_steps(self) -> list[int]:
         """Steps of the checkpoints, ascending. Anything else in the folder is ignored."""
         entries = self._folder.iterdir() if self._folder.is_dir() else ()
-        # A broken link counts (a disk that is not mounted): the checkpoint must not be taken for missing.
+        # A broken link (to a disk that is not mounted) counts: the checkpoint must not be considered missing.
         names = [entry.name for entry in entries if entry.name.isdecimal() and (entry.is_dir() or entry.is_symlink())]
         return sorted(int(name) for name in names if name == str(int(name)))
 
@@ -123,7 +123,7 @@ class Checkpoints:
         tree = flax.serialization.to_state_dict(state)
         step = int(tree["step"])
         target = self._folder / str(step)
-        # The name differs from step to step: NFS clients cache for a while what a name referred to.
+        # The name is different for each step, because NFS clients cache for a while what a name refers to.
         saving = self._folder / f".saving-{step}"
         if processes.on_main(lambda: _is_saved(target, step)):
             return
@@ -142,7 +142,7 @@ class Checkpoints:
     def restore_newest(self) -> tuple[Tree, dict[str, Any]] | None:
         """State and memory of the newest intact checkpoint; None if nothing was ever saved.
 
-        A warning names each newer, damaged one; unless `read_only`, it is moved to `set-aside/`.
+        A warning names each newer checkpoint, which is damaged; unless `read_only`, these are moved to `set-aside/`.
 
         Raises:
           AlexNetError: no checkpoint is intact (then none is moved), or one can't be read.
@@ -163,7 +163,7 @@ class Checkpoints:
         if damaged or any(path.is_dir() for path in self._set_aside.glob("*")):
             why = next(map(str, damaged.values()), f"all are in {self._set_aside}")
             raise AlexNetError(
-                f"{self._folder}: no checkpoint is intact ({why}): copy an intact one back, or start again in "
+                f"{self._folder}: no checkpoint is intact ({why}): copy an intact one back, or train from scratch in   "
                 "another --workdir"
             )
         return None
@@ -185,7 +185,7 @@ class Checkpoints:
 
         Raises:
           DamagedError: it differs from what was saved.
-          RemovedError: it is not there, or no longer.
+          RemovedError: it does not exist, or no longer exists.
           AlexNetError: it can't be read.
         """
         folder = self._folder / str(step)
@@ -194,13 +194,15 @@ class Checkpoints:
             return self._read_state(folder), _read_json(folder / MEMORY)["memory"]
         except Exception as error:
             if not os.path.lexists(folder):
-                raise RemovedError(f"{folder}: there is no such checkpoint; there are {self.all_steps()}") from error
+                raise RemovedError(
+                    f"{folder}: there is no such checkpoint; the steps are {self.all_steps()}"
+                ) from error
             if isinstance(error, AlexNetError):
                 raise
             raise AlexNetError(f"{folder}: can't be read ({_cause(error)})") from error
 
     def to_state(self, tree: Tree, template: Any) -> Any:
-        """A restored tree in the structure of the pytree `template`. No array is cast.
+        """A restored tree, in the structure of the pytree `template`. No array is cast.
 
         Raises:
           AlexNetError: the trees differ in the names, shapes or dtypes of their arrays.
@@ -212,7 +214,7 @@ class Checkpoints:
         for path, leaf in wanted.items():
             have, want = (f"{np.dtype(a.dtype)}{list(np.shape(a))}" for a in (found[path], leaf))
             if have != want:
-                raise AlexNetError(f"{where}: {path} is {have}, the network needs {want}")
+                raise AlexNetError(f"{where}: {path} is {have}, but the network needs {want}")
         try:
             return flax.serialization.from_state_dict(template, tree)
         except ValueError as error:
@@ -224,7 +226,7 @@ class Checkpoints:
         self._writer.close()
 
     def _read_state(self, folder: pathlib.Path) -> Tree:
-        """What Orbax wrote below `folder`, as nested dicts of NumPy arrays."""
+        """The tree that Orbax wrote below `folder`, as nested dicts of NumPy arrays."""
         with plain_path(self._folder) as parent:
             path = parent / folder.name / "state"
             metadata = self._reader.metadata(path).item_metadata.tree
@@ -234,7 +236,8 @@ class Checkpoints:
 
     def _write_state(self, tree: Tree, saving: pathlib.Path, target: pathlib.Path) -> None:
         """Writes the arrays; all processes must call it."""
-        # When a write fails, threads of Orbax and TensorStore print tracebacks besides the exception that is raised.
+        # When a write fails, threads of Orbax and TensorStore print tracebacks in addition to the exception that is
+        # raised.
         with (
             _one_line_errors(target),
             contextlib.redirect_stderr(io.StringIO()),
@@ -245,11 +248,11 @@ class Checkpoints:
                     self._writer.save(parent / saving.name / "state", args=ocp.args.StandardSave(tree))
             except Exception:
                 logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # repeats the errors when the process exits
-                time.sleep(0.5)  # until the threads have printed
+                time.sleep(0.5)  # wait until the threads have printed
                 raise
 
     def _commit(self, tree: Tree, described: dict[str, Any], saving: pathlib.Path, target: pathlib.Path) -> None:
-        """Checks what was written, adds `memory.json` and the manifest, flushes all to the disk and renames it."""
+        """Checks the arrays, adds `memory.json` and the manifest, flushes all to the disk, renames the folder."""
         with _one_line_errors(target):
             saved = _leaves(self._read_state(saving))
             for name, leaf in _leaves(tree).items():
@@ -291,7 +294,7 @@ class Checkpoints:
                 if old.is_symlink():  # git-annex and DVC keep the contents elsewhere
                     old.unlink()
                 else:
-                    # Renamed first: half of a checkpoint must never have its name.
+                    # Renamed first: an incomplete checkpoint must never have its name.
                     old.rename(self._removing)
                     shutil.rmtree(self._removing)
             except OSError as error:
@@ -337,7 +340,7 @@ def verify(folder: pathlib.Path, step: int) -> None:
             if not stat.S_ISREG(found.st_mode):
                 raise DamagedError(f"{path} is not a regular file")
             if found.st_size != size:
-                raise DamagedError(f"{path} has {found.st_size} bytes, {size} were saved")
+                raise DamagedError(f"{path} has {found.st_size} bytes, but {size} were saved")
             if _sha256(path) != digest:
                 raise DamagedError(f"{path} is not what was saved (SHA-256 differs)")
         except (FileNotFoundError, NotADirectoryError):
@@ -347,7 +350,7 @@ def verify(folder: pathlib.Path, step: int) -> None:
 
 
 def _is_saved(folder: pathlib.Path, step: int) -> bool:
-    """Whether an intact checkpoint of `step` is there."""
+    """Whether there is an intact checkpoint of `step`."""
     if not os.path.lexists(folder):
         return False
     try:
@@ -367,7 +370,7 @@ def _missing(path: pathlib.Path) -> AlexNetError:
 
 @contextlib.contextmanager
 def _one_line_errors(target: pathlib.Path) -> Iterator[None]:
-    """Raises whatever goes wrong with a save as an AlexNetError of one line."""
+    """Turns any error of a save into a one-line AlexNetError."""
     try:
         yield
     except Exception as error:  # Orbax and TensorStore raise bare Exceptions as well
@@ -377,7 +380,7 @@ def _one_line_errors(target: pathlib.Path) -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """The reason of an error; what the system says, where TensorStore quotes its error number."""
+    """The reason for an error: the system's text if TensorStore quotes a system error number."""
     number = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(number[1])) if number else reason(error)
 

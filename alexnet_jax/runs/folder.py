@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 def _require_one_line(text: str) -> str:
     if not is_one_line(text):
-        raise ValueError("a text without control characters is needed")
+        raise ValueError("must be text without control characters")
     return text
 
 
@@ -60,7 +60,7 @@ class DatasetInfo:
 
 
 def describe(dataset: Dataset) -> DatasetInfo:
-    """What a run remembers of its data set."""
+    """The description of a data set that a run stores."""
     return DatasetInfo(
         name=dataset.name,
         source=dataset.source,
@@ -90,16 +90,17 @@ class RunFolder:
         return self.config.exists()
 
     def claim(self) -> TextIO:
-        """Makes the folder if it is missing and locks it for training; closing the returned file unlocks it.
+        """Creates the folder if it is missing and locks it for training; closing the returned file unlocks it.
 
         Raises:
-          UsageError: the folder holds something else.
-          AlexNetError: another process trains there, or the folder can't be written.
+          UsageError: the folder contains something else.
+          AlexNetError: another process is training there, or the folder can't be written.
         """
         try:
-            # The lock file is written first: a folder that has one is a run's, even if its first start was killed.
+            # The lock file is written first: a folder that has one belongs to a run, even if its first start was
+            # killed.
             if not self.exists() and not self.lock.exists() and self.path.exists() and any(self.path.iterdir()):
-                raise UsageError(f"--workdir {self.path} is not empty and holds no run: choose another folder")
+                raise UsageError(f"--workdir {self.path} is not empty and contains no run: choose another folder")
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AlexNetError(f"can't use --workdir {self.path}: {reason(error)}") from error
@@ -109,8 +110,8 @@ class RunFolder:
         """Describes a new run, or checks that the run in this folder can be resumed with this configuration and data.
 
         Raises:
-          UsageError: the run has other settings.
-          AlexNetError: the run has other data or has lost its description, or the folder can't be written.
+          UsageError: the run has different settings.
+          AlexNetError: the run has different data or has lost its description, or the folder can't be written.
         """
         if self.exists():
             self._check_resumable(config, info)
@@ -122,7 +123,7 @@ class RunFolder:
             write_atomically(self.dataset, to_bytes(dataclasses.asdict(info)))
         if not self.exists() or not self.statistics.exists():
             write_atomically(self.statistics, statistics.to_bytes())
-        # Written last: a folder that has it holds a run.
+        # Written last: a folder that has this file contains a run.
         described = to_json(_with_absolute_data_dir(config, info)) | self._versions()
         write_atomically(self.config, to_bytes(described))
 
@@ -131,16 +132,16 @@ class RunFolder:
         if names := differing_settings(old, config):
             before, now = flat_items(old)[names[0]], flat_items(config)[names[0]]
             raise UsageError(
-                f"{self.path} holds a run with {flag(names[0])} {before}, not {now}: resume it with its own settings, "
-                "or choose another --workdir"
+                f"{self.path} contains a run with {flag(names[0])} {before}, not {now}: resume it with its own "
+                "settings, or choose another --workdir"
             )
         if config.schedule.epochs < old.schedule.epochs:
             raise UsageError(
-                f"{self.path} holds a run with --epochs {old.schedule.epochs}, which may only be increased, not "
+                f"{self.path} contains a run with --epochs {old.schedule.epochs}, which may only be increased, not "
                 f"reduced to {config.schedule.epochs}"
             )
         if self.read_dataset().fingerprint != info.fingerprint:
-            raise AlexNetError(f"{self.path} was trained on other images than those from {info.source}")
+            raise AlexNetError(f"{self.path} was not trained on the images from {info.source}")
 
     def _versions(self) -> dict[str, Any]:
         """The current versions and, for a resumed run, the earlier ones; warns if they differ."""
@@ -149,7 +150,10 @@ class RunFolder:
         before, earlier = described.get("versions"), described.get("earlier_versions") or []
         if isinstance(before, dict) and before != now:
             changed = [f"{n} {shown(before.get(n))} -> {now[n]}" for n in now if before.get(n) != now[n]]
-            warn(f"{self.path} resumes with other versions ({', '.join(changed)}): results may differ in the last bits")
+            warn(
+                f"{self.path} resumes with different versions ({', '.join(changed)}): results may differ in the last "
+                "bits"
+            )
             earlier = [*earlier, before]
         return {"versions": now} | ({"earlier_versions": earlier} if earlier else {})
 
@@ -188,14 +192,14 @@ class RunFolder:
         except (OSError, ValueError, RecursionError) as error:
             raise AlexNetError(f"{path}: can't be read ({reason(error)})") from error
         if not isinstance(value, dict):
-            raise AlexNetError(f"{path}: it must hold a JSON object")
+            raise AlexNetError(f"{path}: must be a JSON object")
         return value
 
 
 def _with_absolute_data_dir(config: TrainConfig, info: DatasetInfo) -> TrainConfig:
     """The configuration with an absolute `data_dir`, so that the data is found from any working directory.
 
-    Data found in the default folder ./data is named as well; the other default places are absolute.
+    This includes data found in the default folder ./data; the other default places are absolute.
     """
     place = config.data.data_dir
     if place is None and pathlib.Path(info.source).is_relative_to(os.path.abspath("data")):

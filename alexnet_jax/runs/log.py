@@ -50,7 +50,7 @@ def _record(line: bytes) -> Record:
         raise ValueError("split must be train or validation")
     numbers = {name: value for name, value in record.items() if name != "split"}
     if record["split"] == "validation":
-        numbers.setdefault("accuracy", None)  # required: a resumed run looks for the best
+        numbers.setdefault("accuracy", None)  # required: a resumed run looks for the best accuracy
     for name, value in numbers.items():
         if type(value) not in (int, float) or (type(value) is int and abs(value) >= 2**63):
             raise ValueError(f"{shown(name)} must be a number")
@@ -60,7 +60,7 @@ def _record(line: bytes) -> Record:
 
 
 class JsonlWriter:
-    """Appends records to metrics.jsonl, one JSON object a line, unbuffered, so that a killed run loses none."""
+    """Appends records to metrics.jsonl, one JSON object per line, unbuffered, so that a killed run loses none."""
 
     def __init__(self, path: pathlib.Path, last_step: int) -> None:
         """Drops the records after `last_step`, the step that the run resumes from: they will be written again."""
@@ -126,6 +126,6 @@ def _date_back(folder: pathlib.Path) -> None:
     files = sorted((int(name[1]), name[2], name[0]) for name in found if name)
     now = int(time.time())
     if files and files[-1][0] >= now:
-        before = min(files[0][0], now) - len(files)  # no new name equals an old one
+        before = min(files[0][0], now) - len(files)  # so that no new name equals an old one
         for place, (_, rest, name) in enumerate(files):
             (folder / name).rename(folder / f"events.out.tfevents.{before + place}.{rest}")

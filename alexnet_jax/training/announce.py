@@ -1,4 +1,4 @@
-"""What a training prints and draws before its first step."""
+"""Output of a training run before its first step."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from alexnet_jax.training.trainer import SAMPLE, Trainer
 
 
 def noise_levels(preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray:
-    """Standard deviation of the PCA colour noise in R, G and B, grey levels [3], measured on some 2,000 draws."""
+    """Standard deviation of the PCA colour noise in R, G and B, grey levels [3], measured on about 2,000 draws."""
     keys = jax.random.split(jax.random.key(0), (-(-2000 // len(images)), len(images)))
     std = preprocessing.config.pca_std
     draws = jax.jit(lambda keys, x: jax.lax.map(lambda k: preprocessing.noise(k, x, std), keys))
@@ -20,7 +20,7 @@ def noise_levels(preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray
 
 
 def announce(trainer: Trainer, folder: RunFolder) -> None:
-    """Prints data, network, noise and run; draws what the data looks like, before the first step."""
+    """Prints data, network, noise and run, and draws samples of the data, before the first step."""
     if not processes.is_main():
         return
     config, dataset, devices = trainer.config, trainer.dataset, trainer.devices
@@ -40,7 +40,7 @@ def announce(trainer: Trainer, folder: RunFolder) -> None:
         )
     state = f"resumes after step {trainer.step:,}" if trainer.step else "new"
     total = trainer.steps_per_epoch * config.schedule.epochs
-    print(f"run      {folder.path}, {state}, {total:,} steps in all", flush=True)
+    print(f"run      {folder.path}, {state}, {total:,} steps in total", flush=True)
     if not trainer.step:
         draw_data(dataset, trainer.preprocessing, folder)
 

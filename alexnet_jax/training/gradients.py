@@ -1,7 +1,7 @@
-"""Sums of gradients over a batch: three ways to compute one sum, of one signature.
+"""Sums of gradients over a batch: three ways to compute the same sum, with the same signature.
 
-Each calls `loss_and_gradient(params, batch, keys) -> (gradient, (loss, correct))`, whose results are sums over the
-examples that it is given, on parts of this device's examples, and adds up the results of all devices. They run inside a
+Each calls `loss_and_gradient(params, batch, keys) -> (gradient, (loss, correct))`, which returns sums over the examples
+that it is given, on parts of this device's examples, and adds up the results of all devices. They run inside a
 transformation that binds the axis `AXIS` (`jax.pmap`, `jax.shard_map`).
 """
 
@@ -24,12 +24,12 @@ SumGradients = Callable[[LossAndGradient, PyTree, Batch, jax.Array], Sums]
 
 
 def add_up(sums: Sums) -> Sums:
-    """Adds up what all devices have."""
+    """Adds up the values of all devices."""
     return lax.psum(sums, AXIS)
 
 
 def add_up_copied(sums: Sums) -> Sums:
-    """The same for hybrid parallelism: the gradient of a device's rows of a dense layer is a sum over all already."""
+    """The same for hybrid parallelism: the gradient of a device's rows of a dense layer is already a sum over all."""
     copied, divided = split_dense(sums)
     return join_dense(lax.psum(copied, AXIS), divided)
 
@@ -54,14 +54,14 @@ def in_parts(
     unroll: bool,
     add_up: Callable[[Sums], Sums] = add_up,
 ) -> Sums:
-    """One part of this device's examples after another: less memory, the same sum except for rounding.
+    """Parts of this device's examples, one after another: less memory, and the same sum except for rounding.
 
-    `number` parts must divide the examples. With `unroll` the compiled program has no loop, in which a CPU is slow.
+    `number` parts must divide the examples. With `unroll`, the compiled program has no loop; loops are slow on a CPU.
     """
     parts = jax.tree.map(lambda x: x.reshape(number, -1, *x.shape[1:]), (batch, keys))
 
     def add(total: Sums, part: tuple[Batch, jax.Array]) -> tuple[Sums, None]:
-        # The barriers keep a part from starting before the one before it has been added.
+        # The barriers prevent a part from starting before the previous one has been added.
         total, part = lax.optimization_barrier((total, part))
         return lax.optimization_barrier(jax.tree.map(jnp.add, total, loss_and_gradient(params, *part))), None
 
@@ -85,7 +85,7 @@ def in_fixed_order(loss_and_gradient: LossAndGradient, params: PyTree, batch: Ba
     sums = []
     for index in range(number):
         part = jax.tree.map(lambda x, index=index: x.reshape(number, -1, *x.shape[1:])[index], (batch, keys))
-        # The barriers keep the compiler from merging parts: each is compiled as it would be alone.
+        # The barriers prevent the compiler from merging parts: each is compiled as it would be on its own.
         sums.append(lax.optimization_barrier(loss_and_gradient(*lax.optimization_barrier((params, *part)))))
     gathered = lax.all_gather(jax.tree.map(lambda *x: jnp.stack(x), *sums), AXIS, tiled=True)
     total = jax.tree.map(lambda x: functools.reduce(jnp.add, list(x)), lax.optimization_barrier(gathered))

@@ -1,4 +1,4 @@
-"""Diagnosis of a training whose loss does not fall: dead units, and how far an update moves each layer."""
+"""Diagnosis of a training run whose loss does not fall: dead units, and the size of each layer's updates."""
 
 import functools
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def dead_shares(model: nn.Module, params: Mapping[str, Any], images: jax.Array) 
 
     A unit of a convolution is a channel: it is dead if it is 0 at every position of every image. No gradient flows
     through a dead unit. `images` are the network's input, float32 [B, H, W, 3], a few hundred of them; the last layer
-    of `params`, which gives the logits, is left out.
+    of `params`, which computes the logits, is excluded.
     """
     alive = jax.device_get(_alive(model, params, images))
     return {name: 1 - float(np.mean(alive[name])) for name in list(params)[:-1]}
@@ -29,7 +29,7 @@ def _alive(model: nn.Module, params: Mapping[str, Any], images: jax.Array) -> di
 
 
 def update_ratios(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
-    """|change| / |weights| of each layer's kernel (Euclidean norms); about 1e-3 where training goes well."""
+    """|change| / |weights| of each layer's kernel (Euclidean norms); about 1e-3 when training goes well."""
     return {
         name: float(np.linalg.norm(after[name]["kernel"] - layer["kernel"]) / np.linalg.norm(layer["kernel"]))
         for name, layer in before.items()

@@ -1,4 +1,4 @@
-"""The training loop: read from top to bottom, it is the order of events."""
+"""The training loop, written in the order of events."""
 
 import contextlib
 import dataclasses
@@ -27,11 +27,12 @@ from alexnet_jax.training.trainer import Trainer
 
 
 def train_and_evaluate(config: TrainConfig, dataset: Dataset) -> None:
-    """Trains by `config` on `dataset`, validates, saves; resumes the run in `config.workdir` if there is one.
+    """Trains as `config` says on `dataset`, validates, saves; resumes the run in `config.workdir` if there is one.
 
     Raises:
       UsageError: settings contradict each other, the data, the devices or the run in the folder.
-      AlexNetError: the folder can't be written or another process trains there, or loss or gradient is not finite.
+      AlexNetError: the folder can't be written, another process is training there, or the loss or gradient is not
+        finite.
       StoppedError: SIGINT, SIGTERM or SIGHUP was received; the state was saved.
     """
     for _ in training(config, dataset):
@@ -39,7 +40,7 @@ def train_and_evaluate(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def training(config: TrainConfig, dataset: Dataset) -> Iterator[Call]:
-    """The same, as a generator: it yields after each call of the train step, once all that is due has been done.
+    """`train` as a generator: it yields after each call of the train step, once everything that is due is done.
 
     Leaving the generator ends the training without saving, as a killed process does.
     """
@@ -141,7 +142,7 @@ def take_steps(trainer: Trainer) -> Iterator[Call]:
 
 
 def steps_in_call(trainer: Trainer) -> int:
-    """Steps of the next call: as many as wanted, or one if a report or validation is due before they are done."""
+    """Steps of the next call: as many as configured, or one if a report or validation is due earlier."""
     run = trainer.config.run
     periods = [period for period in (trainer.steps_per_epoch, run.log_every, run.eval_every) if period]
     wanted = min(run.steps_per_call or default_steps_per_call(trainer.devices), *periods)
@@ -149,7 +150,7 @@ def steps_in_call(trainer: Trainer) -> int:
 
 
 class Due(NamedTuple):
-    """What is to be done after a call."""
+    """The tasks that are due after a call."""
 
     report: bool
     validate: bool
@@ -157,7 +158,7 @@ class Due(NamedTuple):
 
 
 def due_after(call: Call, config: TrainConfig, dataset: Dataset) -> Due:
-    """Reports each --log-every steps, validates each --eval-every, saves each --checkpoint-every epochs."""
+    """Reports every --log-every steps, validates every --eval-every steps, saves every --checkpoint-every epochs."""
     run, epochs = config.run, config.schedule.epochs
     ends = call.ends_epoch
     return Due(
@@ -168,7 +169,7 @@ def due_after(call: Call, config: TrainConfig, dataset: Dataset) -> Due:
 
 
 def claim(folder: RunFolder, config: TrainConfig, dataset: Dataset, resources: contextlib.ExitStack) -> None:
-    """Locks the folder and describes the run in it; of several processes the first does it for all."""
+    """Locks the folder and describes the run in it; with several processes, the first does so for all."""
     info, statistics = describe(dataset), dataset.statistics()
     processes.agree(
         shared_settings(config) | {"data set": info.fingerprint, "versions of Python or packages": versions()}
@@ -182,12 +183,13 @@ def claim(folder: RunFolder, config: TrainConfig, dataset: Dataset, resources: c
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder) -> tuple[Totals, Plateau]:
-    """Restores the newest intact checkpoint, if there is one; returns what the loop remembers.
+    """Restores the newest intact checkpoint, if there is one; returns the loop's memory.
 
-    The first process moves damaged checkpoints aside and says which step is the newest; each process reads it.
+    The first process moves damaged checkpoints aside and determines the newest step; each process reads that
+    checkpoint.
 
     Raises:
-      AlexNetError: there is none, but the run has made steps.
+      AlexNetError: there is none, although the run has taken steps.
     """
 
     def newest_step() -> int | None:
@@ -200,7 +202,7 @@ def resume(trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder) -> tup
         if validated and any(record["step"] > validated[0] for record in records):
             raise AlexNetError(
                 f"{folder.path}: its metrics reach step {records[-1]['step']:,}, but there is no checkpoint: "
-                "copy one back, or start again in another --workdir"
+                "copy one back, or train from scratch in another --workdir"
             )
         return None
 
@@ -221,7 +223,7 @@ def past_accuracies(folder: RunFolder) -> tuple[float | None, float]:
 def open_writers(
     folder: RunFolder, step: int, tensorboard: bool, resources: contextlib.ExitStack
 ) -> list[JsonlWriter | TensorBoardWriter]:
-    """Writers of metrics, which drop records after `step`; of several processes only the first has any."""
+    """Writers of metrics, which drop records after `step`; with several processes, only the first has any."""
     writers: list[JsonlWriter | TensorBoardWriter] = []
     if processes.is_main():
         writers.append(JsonlWriter(folder.metrics, step))
@@ -233,7 +235,7 @@ def open_writers(
 
 
 def progress_bar(trainer: Trainer) -> tqdm.tqdm:
-    """A bar of images, in the first process and on a terminal only."""
+    """A progress bar that counts images, only in the first process and on a terminal."""
     schedule, examples = trainer.config.schedule, trainer.dataset.counts["train"]
     epoch, batch = divmod(trainer.step, trainer.steps_per_epoch)
     return tqdm.tqdm(

@@ -20,10 +20,10 @@ class Call(NamedTuple):
 
     Attributes:
       step: updates made after it.
-      epoch: that it belongs to, from 0.
+      epoch: the epoch that it belongs to, from 0.
       ends_epoch: whether it is the epoch's last.
       images: examples in its batches, in all processes.
-      metrics: of its steps, on the devices.
+      metrics: metrics of its steps, on the devices.
     """
 
     step: int
@@ -55,7 +55,7 @@ class Stopwatch:
         self.restart()
 
     def restart(self) -> None:
-        """Sets it to 0."""
+        """Resets the time to 0."""
         self._start = time.perf_counter()
 
     def seconds(self) -> float:
@@ -64,7 +64,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Excludes the time spent inside."""
+        """Excludes the time spent in the `with` block."""
         begin = time.perf_counter()
         try:
             yield
@@ -78,7 +78,7 @@ class Meter:
     The sums of a call are fetched when the next call has been launched, so that the devices never wait for the host.
 
     Attributes:
-      totals: of all calls that were fetched; a checkpoint holds them.
+      totals: sums of all calls fetched so far; stored in checkpoints.
       watch: runs while the devices train.
     """
 
@@ -89,7 +89,7 @@ class Meter:
         self._pending: Call | None = None
 
     def add(self, call: Call) -> None:
-        """Takes note of a call, and fetches the sums of the one before.
+        """Records a call, and fetches the sums of the previous one.
 
         Raises:
           AlexNetError: its loss, gradient or update was not finite.
@@ -99,7 +99,7 @@ class Meter:
         self._images += call.images
 
     def fetch(self) -> None:
-        """Fetches the sums of the last call, if they were not; raises as `add` does."""
+        """Fetches the sums of the last call, if not done yet; raises as `add` does."""
         if self._pending is None:
             return
         call, self._pending = self._pending, None
@@ -129,7 +129,7 @@ class StallWatch:
     """Warns once if the mean loss of two reports after `after_step` is that of guessing, ln(classes).
 
     Attributes:
-      after_step: 0: never.
+      after_step: number of steps; 0: never.
       num_classes: number of classes.
     """
 
@@ -141,10 +141,10 @@ class StallWatch:
     def check(
         self, step: int, loss: float, params: Callable[[], Any], dead: Callable[[Any], dict[str, float]] | None
     ) -> None:
-        """Takes note of a report.
+        """Records a report.
 
         Args:
-          step: at which the report was made.
+          step: step at which the report was made.
           loss: its mean cross entropy.
           params: returns the parameters as NumPy arrays; several processes call it at the same steps.
           dead: returns each layer's share of dead units. None: this process does not warn.
@@ -160,7 +160,7 @@ class StallWatch:
             if dead is not None:
                 ratios = {name: r / (step - start) for name, r in health.update_ratios(before, after).items()}
                 cause = health.diagnosis(dead(after), ratios)
-                warn(f"after {step:,} steps the loss is {loss:.3f}, that of guessing: {cause}")
+                warn(f"after {step:,} steps the loss is {loss:.3f}, no better than guessing: {cause}")
 
 
 def refused_update(step: int, loss: float, steps_per_epoch: int, checkpoints: list[int]) -> AlexNetError:

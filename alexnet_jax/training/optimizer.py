@@ -15,7 +15,7 @@ from alexnet_jax.config.settings import OptimizerConfig
 
 
 def step_schedule(learning_rate: float, drop_steps: Sequence[int], factor: float) -> optax.Schedule:
-    """A rate that is multiplied by `factor` at each of `drop_steps` (updates made); constant where there are none."""
+    """A rate that is multiplied by `factor` at each of `drop_steps` (updates made); constant if there are none."""
     return optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(drop_steps, factor))
 
 
@@ -25,7 +25,7 @@ class Plateau:
 
     Attributes:
       best: highest validation accuracy so far.
-      stale: epochs since.
+      stale: epochs since then.
       scale: factor on the schedule's rate.
     """
 
@@ -34,7 +34,7 @@ class Plateau:
     scale: float = 1.0
 
     def after(self, accuracy: float, patience: int, factor: float) -> "Plateau":
-        """After another epoch with this accuracy: `patience` epochs without a better one lower the rate by `factor`."""
+        """The state after an epoch; `patience` epochs without a better accuracy lower the rate by `factor`."""
         if accuracy > self.best:
             return Plateau(accuracy, 0, self.scale)
         if self.stale + 1 < patience:
@@ -62,7 +62,7 @@ def scale_by_rate(
 
     Args:
       schedule: rate as a function of updates made.
-      factor: of a parameter's path in the tree and the updates made.
+      factor: the parameter's factor, as a function of its path in the tree and of updates made.
     """
 
     def init(params: Any) -> RateState:
@@ -77,12 +77,12 @@ def scale_by_rate(
 
 
 def with_plateau_scale(opt_state: Any, scale: float) -> Any:
-    """The optimizer's state with another scale from a plateau."""
+    """The optimizer's state with another plateau scale."""
     return optax.tree.set(opt_state, plateau_scale=jnp.float32(scale))
 
 
 def is_bias(path: tuple[Any, ...]) -> bool:
-    """Whether a path in a tree of parameters is a bias's."""
+    """Whether a path in a tree of parameters is that of a bias."""
     return bool(path) and getattr(path[-1], "key", None) == "bias"
 
 
@@ -94,17 +94,18 @@ def paper_sgd(
     nesterov: bool = False,
     layer_decays: Mapping[str, float] = types.MappingProxyType({}),
 ) -> optax.GradientTransformation:
-    """Stochastic gradient descent as the paper prints it (section 5).
+    """Stochastic gradient descent in the paper's form (section 5).
 
         v <- momentum * v - weight_decay * lr * w - lr * gradient
         w <- w + v
 
-    The rate stands inside the momentum term (PyTorch's stands outside), so a lowered rate takes effect gradually; the
-    weight decay goes through the momentum and applies to every parameter, biases included. The 2012 program decays no
-    biases: `decay_biases=False`. `layer_decays` are the weight decays of layers that have another. With `nesterov` the
+    The rate is inside the momentum term (in PyTorch it is outside), so a lower rate takes effect gradually; the weight
+    decay goes through the momentum and applies to every parameter, biases included. The 2012 program does not decay
+    biases: `decay_biases=False`. `layer_decays` are the weight decays of layers with their own. With `nesterov`, the
     weights move by momentum * v + (what was added to v) instead.
     """
-    # Masked by nothing: so checkpoints have the tree that they had when optax's own weight decay stood here.
+    # The mask selects everything. It is kept so that checkpoints have the same tree as when optax's own weight decay
+    # was used here.
     decay = optax.masked(weight_decay_of(weight_decay, decay_biases, layer_decays), mask=True)
     return optax.chain(decay, rate, optax.trace(decay=momentum, nesterov=nesterov))
 
@@ -112,7 +113,7 @@ def paper_sgd(
 def weight_decay_of(
     weight_decay: float, decay_biases: bool, layer_decays: Mapping[str, float]
 ) -> optax.GradientTransformation:
-    """Adds each parameter times its weight decay to its update: its layer's in `layer_decays`, else `weight_decay`."""
+    """Adds weight decay * parameter to each update, with the layer's decay in `layer_decays`, else `weight_decay`."""
 
     def add(updates: Any, params: Any) -> Any:
         def decayed(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
@@ -126,9 +127,9 @@ def weight_decay_of(
 
 
 def muon_direction(momentum: float, nesterov: bool) -> optax.GradientTransformation:
-    """Muon's updates before the learning rate: each kernel's momentum, as a matrix with its singular values near 1.
+    """Muon's updates before the learning rate: each kernel's momentum, as a matrix with singular values near 1.
 
-    A kernel [..., inputs, outputs] counts as a matrix with a row for each output. The matrices are scaled to a root
+    A kernel [..., inputs, outputs] is treated as a matrix with a row for each output. The matrices are scaled to a root
     mean square of 0.2, as Adam's updates have (Liu et al., Muon is Scalable for LLM Training, 2025), and biases get
     Adam's (NAdam's with `nesterov`), so that one rate serves both. Three Newton-Schulz steps with AOL scaling (Boissin
     et al., Turbo-Muon, 2025) train `AlexNetSmall` as well as five without (71.3% and 70.8% after 3 epochs, one seed),
@@ -167,11 +168,11 @@ class AverageState(NamedTuple):
 
 
 def averaging(decay: float) -> optax.GradientTransformation:
-    """Keeps an exponential moving average of the parameters; to be the last of a chain, changes no update.
+    """Keeps an exponential moving average of the parameters; must be last in a chain, and changes no update.
 
         average <- d * average + (1 - d) * new parameters,  d = min(decay, (1 + t) / (10 + t))
 
-    with t the updates made: the first values count for nothing in the long run.
+    with t the updates made, so that the initial values are soon forgotten.
     """
 
     def init(params: Any) -> AverageState:
@@ -186,7 +187,7 @@ def averaging(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state: Any, params: Any) -> Any:
-    """The parameters to predict with: the average in an optimizer's state, `params` where it keeps none.
+    """The parameters to predict with: the average in an optimizer's state, or `params` if it keeps none.
 
     The state may be the plain dict that a checkpoint holds.
     """
@@ -201,8 +202,8 @@ def from_config(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer that a configuration describes, and its learning rate as a function of updates made.
 
-    A plateau's scale and the factors of biases and conv1 come on top of that rate. Adam has optax's defaults (beta 0.9
-    and 0.999, epsilon 1e-8), which are TensorFlow's in the seed.
+    A plateau's scale and the factors of biases and conv1 are not included in that rate. Adam has optax's defaults (beta
+    0.9 and 0.999, epsilon 1e-8), which are also TensorFlow's, used by the original post.
     """
     if config.rate_schedule == "cosine":
         warmup = min(round(config.warmup_epochs * steps_per_epoch), epochs * steps_per_epoch - 1)

@@ -24,8 +24,8 @@ def make_predict_step(
 ) -> Callable[[PyTree, np.ndarray], jax.Array]:
     """Builds `step(params, images) -> logits`: [D, B / D, H, W, 3] in grey levels -> float32 [D, B / D, classes].
 
-    With several `views` of each image (paper, section 4.1) these are logarithms of the views' mean probabilities, whose
-    softmax is that mean.
+    With several `views` of each image (paper, section 4.1), these are logarithms of the mean probabilities over the
+    views, so their softmax is that mean.
     """
 
     def of_view(params: PyTree, images: jax.Array, view: View) -> jax.Array:

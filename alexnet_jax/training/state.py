@@ -1,4 +1,4 @@
-"""The train state, what a step reports, and how a state is laid out over devices."""
+"""The train state, the metrics of a step, and the layout of a state over devices."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ class TrainState(flax.struct.PyTreeNode):
       step: int32 scalar, updates made.
       params: nested dict of float32 arrays.
       opt_state: the optimizer's state.
-      finite: bool scalar. False once a loss, a gradient or a new parameter was Inf or NaN; from then on no update is
-        taken, and the rest is as it was before that step.
+      finite: bool scalar. False once a loss, a gradient or a new parameter was Inf or NaN; from then on, no update is
+        applied, and the rest stays as it was before that step.
     """
 
     step: jax.Array
@@ -43,7 +43,7 @@ class StepMetrics(flax.struct.PyTreeNode):
       loss: float32, sum of cross entropies (nats).
       correct: int32, examples whose largest logit is their label's.
       count: int32, examples.
-      finite: bool, whether the update was taken (see `TrainState`).
+      finite: bool, whether the update was applied (see `TrainState`).
     """
 
     loss: jax.Array
@@ -64,9 +64,9 @@ class SplitState(NamedTuple):
     """A `TrainState` in two, for hybrid parallelism.
 
     Attributes:
-      copied: what every device has completely; None in place of the rest.
-      divided: kernels of dense layers and what the optimizer keeps for them, [D, rows, features], one part a device (D:
-        those of this process); None in place of the rest.
+      copied: the leaves that every device has completely; None in place of the others.
+      divided: kernels of dense layers and the optimizer's state for them, [D, rows, features], one part per device (D:
+        devices of this process); None in place of the others.
     """
 
     copied: TrainState
@@ -78,8 +78,8 @@ class StateLayout:
     """How a train state is laid out over devices: `REPLICATED` or `SPLIT_DENSE`.
 
     Attributes:
-      axes: which axis of each leaf is that of the devices, for `jax.pmap`.
-      join: inside a step, from a device's part to the `TrainState` that the step computes with.
+      axes: the device axis of each leaf, for `jax.pmap`.
+      join: used inside a step; turns a device's part into the `TrainState` that the step computes with.
       divide: the inverse of `join`.
       put: places a complete state on the devices of this process.
       gather: the inverse of `put`, given a `TrainState` of the complete shapes. All processes must call it.
@@ -93,7 +93,7 @@ class StateLayout:
 
 
 def split_dense(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """What each device has completely and what is divided over devices, each with None in place of the other."""
+    """The leaves that each device has completely and those divided over devices, each with None for the others."""
     copied, divided = (
         jax.tree_util.tree_map_with_path(lambda path, x, want=want: x if is_split_kernel(path) == want else None, tree)
         for want in (False, True)

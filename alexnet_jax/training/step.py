@@ -35,8 +35,8 @@ def train_step(
     """Augments a batch, computes the gradient of its mean cross entropy, and updates.
 
     The mean is over the GLOBAL batch. Every random draw for an example is a function of (key, state.step, the example's
-    place in the global batch), so a batch gets the same crops, noise and dropout masks on any number of devices. An
-    update that has Inf or NaN anywhere is not taken, nor is any after it.
+    position in the global batch), so a batch gets the same crops, noise and dropout masks on any number of devices. An
+    update that has Inf or NaN anywhere is not applied, nor is any after it.
 
     Args:
       state: the same on all devices.
@@ -45,7 +45,8 @@ def train_step(
       model: applied to (images, dropout keys).
       optimizer: turns the mean gradient into an update.
       preprocess: from stored images to the network's input.
-      label_smoothing: share of each label that is spread evenly over all classes. `StepMetrics.loss` has none.
+      label_smoothing: share of each label that is spread evenly over all classes. `StepMetrics.loss` is computed
+        without it.
       sum_gradients: one of the functions in `gradients`.
       all_finite: one of the functions in `gradients`.
     """
@@ -103,7 +104,7 @@ def compile_train_step(
             metrics = jax.tree.map(lambda x: x[None], metrics)
         return layout.divide(state), metrics
 
-    # An output with axis None is the first device's; psum and all_gather make it equal on all.
+    # An output with axis None is that of the first device; psum and all_gather make it equal on all.
     return jax.pmap(
         take_steps,
         axis_name=AXIS,

@@ -1,4 +1,4 @@
-"""A training's program and state: network, optimizer, compiled steps, and where the run has got to."""
+"""The program and state of a training run: network, optimizer, compiled steps, progress."""
 
 import functools
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from alexnet_jax.training.predict import cross_entropies, make_predict_step, pre
 from alexnet_jax.training.state import REPLICATED, SPLIT_DENSE, StepMetrics, TrainState, create_state
 from alexnet_jax.training.step import Step, compile_train_step, train_step
 
-SAMPLE = 512  # training images to draw and to measure on
+SAMPLE = 512  # training images for plots and measurements
 
 
 def build_step(
@@ -54,12 +54,12 @@ def is_split(config: TrainConfig, devices: Sequence[jax.Device]) -> bool:
 
 
 class Trainer:
-    """The program of a training and its state.
+    """The program of a training run and its state.
 
     Attributes:
       config: every setting.
       dataset: the data.
-      devices: over which each batch is divided, of all processes.
+      devices: the devices of all processes, over which each batch is divided.
       steps_per_epoch: updates in an epoch.
       model: the network.
       preprocessing: from stored images to its input.
@@ -99,11 +99,11 @@ class Trainer:
         return metrics
 
     def gather(self) -> TrainState:
-        """The complete state, as checkpoints hold it; of several processes all must call it."""
+        """The complete state, as stored in checkpoints; with several processes, all must call it."""
         return self._layout.gather(self._state, self.shapes)
 
     def params(self) -> Any:
-        """The parameters as NumPy arrays; of several processes all must call it."""
+        """The parameters as NumPy arrays; with several processes, all must call it."""
         return jax.tree.map(np.array, self.gather().params)
 
     def learning_rate(self) -> float:
@@ -124,7 +124,7 @@ class Trainer:
         }
 
     def lower_rate_on_plateau(self, plateau: optimizer.Plateau, accuracy: float) -> optimizer.Plateau:
-        """Takes note of an epoch's accuracy; lowers the rate if the last --plateau-patience were no better."""
+        """Records an epoch's accuracy; lowers the rate if the last --plateau-patience epochs were no better."""
         config = self.config.optimizer
         after = plateau.after(accuracy, config.plateau_patience or 0, config.drop_factor)
         if after.scale != plateau.scale:
