@@ -1,8 +1,8 @@
-"""Trains with one thing changed at a time: `python benchmarks/ablate.py STUDY`; `--help` explains.
+"""Trains with one thing changed at a time: `python benchmarks/ablate.py STUDY`; see `--help`.
 
-A row of a study is a few runs that differ in nothing but the seed. On a CPU a run is `train.py` and `eval.py` in
-processes of their own, one to a core: what is printed is what was run. On an accelerator the seeds of a row train side
-by side in one program (side_by_side.py), to the same result except for rounding.
+A row of a study is a few runs that differ only in the seed. On a CPU, a run is `train.py` and `eval.py` in separate
+processes, one per core: the printed commands are those that were run. On an accelerator, the seeds of a row train side
+by side in one program (side_by_side.py), with the same result except for rounding.
 """
 
 import concurrent.futures
@@ -47,37 +47,38 @@ from alexnet_jax.signals import handled
 
 ROOT = pathlib.Path(__file__).parent.parent
 Row = dict[str, Any]
-Finished = tuple[Variant, int, Row, pathlib.Path | None]  # row, seed, what came of it, the run's folder
+Finished = tuple[Variant, int, Row, pathlib.Path | None]  # row, seed, results, the run's folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Train with one thing changed at a time, over several seeds, and say what each is worth.
+    """Train with one thing changed at a time, with several seeds, and measure the effect of each change.
 
-    Finished runs are kept in a file, one line each; the same command again does what is missing.
+    Finished runs are kept in a file, one line each; repeating the command does the missing runs.
     """
 
     study: tyro.conf.Positional[Literal["tips", "relu", "normalization", "time", "best"]]
-    """`tips`: the paper's tips, one taken away at a time. `relu`: ReLU and tanh (figure 1). `normalization`: section
-    3.3. `time`: how long it takes to an accuracy. `best`: the most accurate presets."""
+    """`tips`: the paper's tips, one removed at a time. `relu`: ReLU and tanh (figure 1). `normalization`: section 3.3.
+    `time`: how long it takes to reach an accuracy. `best`: the most accurate presets."""
     seeds: PositiveInt = 3
     """Runs of each row: seeds 0, 1, ..."""
     rows: tuple[str, ...] = ()
     """Only these rows (and the first); unset: all."""
     epochs: PositiveInt | None = None
-    """Epochs of every run, instead of the study's; they have a file of their own."""
+    """Epochs of every run, instead of the study's; the results go to a separate file."""
     data_dir: Path | None = None
     """Folder with CIFAR-10, as for train.py."""
     jobs: PositiveInt | None = None
-    """Runs side by side, on a CPU at most one for each core. Unset: that, or all seeds of a row on an accelerator."""
+    """Number of runs side by side, on a CPU at most one per core. Unset: one per core, or all seeds of a row on an
+    accelerator."""
     out: Path | None = None
-    """File of finished runs, a picture goes beside it. Unset: results/ablation-STUDY-cpu.jsonl in the repository (-gpu
-    on a GPU, STUDY-N-epochs with --epochs)."""
+    """File of finished runs; the plot is written beside it. Unset: results/ablation-STUDY-cpu.jsonl in the repository
+    (-gpu on a GPU, STUDY-N-epochs with --epochs)."""
     runs: Path | None = None
-    """Folder for what is under way; a run's own folder there is removed once its line is written. Unset: the
-    repository's runs/ablate."""
+    """Folder for unfinished runs; a run's folder is removed once its line is written. Unset: the repository's
+    runs/ablate."""
     table: bool = False
-    """Train nothing: print the tables of what is there, and draw it."""
+    """Train nothing: print and plot the finished runs."""
 
 
 def arguments(study: Study, variant: Variant, seed: int, epochs: int | None = None) -> tuple[str, ...]:
@@ -87,16 +88,16 @@ def arguments(study: Study, variant: Variant, seed: int, epochs: int | None = No
 
 
 def settings(args: Sequence[str]) -> Row:
-    """Every setting of a run except those that say where it runs, as JSON returns them."""
+    """Every setting of a run, except those that say where it runs, as read back from JSON."""
     found = json.loads(json.dumps(to_json(cli.parse_train(args))))
     return {name: value for name, value in found.items() if name not in ("data_dir", "workdir")}
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
-    """The finished runs in a file; a last line without an end (a killed process) is left out, a missing file has none.
+    """The finished runs in a file, without an incomplete last line (of a killed process); none if the file is missing.
 
     Raises:
-      AlexNetError: it can't be read, or another line is none of ours.
+      AlexNetError: it can't be read, or another line is not a run.
     """
     try:
         *lines, _ = path.read_text().split("\n")
@@ -110,7 +111,7 @@ def read_rows(path: pathlib.Path) -> list[Row]:
             row = json.loads(line)
             rows.append({name: row[name] for name in FIELDS})
         except (ValueError, KeyError, TypeError) as error:
-            raise AlexNetError(f"{path}: line {number} is no finished run: remove it") from error
+            raise AlexNetError(f"{path}: line {number} is not a finished run: remove it") from error
     return rows
 
 
@@ -120,11 +121,11 @@ FIELDS = (
 
 
 class Ablation:
-    """A study under way."""
+    """A study in progress."""
 
     def __init__(self, options: Options) -> None:
         self.options, self.study = options, STUDIES[options.study]
-        # Absolute, as the scripts run in the repository's folder.
+        # Absolute, because the scripts run in the repository's folder.
         self.runs = (options.runs or ROOT / "runs" / "ablate").absolute()
         self.data_dir = options.data_dir and options.data_dir.absolute()
         names = [variant.name for variant in self.study.variants]
@@ -135,7 +136,7 @@ class Ablation:
         self.variants = [
             v for i, v in enumerate(self.study.variants) if not options.rows or i == 0 or v.name in options.rows
         ]
-        runtime.devices()  # raises if there is none
+        runtime.devices()  # raises if it is missing
         self.platform = jax.default_backend()
         name = options.study + (f"-{options.epochs}-epochs" if options.epochs else "")
         self.out = options.out or ROOT / "results" / f"ablation-{name}-{self.platform}.jsonl"
@@ -146,19 +147,19 @@ class Ablation:
         return arguments(self.study, variant, seed, self.options.epochs)
 
     def valid_rows(self) -> list[Row]:
-        """The finished runs that today's study would give: a preset may have changed since."""
+        """The finished runs that match the study as it is now: a preset may have changed since."""
         variants = {variant.name: variant for variant in self.study.variants}
         found = []
         for row in self.rows:
             if row["variant"] in variants:
                 wanted = settings(self.arguments(variants[row["variant"]], row["seed"]))
-                # Settings that came later stand at what the run did without them.
+                # Settings that were added later have the value that the run used implicitly.
                 if all(wanted.get(name) == value for name, value in row["settings"].items()):
                     found.append(row)
         return found
 
     def missing(self) -> list[tuple[Variant, int]]:
-        """What is still to be run, all rows of one seed before the next: an end too soon leaves the most to compare."""
+        """The missing runs, all rows of one seed before the next: a study stopped early can be compared."""
         done = {(row["variant"], row["seed"]) for row in self.valid_rows()}
         todo = [(variant, seed) for seed in range(self.options.seeds) for variant in self.variants]
         return [(variant, seed) for variant, seed in todo if (variant.name, seed) not in done]
@@ -167,7 +168,7 @@ class Ablation:
         """Runs what is missing.
 
         Raises:
-          AlexNetError: a run failed; those beside it are ended, those before it are kept.
+          AlexNetError: a run failed; runs beside it are ended, earlier ones are kept.
         """
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ class Ablation:
                     bar.write(f"{variant.name}, seed {seed}: {accuracy:.2%}")
 
     def _on_cores(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
-        """Runs scripts, each on its own core where the system can bind it to one."""
+        """Runs scripts, each on its own core if the system can bind a process to a core."""
         bindable = hasattr(os, "sched_setaffinity")
         cores = sorted(os.sched_getaffinity(0)) if bindable else list(range(runtime.available_cores()))
         jobs = min(self.options.jobs or len(cores), len(cores))
@@ -211,7 +212,7 @@ class Ablation:
 
         def bind() -> None:
             if bindable and jobs > 1:
-                os.sched_setaffinity(0, {free.get()})  # of this thread, and so of all that it starts
+                os.sched_setaffinity(0, {free.get()})  # of this thread, and so of all processes that it starts
 
         def one(variant: Variant, seed: int) -> Finished:
             outcome, folder = self.by_scripts(scripts, variant, seed)
@@ -263,7 +264,7 @@ class Ablation:
 
 @contextlib.contextmanager
 def raised_signals() -> Iterator[None]:
-    """In its `with` block SIGINT, SIGTERM and SIGHUP raise StoppedError in the main thread."""
+    """Inside its `with` block, SIGINT, SIGTERM and SIGHUP raise StoppedError in the main thread."""
 
     def stop(number: int, frame: types.FrameType | None) -> NoReturn:
         raise StoppedError(number, "finished runs are kept; the same command resumes")
@@ -277,14 +278,14 @@ def raised_signals() -> Iterator[None]:
 
 
 class Scripts:
-    """Runs this repository's scripts in processes of their own, and can end those under way."""
+    """Runs this repository's scripts in separate processes, and can end running ones."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[str]] = set()
         self._lock, self._ended = threading.Lock(), False
 
     def run(self, *args: str) -> None:
-        """Waits for a script's end.
+        """Waits for the end of a script.
 
         Raises:
           AlexNetError: it failed; the message is its last line.
@@ -298,7 +299,8 @@ class Scripts:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
-                # A terminal's Ctrl-C must not reach it beside our own signal: the second one forbids it to save.
+                # A terminal's Ctrl-C must not reach it in addition to our own signal, because a second signal makes it
+                # exit without saving.
                 start_new_session=True,
             )
             self._running.add(process)
@@ -308,7 +310,7 @@ class Scripts:
             raise AlexNetError(f"python {shlex.join(args)}: {(complaint.strip().splitlines() or ['no reason'])[-1]}")
 
     def end(self) -> None:
-        """Has those under way save and stop."""
+        """Makes running scripts save and stop."""
         with self._lock:
             self._ended = True
             for process in list(self._running):
@@ -316,7 +318,7 @@ class Scripts:
 
 
 def main(args: Sequence[str]) -> None:
-    """Parses the flags, runs what is missing, prints the tables, draws."""
+    """Parses the flags, does the missing runs, prints the tables, draws the plot."""
     options = cli.parse(Options, args, "ablate.py")
     ablation = Ablation(options)
     if not options.table:

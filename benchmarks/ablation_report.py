@@ -1,4 +1,4 @@
-"""From finished runs to means, intervals, paired differences, Markdown tables and a picture."""
+"""From finished runs to means, intervals, paired differences, Markdown tables and a plot."""
 
 import pathlib
 import re
@@ -19,7 +19,7 @@ from alexnet_jax import plots
 
 Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
-FAR = 0.15  # a difference that is put into words
+FAR = 0.15  # a difference reported in words
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito's colour-blind safe set
 
 
@@ -27,9 +27,9 @@ class Estimate(NamedTuple):
     """A mean over runs with its 95% confidence interval, mean - half to mean + half.
 
     Attributes:
-      mean: of the values.
+      mean: mean of the values.
       half: half the interval's width, from Student's t with n - 1 degrees of freedom; None for a single value.
-      runs: n.
+      runs: number of values n.
     """
 
     mean: float
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
     runs: int
 
     def excludes_zero(self) -> bool:
-        """Whether the interval does; a single value says nothing."""
+        """Whether the interval excludes 0; False for a single value."""
         return self.half is not None and abs(self.mean) > self.half
 
 
@@ -55,7 +55,7 @@ def by_seed(rows: Sequence[Row], variant: Variant, views: int) -> dict[int, floa
 
 
 def paired_difference(rows: Sequence[Row], variant: Variant, base: Variant, views: int) -> Estimate | None:
-    """Test accuracy less that of the base, seed by seed; None where they have no seed in common."""
+    """Test accuracy minus that of the base, seed by seed; None if they have no seed in common."""
     own, other = by_seed(rows, variant, views), by_seed(rows, base, views)
     shared = sorted(own.keys() & other.keys())
     return estimate([own[seed] - other[seed] for seed in shared]) if shared else None
@@ -92,7 +92,7 @@ def present(study: Study, rows: Sequence[Row]) -> list[Variant]:
 
 
 def question(study: Study, rows: Sequence[Row]) -> str:
-    """What the study asks, and for how long a training, where that is one for all."""
+    """The study's question, and the number of epochs if it is the same for all rows."""
     epochs = {row["settings"].get("epochs") for row in rows}
     return study.question + (f" ({epochs.pop()} epochs)" if len(epochs) == 1 else "")
 
@@ -185,12 +185,12 @@ def command(study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> s
 
 
 def flags_table(variants: Sequence[Variant]) -> str:
-    """What each row adds to the command."""
+    """The flags that each row adds to the command."""
     return markdown(["row", "flags"], [[v.name, f"`{' '.join(v.flags)}`" if v.flags else "none"] for v in variants])
 
 
 def draw(study: Study, rows: Sequence[Row], path: pathlib.Path) -> bool:
-    """Draws the differences from the first row, or how the runs went, as the study asks; False: there is nothing to."""
+    """Draws the differences from the first row or the runs' curves, as the study requires; False if there are none."""
     variants = present(study, rows)
     if not study.curves and (len(variants) < 2 or variants[0] is not study.variants[0]):
         return False
@@ -215,7 +215,7 @@ def _draw_differences(axes: Axes, study: Study, variants: Sequence[Variant], row
     found = [(v, d) for v in variants if v is not base and (d := paired_difference(rows, v, base, views))]
     found.sort(key=lambda item: item[1].mean)
     for place, (variant, difference) in enumerate(found):
-        if abs(difference.mean) > FAR:  # drawn, it would press all the others together
+        if abs(difference.mean) > FAR:  # drawn, it would compress all the others
             words = f" {verdict(difference)}: off the scale"
             axes.text(0, place, words, transform=axes.get_yaxis_transform(), va="center", fontsize=plots.SMALL)
             continue
@@ -230,7 +230,7 @@ def _draw_differences(axes: Axes, study: Study, variants: Sequence[Variant], row
     axes.set_yticks(range(len(found)), [variant.name for variant, _ in found])
     reference = share(estimate(list(by_seed(rows, base, views).values())))
     axes.set_xlabel(
-        f"Test accuracy less that of \N{LEFT DOUBLE QUOTATION MARK}{base.name}\N{RIGHT DOUBLE QUOTATION MARK} "
+        f"Test accuracy minus that of \N{LEFT DOUBLE QUOTATION MARK}{base.name}\N{RIGHT DOUBLE QUOTATION MARK} "
         f"({reference}), percentage points\nmean, 95% interval and each seed; grey: inside the noise",
         fontsize=plots.LABEL,
     )

@@ -1,8 +1,8 @@
-"""What do data and hybrid parallelism move between devices? `python benchmarks/collectives.py [--out FILE.json]`.
+"""Counts bytes that parallel training moves between devices: `python benchmarks/collectives.py [--out FILE.json]`.
 
 Compiles the train step of the full AlexNet (1000 classes, float32, SGD with momentum) for CPU devices, executes
 nothing, and counts the bytes of every collective in the compiled program. The counts are affine in the batch size, so
-a line through two of them says where both kinds move the same; on paper it follows from the layers' sizes.
+lines through two of them show where both kinds move the same amount; in theory, this follows from the layers' sizes.
 """
 
 import dataclasses
@@ -42,14 +42,14 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Count what the train step of the full AlexNet moves between devices, for data and hybrid parallelism."""
+    """Count the bytes that AlexNet's train step moves between devices, for data and hybrid parallelism."""
 
     variant: Literal["paper", "2012", "caffe", "one-column", "torchvision"] = "one-column"
     """Variant of the network."""
     devices: tuple[PositiveInt, ...] = (2, 4, 8)
     """Numbers of devices."""
     batch_sizes: tuple[PositiveInt, ...] = (128, 512, 1024, 4096)
-    """Global batch sizes, two at least."""
+    """Global batch sizes, at least two."""
     out: pathlib.Path = ROOT / "results" / "collectives-cpu.json"
     """JSON file for the counts."""
 
@@ -59,7 +59,7 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of `KINDS`.
-      result_bytes: what it leaves on each device; the size of all its results together.
+      result_bytes: total size of its results on each device.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Collective(NamedTuple):
         """Bytes that each device sends in a ring (a direct exchange, for all-to-all).
 
         With a result of S bytes on each of D devices: all-reduce 2 (D - 1) / D S; all-gather (D - 1) / D S;
-        reduce-scatter (D - 1) S, its operand being D S; all-to-all (D - 1) / D S; collective-permute S.
+        reduce-scatter (D - 1) S, because its operand has D S bytes; all-to-all (D - 1) / D S; collective-permute S.
         """
         size, others = self.result_bytes, devices - 1
         return {
@@ -84,8 +84,8 @@ class Collective(NamedTuple):
 def collectives(hlo: str) -> list[Collective]:
     """The collectives in the text of a compiled program, all of which must be over all devices.
 
-    An asynchronous operation counts once, by its `-start`; where `async-start` calls a computation, by the operation
-    in that. Operations in the body of a loop count once.
+    An asynchronous operation counts once, by its `-start`; if `async-start` calls a computation, the operation in that
+    computation counts. Operations in the body of a loop count once.
     """
     operation = re.compile(rf" = (?P<type>\(.*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
     found = []
@@ -99,10 +99,10 @@ def collectives(hlo: str) -> list[Collective]:
 
 
 def size_of(type_text: str) -> int:
-    """Bytes of an HLO type: `f32[16,4096]{1,0}` or a tuple of such.
+    """Bytes of an HLO type: `f32[16,4096]{1,0}` or a tuple of such types.
 
     Raises:
-      ValueError: for a type without a size in whole bytes.
+      ValueError: the type's size is not a whole number of bytes.
     """
     total = 0
     for name, shape in re.findall(r"(\w+)\[([\d,]*)\]", type_text):
@@ -126,7 +126,7 @@ def _elements(type_text: str) -> list[str]:
 
 
 def compiled_text(variant: str, parallelism: Parallelism, devices: int, batch_size: int) -> str:
-    """The compiled train step of streamed images, as text; nothing but shapes goes in."""
+    """The compiled train step for streamed images, as text; its inputs are only shapes."""
     model, side = alexnet.AlexNet(variant), alexnet.architecture(variant).input_size
     settings = OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4)
     update, _ = optimizer.from_config(settings, 1, 1)
@@ -157,7 +157,7 @@ def compiled_text(variant: str, parallelism: Parallelism, devices: int, batch_si
 
 
 def split_shapes(state: TrainState, devices: int) -> SplitState:
-    """The shapes of what `SPLIT_DENSE.put` makes of a state."""
+    """The shapes of the result of `SPLIT_DENSE.put` for a state."""
 
     def part(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct | None:
         rows, features = leaf.shape if split_dense.is_split_kernel(path) else (0, 0)
@@ -170,11 +170,11 @@ def split_shapes(state: TrainState, devices: int) -> SplitState:
 
 
 def on_paper(variant: str, devices: int) -> dict[str, float]:
-    """The batch at which both kinds move the same: dense weights by what hybrid parallelism moves for an image.
+    """The batch size at which both kinds move the same amount: dense weights / amount per image of hybrid parallelism.
 
     Data parallelism moves each weight of the dense kernels twice (all-reduce), hybrid parallelism for each image and
-    layer F / D inputs and all outputs, forward and backward; both times (D - 1) / D. `split_by_outputs` is the same of
-    kernels divided by outputs: all inputs, and of the logits 1 / D.
+    layer F / D inputs and all outputs, forward and backward; both with a factor of (D - 1) / D. `split_by_outputs` is
+    the same for kernels divided by outputs: all inputs, and 1 / D of the logits.
     """
     shapes = [layer_counts.count_layers(variant)[name].kernel for name in split_dense.LAYERS]
     weights, inputs, outputs = sum(i * o for i, o in shapes), sum(i for i, _ in shapes), sum(o for _, o in shapes)
@@ -188,7 +188,7 @@ def on_paper(variant: str, devices: int) -> dict[str, float]:
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """Counts of each number of devices, kind of parallelism and batch size."""
+    """Counts for each number of devices, kind of parallelism and batch size."""
     rows = []
     for devices in options.devices:
         for parallelism in ("data", "hybrid"):
@@ -219,9 +219,9 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 def crossing(rows: list[dict[str, Any]], devices: int) -> dict[str, float]:
-    """Where the lines through the counts at the smallest and the largest batch cross.
+    """The batch size where the lines through the counts at the smallest and the largest batch cross.
 
-    `largest_deviation` is that of all other counts from those lines, by their size.
+    `largest_deviation` is the largest relative deviation of the other counts from those lines.
     """
     lines, deviation = {}, 0.0
     for parallelism in ("data", "hybrid"):

@@ -1,6 +1,6 @@
-"""Throughput of ImageNet's input: `python benchmarks/imagenet_input.py --images TAR_OR_DIR --out FILE.json`.
+"""Throughput of the ImageNet input: `python benchmarks/imagenet_input.py --images TAR_OR_DIR --out FILE.json`.
 
-Preparation on one core, in turns with PIL and torchvision's transforms (both decode, scale the shorter side to 256,
+Preparation on one core, alternating with PIL and torchvision's transforms (both decode, scale the shorter side to 256,
 take the central 256x256 and encode a JPEG of quality 95); streaming from JPEG and raw shards, with threads and with
 worker processes. TAR_OR_DIR contains `train/<class>/*.JPEG`.
 """
@@ -55,7 +55,7 @@ def torchvision_preparation() -> Callable[[bytes], int]:
 
 
 def rate(work: Callable[[bytes], int], files: list[bytes]) -> float:
-    """Images a second, one after another."""
+    """Images per second, one after another."""
     begin = time.perf_counter()
     for data in files:
         work(data)
@@ -63,7 +63,7 @@ def rate(work: Callable[[bytes], int], files: list[bytes]) -> float:
 
 
 def preparation(files: list[bytes], rounds: int) -> dict[str, object]:
-    """Images a second of both programs, measured in turns."""
+    """Images per second of both programs, which take turns."""
     programs: dict[str, Callable[[bytes], int]] = {"alexnet_jax": prepare_image}
     with contextlib.suppress(ImportError):
         programs["torchvision"] = torchvision_preparation()
@@ -85,7 +85,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def streaming(source: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Images a second from `StreamedDataset.calls`, including the start of threads and processes."""
+    """Images per second from `StreamedDataset.calls`, including the start of threads and processes."""
     results = {}
     for store in ("jpeg", "raw"):
         out = folder / store

@@ -1,7 +1,7 @@
-"""Where the time of our training step goes: each part alone, value and gradients, beside the whole step.
+"""Measures where the time of our training step goes: each part alone (value and gradients), and the whole step.
 
 `python benchmarks/layers.py [--batch-size N] [--out FILE.json]` prints a table. Parts take turns; medians of rounds.
-With `--choices` it times both ways where the package must choose one.
+With `--choices`, it times both implementations where the package must choose one.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ CONVOLUTIONS = {
     "conv4": ((4, 4, 192), (3, 3, 192, 192), 1),
     "conv5": ((4, 4, 192), (3, 3, 192, 192), 1),
 }
-# Of the authors' networks for CIFAR-10, and of AlexNetSmall with stride 1 in conv1: larger maps, on which Winograd's
-# transforms are more and more of the work.
+# Those of the authors' networks for CIFAR-10, and of AlexNetSmall with stride 1 in conv1: larger maps, on which
+# Winograd's transforms take an increasing share of the work.
 WINOGRAD_OR_DIRECT = {
     "8x8, 32 to 64": ((8, 8, 32), (5, 5, 32, 64)),
     "12x12, 64 to 64": ((12, 12, 64), (5, 5, 64, 64)),
@@ -51,10 +51,10 @@ MAPS = {"1": (16, 16, 48), "2": (8, 8, 128)}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Time the parts of AlexNetSmall's training step, and the step."""
+    """Time the parts of AlexNetSmall's training step, and the whole step."""
 
     batch_size: PositiveInt = 128
-    """Images a step."""
+    """Images per step."""
     rounds: PositiveInt = 7
     """Blocks of each part."""
     calls: PositiveInt = 10
@@ -71,7 +71,7 @@ def draw(*shape: int) -> jax.Array:
 
 
 def with_gradients(function: Callable[..., jax.Array], *operands: jax.Array, constant: int = 0) -> Callable[[], Any]:
-    """Value and gradients of all but the first `constant` operands."""
+    """Value, and gradients with respect to all but the first `constant` operands."""
 
     @jax.jit
     def both(cotangent: jax.Array, *operands: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -83,7 +83,7 @@ def with_gradients(function: Callable[..., jax.Array], *operands: jax.Array, con
 
 
 def choices(batch_size: int) -> dict[str, tuple[Callable[[], Any], float]]:
-    """Both ways where there are two, and the GFLOP of the direct algorithm."""
+    """Both implementations where there are two, and the GFLOP of the direct algorithm."""
     found: dict[str, tuple[Callable[[], Any], float]] = {}
     for name, (image, kernel) in WINOGRAD_OR_DIRECT.items():
         x, w = draw(batch_size, *image), draw(*kernel)
@@ -159,7 +159,7 @@ def main(args: Sequence[str]) -> None:
             for _ in range(options.calls):
                 run()
             times[name].append((time.perf_counter() - start) / options.calls * 1e3)
-    print("| part | ms (least to largest) | GFLOP/s of the direct algorithm |\n| --- | --- | --- |")
+    print("| part | ms (smallest to largest) | GFLOP/s of the direct algorithm |\n| --- | --- | --- |")
     for name, (_, work) in runs.items():
         median = statistics.median(times[name])
         rate = f"{work / median * 1e3:.0f}" if work else ""

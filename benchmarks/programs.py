@@ -1,13 +1,13 @@
-"""What is compared: the programs that a worker can build, and the data that all of them get.
+"""The programs that are compared, which a worker can build, and the data that all of them get.
 
-Each of `programs_jax`, `programs_torch` and `programs_tensorflow` has the same face:
+Each of `programs_jax`, `programs_torch` and `programs_tensorflow` has the same interface:
 
     device_peak() -> int | None               peak memory of the device in bytes; None on a CPU
     train(spec) -> Program                    a training program
-    product(spec) -> Program                  a product of square matrices; ours alone has it
+    product(spec) -> Program                  a product of square matrices; only in programs_jax
     operations(spec) -> dict[str, Program]    the operations of `OPERATIONS`
 
-and the peers have besides:
+and the peers also have:
 
     platform() -> str                         where they compute, "cpu" or "gpu"
     logits(params, images) -> np.ndarray      their network's output in evaluation with our parameters
@@ -21,11 +21,11 @@ import numpy as np
 
 Shape = tuple[int, ...]
 
-BATCHES, IMAGENET_BATCHES = 16, 2  # different batches that lie ready in memory; a program goes round them
+BATCHES, IMAGENET_BATCHES = 16, 2  # different batches, kept in memory; a program cycles through them
 IMAGENET_IMAGE, IMAGENET_CLASSES = (224, 224, 3), 1000
 PRODUCT_SIDES = {"cpu": 2048, "gpu": 8192}
 
-# Operation -> what is done, and the shape [H, W, C] of each of `OPERATION_BATCH` inputs.
+# Operation -> description, and the shape [H, W, C] of each of `OPERATION_BATCH` inputs.
 OPERATIONS = {
     "LRN 16x16x48": ("lrn", (16, 16, 48)),
     "LRN 8x8x128": ("lrn", (8, 8, 128)),
@@ -50,7 +50,7 @@ class Spec:
       variant: how it is compiled, such as "eager"; each module says which it knows.
       network: "small" (AlexNetSmall, Adam), or "torchvision" (torchvision's AlexNet for ImageNet, SGD with momentum).
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
-      batch_size: images a step.
+      batch_size: images per step.
       devices: devices that share a batch; peers have 1.
       data: .npz with `images`, uint8 [N, 32, 32, 3], and `labels`, int32 [N], for "small"; the other's are drawn.
     """
@@ -71,8 +71,8 @@ class Program:
     """Something that can be timed.
 
     Attributes:
-      run: takes so many steps (or calls) and returns when the last one is computed.
-      parameters: numbers that are trained.
+      run: takes the given number of steps (or calls) and returns when the last one is computed.
+      parameters: number of trained parameters.
     """
 
     run: Callable[[int], None]
@@ -91,13 +91,13 @@ def examples(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
 
 
 def float_batches(spec: Spec) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The same as the peers want them, batch by batch: float32 [B, 32, 32, 3] in [0, 1] and int64 [B]."""
+    """The same in the form that the peers need, batch by batch: float32 [B, 32, 32, 3] in [0, 1] and int64 [B]."""
     images, labels = (np.split(array, BATCHES) for array in examples(spec))
     return [(x.astype(np.float32) / 255, y.astype(np.int64)) for x, y in zip(images, labels, strict=True)]
 
 
 def operation_input(shape: Shape) -> np.ndarray:
-    """What an operation meets after a ReLU: float32 [B, *shape], not negative, half of it 0."""
+    """Input of an operation as after a ReLU: float32 [B, *shape], not negative, half of it 0."""
     normal = np.random.default_rng(1).standard_normal((OPERATION_BATCH, *shape), np.float32)
     return np.maximum(normal, 0)
 

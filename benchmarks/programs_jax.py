@@ -43,7 +43,7 @@ def device_peak() -> int | None:
 
 
 def train(spec: Spec) -> Program:
-    """The step of `python train.py --pca none`: no augmentation, dropout 0.5. Variants: as --convolution."""
+    """The step of `python train.py --pca none`: no augmentation, dropout 0.5. Variants: the values of --convolution."""
     devices = select_devices(spec.devices)
     images, labels = examples(spec)
     turns = len(images) // spec.batch_size
@@ -77,7 +77,7 @@ def train(spec: Spec) -> Program:
 
 
 def product(spec: Spec) -> Program:
-    """A product of square matrices, the most that the device computes; float32 in full precision on a CPU only."""
+    """A product of square matrices, at the device's highest speed; float32 in full precision only on a CPU."""
     side = PRODUCT_SIDES[spec.platform]
     a = jax.random.normal(jax.random.key(0), (side, side), spec.dtype)
     return _repeat(functools.partial(_product, a))

@@ -1,7 +1,7 @@
 """AlexNetSmall and the operations in TensorFlow.
 
 Variants: "graph" (a program of 2016 to 2018: graph, session, feed_dict), "function" and "function, XLA" (tf.function).
-All have `tf.compat.v1.train.AdamOptimizer`, whose update is one fused kernel for a variable; that of Keras is several.
+All have `tf.compat.v1.train.AdamOptimizer`, whose update is one fused kernel per variable; Keras's takes several.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """AlexNetSmall, torchvision's AlexNet and the operations in PyTorch: channels last, fused updates.
 
-Nothing waits for the device but the end.
+Only the end of a run waits for the device.
 
 Variants: "eager", "compile", and on a GPU "compile reduce-overhead" (CUDA graphs) and "compile max-autotune".
 """
@@ -71,7 +71,7 @@ class AlexNetSmall(nn.Module):
         x = max_pool(lrn(F.relu(self.conv2(x), inplace=True)))
         for conv in (self.conv3, self.conv4, self.conv5):
             x = F.relu(conv(x), inplace=True)
-        x = x.permute(0, 2, 3, 1).flatten(1)  # free for channels last, and the order of our weights
+        x = x.permute(0, 2, 3, 1).flatten(1)  # costs nothing for channels last, and matches the order of our weights
         for dense in (self.fc1, self.fc2):
             x = F.dropout(F.relu(dense(x), inplace=True), 0.5, self.training)
         return self.logits(x)
@@ -88,7 +88,7 @@ def device_peak() -> int | None:
 
 
 def train(spec: Spec) -> Program:
-    """Forward, backward and update; bfloat16 by autocast. What is 8-bit is scaled on the device, as in our step."""
+    """Forward, backward and update; bfloat16 by autocast. 8-bit images are scaled on the device, as in our step."""
     network: nn.Module
     if spec.network == "small":
         network, data = AlexNetSmall(), float_batches(spec)

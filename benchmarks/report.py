@@ -1,4 +1,4 @@
-"""From raw block times to medians, ratios, Markdown tables and a picture."""
+"""From raw block times to medians, ratios, Markdown tables and a plot."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,18 +18,18 @@ MIB = 2**20
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
-    """Median, least and largest."""
+    """Median, smallest and largest."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def ratios(ours: Record, peer: Record) -> dict[str, float]:
-    """The peer's seconds by ours, round by round: above 1 where we are faster. Both did the same work in a block."""
+    """The peer's seconds divided by ours, round by round: above 1 if we are faster. Blocks have the same work."""
     return spread(b / a for a, b in zip(ours["seconds"], peer["seconds"], strict=True))
 
 
 def summarize(results: Record) -> dict[str, Any]:
-    """What the raw results come to; the keys are those of the sections that were measured."""
+    """Summary of the raw results; the keys are the sections that were measured."""
     summaries: dict[str, Callable[[Any], Any]] = {
         "train": _training,
         "operations": _operations,
@@ -131,7 +131,7 @@ def _imagenet(measured: Record) -> list[dict[str, Any]]:
 
 
 def caption(results: Record) -> str:
-    """Device and versions, in a line."""
+    """Device and versions, in one line."""
     device, versions = results["device"], dict(results["versions"])
     where = f"{device['name']}, {device['cores']} cores" if device["platform"] == "cpu" else device["name"]
     names = {"python": "Python", "jax": "JAX", "flax": "Flax", "torch": "PyTorch", "tensorflow": "TensorFlow"}
@@ -140,11 +140,11 @@ def caption(results: Record) -> str:
 
 
 def tables(results: Record) -> str:
-    """All tables in Markdown, from what the JSON file holds."""
+    """All tables in Markdown, from the contents of the JSON file."""
     settings, summary = results["settings"], results["summary"]
     parts = [
-        f"{caption(results)}. Median (least to largest) of {settings['rounds']} rounds of {settings['steps']} steps; "
-        f"data: {settings['data']}."
+        f"{caption(results)}. Median (smallest to largest) of {settings['rounds']} rounds of {settings['steps']} "
+        f"steps; data: {settings['data']}."
     ]
     render: dict[str, Callable[[Any], str]] = {
         "train": _training_tables,
@@ -279,7 +279,7 @@ def _color(row: Record) -> str:
 
 
 def _whiskers(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Distances from the median to least and largest, [2, N], as matplotlib's error bars want them."""
+    """Distances from the median to the smallest and largest, [2, N], in the form of matplotlib's error bars."""
     return np.array([[row["median"] - row["min"], row["max"] - row["median"]] for row in rows]).T
 
 

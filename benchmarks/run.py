@@ -1,7 +1,7 @@
-"""Measures AlexNetSmall here, in PyTorch and in TensorFlow: `python benchmarks/run.py`; `--help` explains.
+"""Measures AlexNetSmall here, in PyTorch and in TensorFlow: `python benchmarks/run.py`; see `--help`.
 
-The machine's speed changes from minute to minute. So programs take turns, A B C A B C, and are compared within a round;
-each is alone on the machine while its block runs.
+The machine's speed changes from minute to minute. Therefore programs take turns, A B C A B C, and are compared within a
+round; each has the machine to itself while its block runs.
 """
 
 import contextlib
@@ -41,19 +41,19 @@ BATCH_SIZES, DEVICES = (32, 64, 128, 256, 512), (1, 2, 4, 8)
 IMAGENET_BATCH_SIZES = {"cpu": (32,), "gpu": (256, 512, 1024, 2048)}
 CALLS_PER_STEP = 4  # an operation takes much less time than a training step: its blocks have more calls
 REPEATS = 3  # of `start` and `epoch`
-INTERVALS = 6  # lines of the log that `epoch` waits for; the first holds the compilation and is left out
+INTERVALS = 6  # lines of the log that `epoch` waits for; the first includes compilation and is left out
 Section = Literal["train", "operations", "start", "epoch", "scaling", "imagenet"]
 Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measure AlexNetSmall here, in PyTorch and in TensorFlow, side by side. What isn't installed is left out."""
+    """Measure AlexNetSmall here, in PyTorch and in TensorFlow, side by side, as far as they are installed."""
 
     sections: tuple[Section, ...] = ("train", "operations", "start", "epoch", "scaling", "imagenet")
     """`train`: the same training step in all programs. `operations`: LRN, max pooling, PCA noise. `start`: from the
     command to the first step. `epoch`: the whole loop against the bare step. `scaling`: batch sizes and devices.
-    `imagenet`: torchvision's AlexNet, here and there, and how near it comes to what the device can compute."""
+    `imagenet`: torchvision's AlexNet, here and in PyTorch, and how close it comes to the device's speed."""
     data_dir: pathlib.Path | None = None
     """Folder with CIFAR-10, as for train.py. Unset: drawn shapes."""
     rounds: PositiveInt = 7
@@ -61,11 +61,12 @@ class Options:
     steps: PositiveInt | None = None
     """Training steps in a block. Unset: 15 on a CPU, 250 elsewhere."""
     batch_size: PositiveInt = 128
-    """Images a step, in `train` and `epoch`."""
+    """Images per step, in `train` and `epoch`."""
     out: pathlib.Path | None = None
-    """JSON file to write, a picture goes beside it. Unset: the repository's results/benchmark-cpu.json (or -gpu)."""
+    """JSON file to write; the plot is written beside it. Unset: the repository's results/benchmark-cpu.json (or
+    -gpu)."""
     quick: bool = False
-    """2 rounds of 3 steps: to see that it runs."""
+    """2 rounds of 3 steps, to check that everything runs."""
     table: pathlib.Path | None = None
     """Measure nothing: print the tables of this JSON file."""
 
@@ -102,7 +103,7 @@ class Worker:
           WorkerError: the program failed, or its process has died.
         """
         assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # what is left of its answers tells why
+        with contextlib.suppress(BrokenPipeError):  # the rest of its output says why
             print(json.dumps({"program": program, "steps": steps}), file=self._process.stdin, flush=True)
         return self._answer()
 
@@ -121,12 +122,12 @@ class Worker:
 
 
 def package_environment() -> dict[str, str]:
-    """That of a process which is to import this checkout."""
+    """The environment of a process that imports this checkout."""
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def worker_environment(spec: Spec) -> dict[str, str]:
-    """A worker's: this checkout is measured, frameworks share the GPU, nothing compiled before is used again."""
+    """A worker's environment: it measures this checkout, shares the GPU, and reuses nothing compiled earlier."""
     environment = package_environment() | {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
@@ -143,7 +144,7 @@ def installed(framework: str) -> bool:
 
 
 def label(spec: Spec) -> str:
-    """What a program is called in tables."""
+    """A program's name in tables."""
     return f"{PEERS.get(spec.framework, 'alexnet_jax')} {spec.variant}".strip()
 
 
@@ -177,7 +178,7 @@ def operation_specs(spec: Spec) -> list[Spec]:
 
 
 class Benchmark:
-    """A session of measurements: what is measured on, and what has been measured so far.
+    """A session of measurements: the device, the settings and the results so far.
 
     Attributes:
       results: the contents of the JSON file except the summary.
@@ -219,7 +220,7 @@ class Benchmark:
             return {name: self._measure(workers, name, CALLS_PER_STEP * self.steps) for name in OPERATIONS}
 
     def start(self) -> list[Record]:
-        """Seconds from the command to the first step's record: without compiled programs on disk, then with them."""
+        """Seconds from the command to the first step's record, without compiled programs on disk, then with them."""
         pairs = []
         for repeat in range(self._repeats()):
             cache = self.folder / f"cache{repeat}"
@@ -275,7 +276,7 @@ class Benchmark:
         return {"product_side": PRODUCT_SIDES[platform], "products": products, "programs": programs}
 
     def leave_out(self, line: str) -> None:
-        """Says and notes what isn't measured, and why."""
+        """Prints and records what isn't measured, and why."""
         progress(f"skip {line}")
         self.results["left_out"].append(line)
 
@@ -283,7 +284,7 @@ class Benchmark:
         return min(REPEATS, self.rounds)
 
     def _save_data(self) -> None:
-        """Lays the training images where workers find them: these need not know how to load a data set."""
+        """Writes the training images to a file for the workers, which need not know how to load a data set."""
         if pathlib.Path(self.spec.data).exists():
             return
         options = self.options
@@ -296,7 +297,7 @@ class Benchmark:
 
     @contextlib.contextmanager
     def _workers(self, specs: Sequence[Spec]) -> Iterator[list[Worker]]:
-        """Builds one after the other, and leaves out those that fail."""
+        """Builds workers one after the other, and leaves out those that fail."""
         with contextlib.ExitStack() as stack:
             log = stack.enter_context((self.folder / "workers.log").open("ab"))
             workers = []
@@ -338,13 +339,13 @@ class Benchmark:
         ]
 
     def _train_until(self, count: int, args: Sequence[str], environment: Record) -> tuple[float, list[Record]]:
-        """Runs train.py until its log has so many records of training, and kills it.
+        """Runs train.py until its log has the given number of training records, and kills it.
 
         Returns:
           Seconds from the process's start, and the records.
 
         Raises:
-          AlexNetError: it ended before.
+          AlexNetError: it ended earlier.
         """
         with tempfile.TemporaryDirectory(dir=self.folder) as workdir, tempfile.TemporaryFile() as log:
             command = [sys.executable, str(ROOT / "train.py"), *args, "--workdir", workdir]
@@ -372,12 +373,12 @@ def describe(spec: Spec) -> str:
 
 
 def progress(line: str) -> None:
-    """Says where the work stands."""
+    """Prints the progress of the work."""
     print(line, file=sys.stderr, flush=True)
 
 
 def describe_device() -> Record:
-    """What JAX computes on; asked in another process, as one that holds a GPU would disturb the measurements.
+    """The device that JAX uses, determined in another process: one that holds a GPU would disturb measurements.
 
     Raises:
       AlexNetError: JAX can't use the devices that JAX_PLATFORMS names.
@@ -411,7 +412,7 @@ def versions() -> dict[str, str]:
 
 
 def main(args: Sequence[str]) -> None:
-    """Parses the flags, measures, prints the tables, writes JSON and picture."""
+    """Parses the flags, measures, prints the tables, writes the JSON file and the plot."""
     options = cli.parse(Options, args, "run.py")
     if options.table:
         print(report.tables(json.loads(options.table.read_text())))

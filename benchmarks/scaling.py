@@ -1,16 +1,17 @@
-"""A model of the time of a training step: fitted to 1 to 8 local devices, carried on paper to many GPUs.
+"""A model of the time of a training step: fitted to 1 to 8 local devices, and extrapolated to many GPUs.
 
     python benchmarks/scaling.py --measure     # steps on this machine's devices: results/scaling-cpu.json
-    python benchmarks/scaling.py               # the fit, the tables and the picture, from that file
+    python benchmarks/scaling.py               # the fit, the tables and the plot, from that file
 
 On one machine, where the devices that JAX makes of a CPU share its cores and its memory, a step of B images on D
 devices takes
 
     t = a + b B + c D + d D P                                                                            [seconds]
 
-with P the parameters: `a` whatever happens once, `b` an image's forward and backward pass, `c` a device's launches,
-`d` what is done with each parameter on each device: the gradient's all-reduce, the update, the check that it is
-finite. `b` is each network's own, the others are the machine's. On paper a GPU has its own cores and memory:
+with P the number of parameters: `a` is the cost per step, `b` that of an image's forward and backward pass, `c` that of
+a device's launches, `d` that of each parameter on each device: the gradient's all-reduce, the update, the check that it
+is finite. `b` depends on the network, the others only on the machine. In the extrapolation, each GPU has its own cores
+and memory:
 
     t = max(operations B / (D rate), images B / (D input)) + launches + bytes(B, D) / bandwidth
 
@@ -52,9 +53,9 @@ from alexnet_jax.training.step import compile_train_step, train_step
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "results" / "scaling-cpu.json"
 DEVICES, BATCHES = (1, 2, 4, 8), (64, 128, 256)
-NETWORKS: dict[str, tuple[Any, int]] = {  # and the side of its images
+NETWORKS: dict[str, tuple[Any, int]] = {  # with the side of its images
     "AlexNetSmall, 32x32": (small.AlexNetSmall(), 32),
-    # Most of its time goes into its parameters: these images leave a map of 1x1.
+    # Most of its time is spent on its parameters, because these images leave a map of 1x1.
     "AlexNet one-column, 67x67": (alexnet.AlexNet("one-column", 10), 67),
 }
 
@@ -103,7 +104,7 @@ def _block(step: Any, state: Any, examples: Any, layout: Any, key: Any, devices:
 
 
 def rows_of(cells: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """What a, c, d and each network's b are multiplied by, and the median seconds: [cells, 3 + networks], [cells]."""
+    """The factors of a, c, d and each network's b, and the median seconds: [cells, 3 + networks], [cells]."""
     names = sorted({cell["network"] for cell in cells})
     rows = []
     for cell in cells:
@@ -113,14 +114,14 @@ def rows_of(cells: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Coefficients, none negative, with the least squares of the relative errors."""
+    """Non-negative coefficients with the smallest sum of squared relative errors."""
     scale = np.abs(rows).max(axis=0)
     found, _ = scipy.optimize.nnls(rows / scale / seconds[:, None], np.ones(len(seconds)))
     return found / scale
 
 
 def left_out(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """For each cell the relative error of its prediction by a fit to all others."""
+    """For each cell, the relative error of its prediction from a fit to all others."""
     errors = []
     for i in range(len(seconds)):
         others = np.arange(len(seconds)) != i
@@ -130,17 +131,17 @@ def left_out(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What the figures on paper assume; only the input was measured here.
+    """Assumptions of the extrapolation; only the input's speed was measured here.
 
     Attributes:
-      rate: operations a second that a GPU reaches in this network: 30% of an H100's 495 TFLOP/s in TF32.
-      inside: bytes a second that a GPU sends to others of its server: 80% of NVLink's 450 GB/s.
-      outside: and to those of other servers: 80% of a 400 Gb/s adapter a GPU.
+      rate: operations per second that a GPU reaches in this network: 30% of an H100's 495 TFLOP/s in TF32.
+      inside: bytes per second that a GPU sends to others in its server: 80% of NVLink's 450 GB/s.
+      outside: bytes per second to other servers: 80% of one 400 Gb/s adapter per GPU.
       per_server: GPUs in a server.
-      hop: seconds that a collective costs whatever its size, times log2 of the number of GPUs.
-      launches: seconds of a step that no GPU computes in.
-      jpeg, raw: images a second that a core prepares (results/imagenet-input-cpu.json: 1,510 and 5,970 on 2 cores).
-      cores: cores for that, a GPU.
+      hop: seconds that a collective costs regardless of its size, times log2 of the number of GPUs.
+      launches: seconds of a step in which no GPU computes.
+      jpeg, raw: images per second that a core prepares (results/imagenet-input-cpu.json: 1,510 and 5,970 on 2 cores).
+      cores: cores for the input, per GPU.
     """
 
     rate: float = 0.3 * 495e12
@@ -156,7 +157,7 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Seconds of a step on paper."""
+    """Extrapolated seconds of a step."""
 
     compute: float
     collectives: float
@@ -164,15 +165,15 @@ class Cost:
     input_raw: float
 
     def step(self, source: float = 0.0) -> float:
-        """Nothing overlaps but the input."""
+        """Total seconds; only the input overlaps with the rest."""
         return max(self.compute + self.collectives, source)
 
 
 def bytes_sent(devices: int, batch_size: int, hybrid: bool, variant: str = "paper") -> float:
     """Bytes that a GPU sends in a step, by ring algorithms, in float32.
 
-    Data parallelism: 2 (D - 1) / D of all gradients. Hybrid: of all but the dense kernels, and as much of the dense
-    layers' activations and their gradients.
+    Data parallelism: 2 (D - 1) / D of all gradients. Hybrid: the same for all gradients except those of the dense
+    kernels, plus the dense layers' activations and their gradients.
     """
     numbers = float(sum(layer.parameters for layer in layer_counts.count_layers(variant).values()))
     if hybrid and devices > 1:
@@ -182,7 +183,7 @@ def bytes_sent(devices: int, batch_size: int, hybrid: bool, variant: str = "pape
 
 
 def on_paper(devices: int, batch_size: int, hybrid: bool, cluster: Cluster, variant: str = "paper") -> Cost:
-    """What a step would cost."""
+    """The extrapolated cost of a step."""
     operations = 6 * sum(layer.multiply_accumulates for layer in layer_counts.count_layers(variant).values())
     share = batch_size / devices
     bandwidth = cluster.inside if devices <= cluster.per_server else cluster.outside
@@ -201,7 +202,7 @@ PLANS = [(1, 128), (8, 1024), (8, 4096), (8, 8192), (256, 8192), (256, 32768)]
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The fit, its check and the figures on paper, in Markdown."""
+    """The fit, its check and the extrapolation, in Markdown."""
     cells = results["cells"]
     rows, seconds = rows_of(cells)
     once, launch, parameter, *images = fit(rows, seconds)
@@ -218,7 +219,7 @@ def tables(results: dict[str, Any]) -> str:
         f"Left out in turn, {len(cells)} cells: relative errors of {np.median(np.abs(errors)):.0%} (median) and "
         f"{np.abs(errors).max():.0%} (largest).",
         "",
-        "| network | devices | batch | measured ms, median (least to largest) | model | left out |",
+        "| network | devices | batch | measured ms, median (smallest to largest) | model | left out |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for cell, model, error in zip(cells, predicted, errors, strict=True):
@@ -240,7 +241,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def picture(results: dict[str, Any]) -> Figure:
-    """Left the model beside what was measured, right what it says of GPUs."""
+    """Left: the model and the measurements; right: the extrapolation to GPUs."""
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     axes = figure.subplots(1, 3)
     rows, seconds = rows_of(results["cells"])
@@ -275,7 +276,7 @@ def picture(results: dict[str, Any]) -> Figure:
 
 
 def main() -> None:
-    """Measures if asked to, then fits, prints and draws."""
+    """Measures if requested, then fits, prints and draws."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--measure", action="store_true", help="time steps on this machine first")
     parser.add_argument("--rounds", type=int, default=5)

@@ -29,13 +29,13 @@ def epoch_curve(records: Iterable[Record], examples: int, batch_size: int) -> li
     """A run's epochs from its records of intervals.
 
     Args:
-      records: lines of metrics.jsonl, all of a run.
+      records: all lines of a run's metrics.jsonl.
       examples: training images.
-      batch_size: of the run.
+      batch_size: batch size of the run.
 
     Returns:
-      For each epoch: `loss` (mean training loss, nats) and `accuracy` over its updates, `seconds` of training,
-      evaluation and saving left out, and `validation_accuracy` after it, None where nothing validates.
+      For each epoch: `loss` (mean training loss, nats) and `accuracy` over its updates, `seconds` of training, without
+        evaluation and saving, and `validation_accuracy` after it, None without validation.
     """
     per_epoch = steps_per_epoch(examples, batch_size)
 
@@ -62,7 +62,7 @@ def epoch_curve(records: Iterable[Record], examples: int, batch_size: int) -> li
 def train(
     config: TrainConfig, dataset: ArrayDataset, seeds: Sequence[int], views: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Trains `config` with each of the seeds at the same time on one device, and tests.
+    """Trains `config` with all seeds at the same time on one device, and tests the results.
 
     Each run computes what `train.py` does with its seed, in its order and with its draws; only rounding differs.
 
@@ -72,10 +72,10 @@ def train(
 
     Raises:
       AlexNetError: a run's loss or gradient is not finite.
-      UsageError: the configuration needs what is not done here.
+      UsageError: the configuration needs something that is not supported here.
     """
     if config.optimizer.plateau_patience or config.run.deterministic or config.schedule.accumulate > 1:
-        raise UsageError("side by side: --plateau-patience, --deterministic and --accumulate are for train.py alone")
+        raise UsageError("side by side: --plateau-patience, --deterministic and --accumulate are only for train.py")
     devices, split = runtime.devices()[:1], dataset["train"]
     check_training(
         config,

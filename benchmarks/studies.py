@@ -1,4 +1,4 @@
-"""What is compared with what: each study trains one preset with one thing changed at a time."""
+"""The studies: each trains one preset with one thing changed at a time."""
 
 import dataclasses
 import types
@@ -12,8 +12,8 @@ class Variant:
     """One row of a study.
 
     Attributes:
-      name: of the row, for a person.
-      flags: of train.py, after the study's own.
+      name: name of the row in tables.
+      flags: flags of train.py, added after the study's own.
     """
 
     name: str
@@ -22,18 +22,18 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Trainings that are compared with one another.
+    """Training runs that are compared with one another.
 
     Attributes:
-      question: what it asks.
-      preset: of train.py.
-      flags: of train.py, for every row; with them it fits two CPU cores.
+      question: the question that the study answers.
+      preset: preset of train.py.
+      flags: flags of train.py for every row; they make the study feasible on two CPU cores.
       variants: the rows; the first is what the others are compared with.
       views: numbers of views to test with.
-      until: which accuracy of an epoch counts, "accuracy" (training) or "validation_accuracy", and the values for
-        which the table says when it is first reached.
-      curves: the accuracy whose error the picture shows epoch by epoch; None: it shows differences of rows.
-      published: what others published.
+      until: which accuracy of an epoch counts, "accuracy" (training) or "validation_accuracy", and the values whose
+        first epoch the table reports.
+      curves: the accuracy whose error the plot shows epoch by epoch; None: it shows differences of rows.
+      published: results that others have published.
     """
 
     question: str
@@ -46,8 +46,8 @@ class Study:
     published: str = ""
 
 
-# The paper's schedule takes 30 epochs. In few, Muon gets further: 71% on the validation images after three, where SGD
-# with Nesterov's momentum had 68% after six.
+# The paper's schedule takes 30 epochs. In a few epochs, Muon gets further: 71% on the validation images after three,
+# where SGD with Nesterov's momentum had 68% after six.
 SHORT = (
     *("--optimizer", "muon", "--momentum", "0.9", "--nesterov", "--weight-decay", "0.1", "--learning-rate", "0.01"),
     *("--rate-schedule", "cosine", "--warmup-epochs", "0.5", "--drop-epochs", "--pca-off-epoch", "None"),
@@ -94,7 +94,7 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             published="test errors of 11% with LRN and 13% without (paper, section 3.3)",
         ),
         "time": Study(
-            "How long does it take to an accuracy?",
+            "How long does it take to reach an accuracy?",
             "cifar10-best",
             ("--train-on", "train"),
             (Variant("2 epochs", ("--epochs", "2")), Variant("8 epochs", ("--epochs", "8"))),

@@ -1,8 +1,8 @@
 """A worker: builds what its argument, a `programs.Spec` in JSON, describes, then runs it on command.
 
-Each program to be compared has its own process, so that neither runtimes nor pools of threads mix. It answers in
-lines of JSON on stdout: one when everything is compiled, then one for each line `{"program": NAME, "steps": N}` on
-stdin. It ends with its stdin.
+Each program to be compared runs in a separate process, so that runtimes and thread pools don't interfere. It answers
+with lines of JSON on stdout: one when everything is compiled, then one for each line `{"program": NAME, "steps": N}` on
+stdin. It ends when stdin is closed.
 """
 
 import importlib
@@ -32,9 +32,9 @@ def peak_host_memory() -> int:
 
 
 def main() -> None:
-    """Serves; a failure is answered too, in one line."""
-    runtime.keep_freed_memory()  # as train.py does; the peers may have it too
-    # What a framework prints must not get among the answers.
+    """Serves requests; a failure is also answered with one line."""
+    runtime.keep_freed_memory()  # as train.py does; the peers get it, too
+    # The output of a framework must not be mixed with the answers.
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def serve(spec: Spec, answer: Callable[..., None]) -> None:
-    """Builds, warms up, and runs what is asked for until stdin ends."""
+    """Builds, warms up, and runs what is requested until stdin ends."""
     module = importlib.import_module(f"programs_{spec.framework}")
     if spec.framework != "jax" and module.platform() != spec.platform:
         raise RuntimeError(f"computes on the {module.platform()}, JAX on the {spec.platform}")

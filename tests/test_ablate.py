@@ -289,7 +289,11 @@ def test_an_accelerator_trains_a_rows_seeds_side_by_side(study, tmp_path, monkey
     [
         (["tips", "--rows", "nothing"], UsageError, "--rows 'nothing': the rows of tips are all tips, tanh"),
         (["tips", "--table", "--out", "{tmp}/none.jsonl"], AlexNetError, "no finished run of this study"),
-        (["tips", "--table", "--out", "{tmp}/bad.jsonl"], AlexNetError, "bad.jsonl: line 1 is no finished run: remove"),
+        (
+            ["tips", "--table", "--out", "{tmp}/bad.jsonl"],
+            AlexNetError,
+            "bad.jsonl: line 1 is not a finished run: remove",
+        ),
         (["time", "--epochs", "5"], UsageError, "--epochs 5: the rows of time have their own"),
         (["all"], UsageError, "all"),
     ],

@@ -140,7 +140,7 @@ def test_tables_come_from_the_file_alone(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     for line in [
         "A processor, 2 cores; Python 3.13.0, JAX 0.12.0; 2026-01-02. "
-        "Median (least to largest) of 3 rounds of 2 steps; data: shapes.",
+        "Median (smallest to largest) of 3 rounds of 2 steps; data: shapes.",
         "| PyTorch eager | float32 | 10 (7 to 10) | 1.00 (0.50 to 3.00) | 250 MiB | 3.0 s |",
         "| PyTorch eager | bfloat16 |  |",
         "| LRN | PyTorch eager | 200.00 (200.00 to 500.00) | 2.00 (1.00 to 5.00) |",

@@ -163,7 +163,7 @@ class Checkpoints:
         if damaged or any(path.is_dir() for path in self._set_aside.glob("*")):
             why = next(map(str, damaged.values()), f"all are in {self._set_aside}")
             raise AlexNetError(
-                f"{self._folder}: no checkpoint is intact ({why}): copy an intact one back, or train from scratch in   "
+                f"{self._folder}: no checkpoint is intact ({why}): copy an intact one back, or train from scratch in "
                 "another --workdir"
             )
         return None
