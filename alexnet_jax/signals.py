@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: the first makes the program save and exit, a second one ends it immediately."""
+"""SIGINT, SIGTERM, SIGHUP: the first saves and exits, a second exits immediately."""
 
 import atexit
 import contextlib
