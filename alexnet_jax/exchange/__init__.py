@@ -1,1 +1,1 @@
-"""Exchange of weights with other programs: torchvision, Caffe, safetensors, StableHLO."""
+"""Weights to and from other programs: torchvision, Caffe, safetensors, StableHLO."""
