@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: the first makes the program save and exit, a second one ends it immediately."""
+"""SIGINT, SIGTERM, SIGHUP: save and exit at the first, exit at once at a second."""
 
 import atexit
 import contextlib

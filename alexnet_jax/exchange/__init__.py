@@ -1,1 +1,1 @@
-"""Exchange of weights with other programs: torchvision, Caffe, safetensors, StableHLO."""
+"""Weights from and to other programs: torchvision, Caffe, safetensors, StableHLO."""
