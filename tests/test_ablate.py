@@ -206,7 +206,7 @@ def study(tiny, monkeypatch):
 
 
 def test_runs_on_cores(study, tmp_path, capsys, monkeypatch):
-    """What is missing is run, what is there is kept, a torn line is run again."""
+    """Missing runs are done, finished ones are kept, an incomplete line is run again."""
     scripts = {"train.py": train.main, "eval.py": eval_script.main}
     monkeypatch.setattr(ablate.Scripts, "run", lambda self, script, *args: scripts[script](args))
     out = tmp_path / "out.jsonl"
@@ -312,7 +312,7 @@ def test_a_run_that_fails_is_told_in_its_own_words(tmp_path):
 
 
 def test_a_changed_preset_makes_its_rows_old(study, tmp_path):
-    """A row counts if today's study would give it; settings that came after it don't matter."""
+    """A row counts if the study as it is now would produce it; settings added later don't matter."""
     out = tmp_path / "out.jsonl"
     args = ablate.arguments(study, study.variants[0], 0)
     rows = [made_up("as it is", 0, 0.5, settings=ablate.settings(args)) for _ in range(3)]
@@ -327,7 +327,7 @@ def test_a_changed_preset_makes_its_rows_old(study, tmp_path):
 
 
 def test_a_signal_ends_what_is_under_way(study, tmp_path, monkeypatch):
-    """A run is finished and kept; while it is told a signal comes, and the run beside it is ended."""
+    """A run is finished and kept; a signal arrives while it is reported, and the run beside it is ended."""
     script = tmp_path / "sleeper.py"
     script.write_text("import time\ntime.sleep(60)\n")
     complaints, begun = [], threading.Event()

@@ -130,7 +130,7 @@ def test_noise_is_one_shift_for_all_pixels_and_std_mode_divides_by_1_1(images, b
     assert_one_shift(training(pca="dataset-eigenvalue") - training())
     centred = {"subtract_mean": True}
     assert_one_shift(training(pca="dataset-std", **centred) * 1.1 - training(**centred))
-    # Without a mean image the same division is about the mean colour.
+    # Without a mean image, the deviation from the mean colour is divided in the same way.
     centre = basis.mean / 255
     assert_one_shift((training(pca="dataset-std") - centre) * 1.1 - (training() - centre))
 
@@ -197,7 +197,7 @@ def test_evaluation_only_scales(images, make):
 
 
 def test_windows_of_larger_images(images, statistics, make):
-    """Every place comes up, and the mean image's own window is subtracted."""
+    """Every position occurs, and the matching window of the mean image is subtracted."""
     image, preprocessing = images[0], make(crop_size=29, subtract_mean=True, input_range=255)
     windows = np.asarray(preprocessing.training(keys(400), np.stack([image] * 400), jnp.int32(0)))
     whole = image - statistics.mean_image
@@ -210,7 +210,7 @@ def test_windows_of_larger_images(images, statistics, make):
 
 
 def test_training_windows_are_those_of_the_views(images, make):
-    """Without noise, training by windows sees what evaluation's centre view shows, shifted."""
+    """Without noise, windows in training are shifted versions of the centre view in evaluation."""
     preprocessing = make(crop_size=30, flip=True, input_range=255)
     assert preprocessing.input_shape((32, 32, 3)) == (30, 30, 3)
     trained = np.asarray(preprocessing.training(keys(64), np.stack([images[0]] * 64), jnp.int32(0)))

@@ -1,4 +1,4 @@
-"""The benchmark compares like with like, and reckons and shows its figures rightly."""
+"""The benchmark compares like with like, and computes and shows its figures correctly."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ from programs import Spec  # noqa: E402
 
 PEERS = [("torch", "eager"), ("tensorflow", "function"), ("tensorflow", "graph")]
 
-# In a process of its own: a peer's threads and warnings have no place in the tests'.
+# Runs in a separate process, to keep a peer's threads and warnings out of the tests'.
 PEER = """
 import importlib, sys
 import numpy as np

@@ -42,7 +42,7 @@ def folder(saved, tmp_path) -> pathlib.Path:
 
 
 def restored_step(folder: pathlib.Path) -> int | None:
-    """The step that a run would go on from; whatever is restored must be what was saved under that step."""
+    """The step from which a run would resume; the restored state must be the one saved under that step."""
     checkpoints = Checkpoints(folder)
     newest = checkpoints.restore_newest()
     if newest is None:
@@ -106,7 +106,7 @@ def test_a_reader_passes_over_what_is_damaged_and_moves_nothing(folder, capsys):
 
 
 def test_where_nothing_is_intact_nothing_is_moved(folder):
-    """A training that found no checkpoint would begin anew, over the run's metrics."""
+    """A training run that found no checkpoint would start from scratch and overwrite the run's metrics."""
     for step in ("1", "2"):
         (folder / step / MANIFEST).unlink()
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_extra_files_are_ignored(folder, name):
 
 
 def test_links_are_followed(folder, tmp_path):
-    """As git-annex and DVC lay out what they keep: each file, or a whole checkpoint, is a link."""
+    """The layout of git-annex and DVC: each file, or a whole checkpoint, is a link."""
     kept = tmp_path / "kept"
     kept.mkdir()
     for number, path in enumerate(files(folder / "2")):
@@ -174,7 +174,7 @@ def test_a_checkpoint_that_a_training_removes_meanwhile_is_not_damaged(folder, m
 
 @pytest.mark.parametrize("name", ["lr[0.1]", "a*", "what?", "gs:", "back\\slash"])
 def test_wildcards_in_the_path(tmp_path, name):
-    """Orbax globs the whole path of what it merges, and finds nothing; and takes `gs:` for a bucket."""
+    """Orbax globs the whole path that it merges, and finds nothing; it treats `gs:` as a bucket."""
     folder = tmp_path / name / "checkpoints"
     folder.parent.mkdir()
     Checkpoints(folder).save(make_state(1), {"step": 1}, accuracy=0.5)
@@ -183,7 +183,7 @@ def test_wildcards_in_the_path(tmp_path, name):
 
 
 def test_a_link_in_the_temporary_folder_may_be_cleared_away(tmp_path, monkeypatch):
-    """Programs clear it of what is old: a link must not be kept for the length of a training."""
+    """Programs delete old files there: a link must not be kept for the duration of a training run."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = tmp_path / "lr[0.1]"
     checkpoints = Checkpoints(folder)
@@ -242,7 +242,7 @@ def test_a_file_system_without_locks(tmp_path):
 
 
 def test_a_checkpoint_that_is_a_link_to_nothing_is_not_taken_for_none(folder, tmp_path):
-    """A disk that is not mounted: the training would begin anew."""
+    """A disk that is not mounted: the training would start from scratch."""
     (folder / "2").rename(tmp_path / "2")
     (folder / "2").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(AlexNetError, match="2 is a broken link: fetch or mount"):
@@ -369,7 +369,7 @@ def test_nothing_is_cast(folder, change, message):
 
 
 def test_a_disk_that_takes_no_more(folder):
-    """A limit on the size of files stands for a full disk: writing fails in the middle of a file."""
+    """A limit on the size of files simulates a full disk: writing fails in the middle of a file."""
     checkpoints, before = Checkpoints(folder), resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:

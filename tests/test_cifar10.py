@@ -1,7 +1,7 @@
-"""CIFAR-10 from its sources, and what broken ones do: one line of error. For hostile pickles see test_hostile.py.
+"""CIFAR-10 from its sources; broken sources cause an error of one line. For hostile pickles see test_hostile.py.
 
-Fabricated batches of 20 images stand for the published ones of 10,000. `CIFAR10_DIR=DIR` adds the real ones, from a
-folder that holds both published layouts.
+Fabricated batches of 20 images replace the published ones of 10,000. `CIFAR10_DIR=DIR` adds the real ones, from a
+folder that contains both published layouts.
 """
 
 import contextlib
@@ -549,7 +549,7 @@ class Server:
 
     Attributes:
       content: what is served, in the name of any file.
-      acts: what the next answers are, one each; then they are good. See `Handler.do_GET`.
+      acts: kinds of the next answers, one each; later ones are good. See `Handler.do_GET`.
       ranges: the Range header of each request.
     """
 
@@ -647,7 +647,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, *contents: bytes) -> None:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """A world of its own: the cache, the default places, the published archives; no proxy and no waiting."""
+    """An isolated environment: the cache, the default places, the published archives; no proxy and no waiting."""
     world = tmp_path_factory.mktemp("world")
     monkeypatch.chdir(world)
     monkeypatch.setenv("TFDS_DATA_DIR", str(world / "tfds"))
@@ -756,7 +756,7 @@ def test_download_that_is_cut_off_again_and_again(server, cache, monkeypatch):
     assert str(partial) in message
     assert len(server.ranges) == cifar10_download.ATTEMPTS
     assert len(BINARY_ARCHIVE) * 0.96 < partial.stat().st_size < len(BINARY_ARCHIVE)
-    # Attempts that bring it forward are not counted.
+    # Attempts that make progress are not counted.
     monkeypatch.setattr(cifar10_download, "PROGRESS_BYTES", 1)
     partial.unlink()
     server.acts = ["cut"] * 12
@@ -848,7 +848,7 @@ def test_several_at_once_download_once(server, cache, capfd):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_while_downloading(number, server, cache, monkeypatch, capfd):
-    """As in a program of ours, whose handlers are others than Python's."""
+    """As in one of our programs, whose handlers differ from Python's."""
     pieces = itertools.count()
 
     def update(bar: object, size: int) -> None:
@@ -965,7 +965,7 @@ def test_mirror_in_the_environment(server, monkeypatch):
 
 
 class NoTensorFlow(importlib.abc.MetaPathFinder):
-    """Has the import of TensorFlow fail as it does where it isn't installed."""
+    """Makes the import of TensorFlow fail, as if it were not installed."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
         if fullname.partition(".")[0] == "tensorflow":
@@ -1074,7 +1074,7 @@ def test_prepared_copy_that_needs_tensorflow(copy, server, monkeypatch):
     path = copy / "dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     failure(copy.parents[1], copy, "tfrecord instead of array_record", "--data-dir")
-    # In the default place it is no obstacle.
+    # In the default place, it is ignored.
     for shard in copy.glob("*.array_record*"):
         shard.rename(copy / shard.name.replace("array_record", "tfrecord"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(copy.parents[1]))

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one line on stderr, the right exit code, no traceback."""
+"""The command line as a user sees it: one line on stderr, the right exit code, no traceback."""
 
 import os
 import pathlib

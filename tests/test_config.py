@@ -135,7 +135,7 @@ def test_differing_settings():
     assert config_json.differing_settings(old, other) == ["seed"]
 
 
-# The contracts that marks in the annotations of settings.py make.
+# The properties that marks in the annotations of settings.py promise.
 MAY_CHANGE = {
     *("preset", "data_dir", "data_url", "epochs", "workdir", "num_devices", "steps_per_call", "eval_batch_size"),
     *("log_every", "eval_every", "checkpoint_every", "tensorboard", "compilation_cache", "stall_steps"),

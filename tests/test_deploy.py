@@ -1,4 +1,4 @@
-"""The files of deploy/: right by their own rules, in agreement with the program, tried with processes here."""
+"""The files of deploy/: valid by their own rules, consistent with the program, and tried with local processes."""
 
 import json
 import os
@@ -44,7 +44,8 @@ sys.exit(max(task.wait() for task in tasks))
 
 
 def sbatch(folder, arguments=(), *, srun, worker="", **variables):
-    """Runs the batch script with programs of ours before Slurm's; returns how it ended, what it said and requeued."""
+    """Runs the batch script with programs of ours before Slurm's; returns its exit code, its output and what it
+    requeued."""
     programs = {
         "srun": srun,
         "python": f"import sys\ndel sys.argv[1]\n{worker}",

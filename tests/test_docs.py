@@ -70,7 +70,7 @@ def test_every_example_is_run_or_is_quoted_code():
 
 
 def test_first_screen_of_the_readme():
-    """What a newcomer needs comes first, and the page stays short."""
+    """The information that a newcomer needs comes first, and the page stays short."""
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
     assert len(lines) <= 125
     first = "\n".join(lines[:45])
@@ -141,7 +141,7 @@ def test_quoted_code_is_the_code(page):
 
 @pytest.mark.parametrize("page", IDEAS, ids=name)
 def test_measured_rows_are_those_of_results(page):
-    """Another test holds docs/results.md to the raw results; the rows here are copies from its tables."""
+    """Another test compares docs/results.md with the raw results; the rows here are copies from its tables."""
     known = (DOCS / "results.md").read_text("utf-8").splitlines()
     rows = [line for line in page.read_text("utf-8").splitlines() if re.match(r"\|.*\d% ± ", line)]
     assert bool(rows) == (page.stem != "data_parallelism")

@@ -81,7 +81,7 @@ def test_evaluation_on_other_images_is_refused(small_run, tiny, monkeypatch):
 
 
 def test_results_that_cannot_be_written_are_printed(small_run, tmp_path, monkeypatch, capsys):
-    """A run on a read-only medium, or somebody else's."""
+    """A run on a read-only medium, or of another user."""
     before = sorted(small_run.rglob("*"))
     monkeypatch.setattr(task.os, "access", lambda path, mode: small_run not in (path, *path.parents))
     results = evaluate.evaluate(EvalConfig(small_run))
@@ -165,7 +165,7 @@ def test_runs_on_other_images_are_not_compared(small_run, tiny, monkeypatch, tmp
 
 
 def test_runs_that_share_only_the_evaluated_split_are_compared(small_run, tiny, monkeypatch, tmp_path):
-    """With --train-on all the training images are others, and so is the fingerprint."""
+    """With --train-on all, the training images differ, and so does the fingerprint."""
     other, merged = shutil.copytree(small_run, tmp_path / "other"), tiny.train_on_all()
     description = json.loads((other / "dataset.json").read_text())
     (other / "dataset.json").write_text(json.dumps(description | {"fingerprint": merged.fingerprint()}))
@@ -281,7 +281,7 @@ def test_images_come_in_batches(small_run, folder):
 
 @pytest.fixture
 def album(tiny, tmp_path):
-    """A folder as a phone and a computer leave it."""
+    """A folder with the files that phones and computers create."""
     folder = tmp_path / "album"
     (folder / "sub" / "@eaDir").mkdir(parents=True)
     image = PIL.Image.fromarray(tiny["test"].images[0])

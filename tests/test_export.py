@@ -1,4 +1,4 @@
-"""Networks taken elsewhere predict the same."""
+"""Exported networks make the same predictions."""
 
 import hashlib
 import json

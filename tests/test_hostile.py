@@ -1,6 +1,6 @@
 """Malicious pickles do nothing, and fuzzed input of every kind loads correctly or is refused in one line.
 
-`tests/stress/fuzz.py` makes the fuzzed input and judges what becomes of it; this is its short form.
+`tests/stress/fuzz.py` makes the fuzzed input and judges the outcome; this is its short form.
 """
 
 import contextlib
@@ -323,7 +323,7 @@ def test_attacks_do_nothing_as_weights(write, tmp_path, extensions):
 
 
 def storage(kind: str = "FloatStorage", key: object = "0", count: object = 4) -> bytes:
-    """Opcodes of a tensor's memory: 16 bytes, unless it lies."""
+    """Opcodes of a tensor's memory: 16 bytes, unless its size is wrong."""
     return arguments("storage", name(f"torch:{kind}"), key, "cpu", count) + b"Q"
 
 

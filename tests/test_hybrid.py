@@ -34,12 +34,12 @@ UPDATE, _ = optimizer.from_config(SGD, 5, 1)
 
 @dataclasses.dataclass
 class Outcome:
-    """What some steps gave.
+    """The results of some steps.
 
     Attributes:
       state: the whole state.
       metrics: of each step.
-      placed: the state as it lay on the devices.
+      placed: the state as laid out on the devices.
     """
 
     state: TrainState

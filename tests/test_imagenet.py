@@ -1,4 +1,4 @@
-"""Streams of a prepared data set, and the whole way: train, stop, resume, evaluate."""
+"""Streams of a prepared data set, and the whole sequence: train, stop, resume, evaluate."""
 
 import collections
 import contextlib
@@ -35,7 +35,7 @@ SIDE = 36
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """21 training and 6 validation pictures of three classes, in shards of 8."""
+    """21 training and 6 validation images of three classes, in shards of 8."""
     folder = tmp_path_factory.mktemp("imagenet")
     make_folder(folder / "source", per_class=7)
     with pytest.MonkeyPatch.context() as patch:

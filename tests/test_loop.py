@@ -35,7 +35,7 @@ pytestmark = pytest.mark.both_lines
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_network():
-    """What the loop promises does not depend on the network."""
+    """The loop's guarantees do not depend on the network."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
         yield
@@ -43,7 +43,7 @@ def tiny_network():
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory):
-    """Three epochs without a break."""
+    """Three epochs without interruption."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     loop.train_and_evaluate(make_config(workdir), tiny)
     return workdir
@@ -82,7 +82,7 @@ def test_metrics_lines(finished, tiny):
 
 
 def test_many_steps_in_a_call_change_nothing_that_is_logged(finished, tiny, tmp_path):
-    """Lines of the log stand at steps 3, 6, 7, ..; a call never goes beyond the next."""
+    """Lines of the log are due at steps 3, 6, 7, ..; a call never goes beyond the next."""
     steps = [call.step for call in loop.training(make_config(tmp_path, steps_per_call=2), tiny)]
     calls = np.diff(steps, prepend=0).tolist()
     # Step 7 ends the epoch; then the log is due at 9.
@@ -102,7 +102,7 @@ def test_more_epochs_go_on_bit_for_bit(finished, tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
-    """Two epochs without a break, validated each two steps: the best is saved between lines of the log."""
+    """Two epochs without interruption, validated every two steps: the best is saved between lines of the log."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     loop.train_and_evaluate(make_config(workdir, 2, eval_every=2), tiny)
     return workdir
@@ -289,7 +289,7 @@ def test_an_update_that_is_not_finite_is_not_taken(tiny, tmp_path, monkeypatch, 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     monkeypatch.undo()
     config = make_config(tmp_path, 3, steps_per_call=steps_per_call)
-    loop.train_and_evaluate(config, tiny)  # goes on from step 7
+    loop.train_and_evaluate(config, tiny)  # resumes from step 7
     assert alexnet_jax.open_run(tmp_path).step == 21
 
 
@@ -323,7 +323,7 @@ def test_a_loss_that_stays_that_of_guessing_gets_one_warning(tiny, tmp_path, mon
 
 @pytest.mark.stress  # the short form is in test_steps.py
 def test_deterministic_runs_leave_the_same_bits(tiny, tmp_path):
-    """One on a single device, the other stopped on 8 and gone on with on 2."""
+    """One on a single device, the other stopped on 8 and resumed on 2."""
     one, many, two = (
         make_config(tmp_path / name, 3, deterministic=True, num_devices=count)
         for name, count in (("one", 1), ("many", 8), ("many", 2))

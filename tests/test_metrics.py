@@ -58,7 +58,7 @@ def test_jsonl_drops_what_comes_again_and_a_torn_line(tmp_path):
 
 
 def test_a_record_that_has_no_room_on_the_disk_is_an_error(tmp_path):
-    """A limit on the size of files stands for a full disk."""
+    """A limit on the size of files simulates a full disk."""
     resource = pytest.importorskip("resource")
     path, record = tmp_path / "metrics.jsonl", {"step": 8, "split": "train", "loss": 1.0}
     writer, before = JsonlWriter(path, last_step=0), resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -129,7 +129,7 @@ def test_both_ways_to_convolve_agree(params):
 
 
 def logits_of(images, **settings):
-    """Logits of a small network with these settings, and its parameters, with biases of 0 for the sake of tanh."""
+    """Logits of a small network with these settings, and its parameters, with biases of 0 (needed for tanh)."""
     model = from_config(NetworkConfig(initial_bias=0.0, **settings), 10)
     params = jax.jit(model.init)(jax.random.key(0), images)["params"]
     return np.asarray(jax.jit(model.apply)({"params": params}, images)), params
@@ -358,7 +358,7 @@ def small_images(variant: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def large():
-    """Parameters with which conv1 answers in the hundreds, so that normalization is strong."""
+    """Parameters with which outputs of conv1 are in the hundreds, so that normalization is strong."""
     rng = np.random.default_rng(1)
 
     def draw(leaf):

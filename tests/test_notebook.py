@@ -59,7 +59,7 @@ def test_what_is_stored_is_whole_and_small(notebook):
 
 
 def test_it_defines_nothing(notebook):
-    """What a notebook needs belongs into the package, where it is tested."""
+    """Functions that a notebook needs belong in the package, where they are tested."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             lines = [re.sub(r"^(\s*)%.*", r"\1pass", line) for line in cell.source.split("\n")]

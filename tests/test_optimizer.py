@@ -81,7 +81,7 @@ def test_a_plateaus_scale_reaches_the_updates(name):
 
 
 def test_checkpoints_of_the_first_version_fit():
-    """Its weight decay was optax's own, and left its mark on the tree of the state."""
+    """Its weight decay was optax's own, which affected the tree of the state."""
     config = PRESETS["cifar10-paper"].config.optimizer
     update_rule, schedule = optimizer.from_config(config, steps_per_epoch=10, epochs=30)
     params = {"conv1": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}}

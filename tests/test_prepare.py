@@ -1,4 +1,4 @@
-"""Preparation of ImageNet: what is written, what is resumed, what is refused."""
+"""Preparation of ImageNet: output, resuming, refusals."""
 
 import io
 import json
@@ -92,7 +92,7 @@ def kill_at_the_last(shard: shards.Shard) -> None:
 
 
 def test_a_resumed_preparation_equals_one_that_was_not_stopped(folder, prepared, tmp_path, monkeypatch):
-    """Whatever was damaged in between, and with another number of workers: no byte differs."""
+    """Whatever was damaged in between, and with any number of workers: no byte differs."""
     out = tmp_path / "out"
     monkeypatch.setattr(prepare, "RECORDS_PER_SHARD", 5)
     with monkeypatch.context() as patch:
@@ -115,7 +115,8 @@ def test_a_resumed_preparation_equals_one_that_was_not_stopped(folder, prepared,
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_the_command_resumes_after_a_signal(number, tmp_path):
-    """The second of four shards takes half a minute unless its slow image is replaced: the signal comes meanwhile."""
+    """The second of four shards takes half a minute unless its slow image is replaced; the signal arrives during that
+    time."""
     source, out = write(tmp_path, {"fast": encoded(1), "copy": encoded(1)}) / "source", tmp_path / "out"
     PIL.Image.new("L", (4000, 4000)).save(tmp_path / "slow", "PNG")  # takes a tenth of a second
     folder = source / "train" / WNIDS[0]

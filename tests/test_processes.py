@@ -27,7 +27,8 @@ pytestmark = pytest.mark.both_lines
 
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
-    """Without a break, and stopped after an epoch and resumed on more devices; behind a proxy that does not answer.
+    """Without interruption, and stopped after an epoch and resumed on more devices; behind a proxy that does not
+    answer.
 
     The long form, also bit for bit with --deterministic: tests/stress/process_grid.py.
     """
@@ -64,7 +65,9 @@ def test_the_others_leave_when_one_is_lost(tmp_path, number, victim):
     running = process_faults.start(tmp_path / "run", 2, 1, (*LONGER, "--epochs", "100", "--peer-timeout", "6"))
     outcome = process_faults.lose_one(tmp_path / "run", running, victim, number, 3.0)
     assert outcome.problems == []
-    found = ("silent for 6 s",) if number == signal.SIGSTOP else ("gone", "silent for 6 s")  # whoever sees it first
+    found = (
+        ("silent for 6 s",) if number == signal.SIGSTOP else ("gone", "silent for 6 s")
+    )  # by the process that sees it first
     assert any(f"process {victim} is {what}: " in outcome.lines[0] for what in found)
 
 

@@ -62,7 +62,7 @@ def page_file(tiny_evaluation, tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, page_file):
-    """Opens a page and holds that it says nothing on the console and asks for nothing from a network."""
+    """Opens a page; asserts that it prints nothing on the console and requests nothing from a network."""
     opened = []
 
     def open_it(width="wide", scheme="light", path=page_file):

@@ -23,7 +23,7 @@ CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPIL
 
 
 def run(program, warnings=0, **environment):
-    """Runs a program in a process of its own: what is tested here can't be undone. Returns stdout, then stderr."""
+    """Runs a program in a separate process, because the tested effects can't be undone. Returns stdout, then stderr."""
     inherited = {name: value for name, value in os.environ.items() if name not in CACHE_VARIABLES}
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=inherited | environment)

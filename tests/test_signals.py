@@ -1,4 +1,4 @@
-"""What SIGINT, SIGTERM and SIGHUP do, and that the handlers of others come back."""
+"""Effects of SIGINT, SIGTERM and SIGHUP; earlier handlers are restored."""
 
 import os
 import pathlib

@@ -81,7 +81,7 @@ def test_many_steps_in_one_call_compute_the_same(tiny, one_device):
 
 
 def test_other_draws_would_be_seen(tiny, one_device):
-    """The bounds above are far below what other crops, noise and masks do."""
+    """The bounds above are far below the effect of other crops, noise and masks."""
     _, expected, expected_metrics, _ = one_device
     _, state, metrics, _ = train(tiny["train"], 1, 20, seed=2)
     assert relative_difference(expected.params, state.params) > 1e-3

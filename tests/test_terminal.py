@@ -1,4 +1,4 @@
-"""Output that nobody reads, that has no room, or that can't show a character."""
+"""Output to a closed pipe, a full disk, or an encoding that lacks a character."""
 
 import io
 import os

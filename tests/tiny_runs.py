@@ -1,4 +1,4 @@
-"""Short trainings of a tiny network: settings, a stop in the middle, and comparisons."""
+"""Short training runs of a tiny network: settings, a stop in the middle, and comparisons."""
 
 import dataclasses
 import os
@@ -82,7 +82,7 @@ def comparable(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
-    """Parameters, optimizer state, what the loop remembers, and metrics."""
+    """Parameters, optimizer state, the loop's memory, and metrics."""
     one, other = (Checkpoints(run / "checkpoints", read_only=True).restore_newest() for run in (a, b))
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert comparable(a) == comparable(b)

@@ -190,7 +190,7 @@ def _fetch(url: str, partial: pathlib.Path, searched: str) -> Published:
             most = max(most, have)
             if failures == ATTEMPTS:
                 raise AlexNetError(
-                    f"{_without_query(url)}: the connection keeps failing ({fault}); {_mb(have)} are in  "
+                    f"{_without_query(url)}: the connection keeps failing ({fault}); {_mb(have)} are in "
                     f"{partial}, and the same command resumes; or {_WITHOUT}"
                 ) from error
         time.sleep(PAUSE_SECONDS * 2**failures / 2)

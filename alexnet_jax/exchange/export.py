@@ -94,7 +94,7 @@ def to_safetensors(run: "Run") -> bytes:
 def to_stablehlo(run: "Run") -> bytes:
     """A serialized function of a run: images, uint8 [b, H, W, 3], RGB, 0..255 -> probabilities, float32 [b, classes].
 
-    When it is called with floats, JAX refuses them, so images in [0, 1] are not mistaken for black ones.
+    JAX refuses to call it with floats, so images in [0, 1] are not mistaken for black ones.
     """
     import jax
     import jax.numpy as jnp

@@ -1,1 +1,1 @@
-"""Long tests of what the program promises: each is a command that writes `results/stress-NAME.json`."""
+"""Long tests of the program's guarantees: each is a command that writes `results/stress-NAME.json`."""

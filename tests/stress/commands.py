@@ -1,8 +1,8 @@
-"""Runs every command in the README and the documentation as it stands: `python -m tests.stress.commands`.
+"""Runs every command in the README and the documentation unchanged: `python -m tests.stress.commands`.
 
-A training that would take long is stopped by SIGTERM after a while, which must save and leave with 143; a long
-measurement likewise, once it has shown that it works. Everything happens in a copy of the repository, whose `runs/` and
-`results/` go with it. `--data-dir` names a folder of CIFAR-10; without it, drawn shapes stand in for it.
+A long training run is stopped by SIGTERM after a while, and must save and exit with 143; a long measurement likewise,
+once it has shown that it works. Everything happens in a copy of the repository, whose `runs/` and `results/` go with
+it. `--data-dir` names a folder of CIFAR-10; without it, drawn shapes stand in for it.
 """
 
 import argparse
@@ -117,7 +117,7 @@ class Place:
             tar.add(self.pictures / "train", "train")
 
     def fill(self, words: list[str]) -> list[str]:
-        """Puts what there is in the place of placeholders, and data where CIFAR-10 would be downloaded."""
+        """Replaces placeholders by existing files, and puts data where CIFAR-10 would be downloaded."""
         filled = [self.words.get(word, word) for word in words if not re.match(r"\w+=", word)]
         if filled[0] == "python":
             filled[0] = sys.executable
@@ -164,7 +164,7 @@ def run(words: list[str], place: Place, seconds: float, settings: dict[str, str]
 
 
 def right(words: list[str], code: int, stopped: bool) -> bool:
-    """Whether a program ended as it should: by itself with 0, or stopped in the middle of long work."""
+    """Whether a program ended as it should: on its own with 0, or stopped in the middle of long work."""
     if not stopped:
         return code == 0
     if "train.py" in words:
@@ -174,7 +174,7 @@ def right(words: list[str], code: int, stopped: bool) -> bool:
 
 
 def main() -> None:
-    """Runs all, writes what came of each, and ends with 1 if one failed."""
+    """Runs all commands, writes the result of each, and exits with 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=pathlib.Path, help="folder of CIFAR-10 in a published layout")
     parser.add_argument("--seconds", type=float, default=40, help="after which a long program is stopped")

@@ -1,7 +1,7 @@
-"""Damages a checkpoint in every way that is short to name: `python -m tests.stress.corruption`.
+"""Damages a checkpoint in many systematic ways: `python -m tests.stress.corruption`.
 
 Each bit of each byte of each file is flipped; each file is truncated, emptied, zeroed, deleted, replaced by another
-step's and by a link. Whenever a file no longer says what was saved, verification must find it.
+step's and by a link. Whenever a file no longer has the saved contents, verification must notice.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def is_found(folder: pathlib.Path, step: int) -> bool:
 
 @contextlib.contextmanager
 def restored(path: pathlib.Path) -> Iterator[bytes]:
-    """A file's contents, written back in the end."""
+    """A file's contents, which are written back at the end."""
     content = path.read_bytes()
     try:
         yield content

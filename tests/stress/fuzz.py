@@ -1,4 +1,4 @@
-"""Broken and hostile input: whatever it holds, it loads correctly or is refused in one line that names file or flag.
+"""Broken and hostile input: it loads correctly, or is refused in one line that names the file or flag.
 
     python -m tests.stress.fuzz                                      # 10,000 cases
     python -m tests.stress.fuzz --kind pickle --first 31 --cases 1   # one of them again
@@ -80,7 +80,7 @@ class Case:
       names: a refusal must name one of these.
       check: raises AssertionError if what was loaded is not sound.
       watched: whether `load` may do nothing but read files.
-      shown: the input, for a person.
+      shown: the input, in readable form.
     """
 
     load: Callable[[], Any]
@@ -213,7 +213,7 @@ def judge(case: Case) -> bool:
 
 
 def require(condition: object, message: str) -> None:
-    """Raises AssertionError, also under `python -O`."""
+    """Raises AssertionError, even under `python -O`."""
     if not condition:
         raise AssertionError(message)
 
@@ -606,7 +606,7 @@ class Prepared:
             yield index, {"id": f"{split}_{index:05d}", "image": PIL.Image.fromarray(image), "label": label}
 
     def rewrite(self, rng: random.Random, path: pathlib.Path) -> str:
-        """Writes a shard anew with one record changed, so that its checksums are right."""
+        """Rewrites a shard with one record changed, so that its checksums are valid."""
         from array_record.python import array_record_module
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -811,7 +811,7 @@ def _npz(members: dict[str, bytes]) -> bytes:
 
 
 class Metrics(RunFile):
-    """`metrics.jsonl`, read as a run that goes on does."""
+    """`metrics.jsonl`, read as a resumed run does."""
 
     def mutated(self, rng: random.Random) -> bytes:
         if rng.random() < 0.4:

@@ -1,4 +1,4 @@
-"""Kills runs with SIGKILL at random instants, restarts them, and compares what they become.
+"""Kills runs with SIGKILL at random instants, restarts them, and compares the results.
 
 `python -m tests.stress.kill [--kills 1000] [--seed 0]`. Half of the kills fall anywhere in a process's life, the others
 within a chosen phase: starting, training, validating, saving, finishing. After each, every checkpoint in the folder
@@ -72,7 +72,7 @@ class Tester:
         self.results = self._results(self.whole)
 
     def run(self, kills: int, say: Callable[[str], None] = lambda text: None) -> Figures:
-        """Goes on until that many were killed, of each run two at most while evaluating."""
+        """Continues until that many processes were killed, at most two per run while evaluating."""
         number, figures = 0, self.figures
         while sum(figures.kills.values()) < kills and not figures.failures:
             workdir = self.folder / f"run{number}"
@@ -173,7 +173,7 @@ class Tester:
         return result
 
     def _results(self, workdir: pathlib.Path) -> tuple[Any, ...]:
-        """All that an evaluation says, but for the pictures."""
+        """All results of an evaluation, except for the plots."""
         folder = workdir / "eval"
         with np.load(folder / "predictions.npz") as arrays:
             predictions = {name: arrays[name].tolist() for name in sorted(arrays)}

@@ -1,11 +1,11 @@
-"""Processes that train as one, of which one is killed or stopped: the others must leave, the next ones go on.
+"""Processes that train as one, of which one is killed or stopped: the others must exit, and the next ones resume.
 
     python -m tests.stress.process_faults --trials 20 --processes 2 4
 
 A trial starts a training in several processes, sends one of them SIGKILL or SIGSTOP at a random instant between the
-claim of the folder and the end, and waits for the others. Each must leave within 30 s with one line on stderr and
-code 1; so must the one that was stopped, when it is let go on. Then the same commands are run again, and what they
-leave must be what an undisturbed run has left.
+claim of the folder and the end, and waits for the others. Each must exit within 30 s with one line on stderr and code
+1; so must the one that was stopped, when it is continued. Then the same commands are run again, and their results must
+equal those of an undisturbed run.
 """
 
 import argparse
@@ -104,7 +104,7 @@ class TooLateError(Exception):
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of a training of which one process was lost.
+    """The outcome of a training run in which one process was lost.
 
     Attributes:
       seconds: until the last of the others had left.

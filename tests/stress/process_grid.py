@@ -3,8 +3,8 @@
     python -m tests.stress.process_grid
 
 Two epochs of drawn images, every step logged, with plain SGD (Adam's first updates magnify rounding). Compared are the
-images that each device got at each step, the losses, the validation, the parameters; and with --deterministic the very
-bits, for all numbers of devices and for a run that goes on in another grid after each epoch.
+images that each device got at each step, the losses, the validation, the parameters; and with --deterministic also the
+exact bits, for all numbers of devices and for a run that is resumed in another grid after each epoch.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Where the long tests leave their figures."""
+"""The files to which the long tests write their figures."""
 
 import json
 import pathlib

@@ -1,9 +1,9 @@
-"""Kills, or fails, a save at each of its file-system calls: what was saved before must stay, and the error be clear.
+"""Kills a save, or makes it fail, at each of its file-system calls: earlier saves must remain, and the error be clear.
 
 `python -m tests.stress.save_faults`. Before each call of a save, and half-way through each write, the process is
 killed; from each call on, and at each call alone, calls fail with ENOSPC, EROFS or EIO (a full, a read-only, a broken
 disk). Whole runs get ENOSPC from a call anywhere in them, and as root one gets a disk that is really full. After each,
-the checkpoints from before must be what they were, the new one whole or not there, and the same command again must get
+the checkpoints from before must be what they were, the new one complete or absent, and the same command must then run
 to the end. A failed save ends with one line on stderr and a code other than 0, within 10 s.
 """
 
@@ -131,7 +131,7 @@ class Tester:
     def _finish(
         self, server: harness.Server, workdir: pathlib.Path, what: str, seen: pathlib.Path | None = None
     ) -> None:
-        """The same command again must get to the end, and to the same."""
+        """The same command, repeated, must run to the end and give the same result."""
         result = server.run("train", workdir)
         if result.code:
             self._fail(f"{what}: the same command again ends with {result.code}: {harness.short(result.stderr)}")
@@ -153,7 +153,7 @@ class Tester:
         figures.messages[self._general(lines[-1]) if lines else "nothing"] += 1
 
     def _general(self, message: str) -> str:
-        """A message without what is another name or number each time."""
+        """A message without the names and numbers that change each time."""
         message = re.sub(r"[0-9a-f]{32}|(?<=file )\d+|(?<=write )\d+", "..", message.replace(str(self.folder), ""))
         return re.sub(r'"[a-z0-9_.]+/[0-9.]*"', '".."', message)
 
