@@ -26,8 +26,6 @@ from alexnet_jax.training.step import compile_train_step, train_step
 from tests.stress import process_faults
 from tests.tiny_runs import TINY_NETWORKS, TinyNetwork, comparable, everything_on, make_config, relative_difference
 
-pytestmark = pytest.mark.both_lines
-
 SGD = OptimizerConfig("sgd", 1e-3, momentum=0.9, weight_decay=5e-4, average_decay=0.9)
 UPDATE, _ = optimizer.from_config(SGD, 5, 1)
 
@@ -121,6 +119,7 @@ def test_adam_smoothed_labels_and_parts_of_a_share_in_one_program(tiny):
     assert traces == 3  # for the shapes, and once for each part
 
 
+@pytest.mark.both_lines
 def test_several_steps_in_a_call_and_streams(tiny, tiny_reference):
     split, devices = tiny["train"], jax.devices()[:3]
     first = jax.device_get(create_state(TinyNetwork(), UPDATE, (32, 32, 3), jax.random.key(0)))

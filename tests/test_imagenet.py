@@ -28,8 +28,6 @@ from tests.image_folders import configure, make_folder
 from tests.stress import process_faults
 from tests.tiny_runs import TINY_NETWORKS, assert_same_run, train_until
 
-pytestmark = pytest.mark.both_lines
-
 SIDE = 36
 
 

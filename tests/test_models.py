@@ -22,8 +22,6 @@ from alexnet_jax.network.lrn_within_channel import local_response_norm_within_ch
 from alexnet_jax.network.operations import Operation
 from alexnet_jax.network.small import AlexNetSmall
 
-pytestmark = pytest.mark.both_lines
-
 COLUMNS = ("one-column", "torchvision")  # variants without towers
 
 
@@ -37,6 +35,7 @@ def params():
     return jax.jit(AlexNetSmall().init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
 
 
+@pytest.mark.both_lines
 def test_parameters_are_the_posts(params):
     shapes = {name: layer["kernel"].shape for name, layer in params.items()}
     assert shapes == {
@@ -296,6 +295,7 @@ PRODUCTS = {
 TOTALS = {"paper": 60_965_224, "one-column": 61_100_840}
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_has_the_published_size(variant):
     shape, counts = "one-column" if variant in COLUMNS else "paper", count_layers(variant)
@@ -313,6 +313,7 @@ def test_the_document_shows_the_networks_as_they_are():
     assert text.endswith(tables), "put the output of python docs/tables.py at its end"
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("name", build.NETWORKS)
 def test_every_network_keeps_to_what_the_rest_relies_on(name):
     """The list in `alexnet_jax.network`."""
@@ -433,6 +434,7 @@ def reference(variant, params, image):
     return x @ params["logits"]["kernel"] + params["logits"]["bias"]
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_network_equals_the_reference(variant, large):
     images = small_images(variant)

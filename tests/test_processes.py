@@ -23,8 +23,6 @@ from alexnet_jax.errors import UsageError
 from tests.stress import process_faults
 from tests.stress.process_faults import FLAGS, LONGER, WORKER
 
-pytestmark = pytest.mark.both_lines
-
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
     """Without interruption, and stopped after an epoch and resumed on more devices; behind a proxy that does not
@@ -117,6 +115,7 @@ def test_a_mishap_of_one_is_told_by_all(tmp_path, mishap, codes, lines):
     assert tuple(stderr for _, stderr in said) == tuple(line.format(run=tmp_path / "run") for line in lines)
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
@@ -135,6 +134,7 @@ def test_all_must_want_the_same(tmp_path, flags, line):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.both_lines
 def test_sigterm_to_one_stops_all_after_the_same_step(tmp_path):
     running = process_faults.start(tmp_path / "run", 2, 1, (*FLAGS, "--epochs", "1000"))
     metrics = tmp_path / "run" / "metrics.jsonl"

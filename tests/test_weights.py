@@ -22,8 +22,6 @@ from alexnet_jax.exchange.weights import CAFFE, TORCHVISION, load_weights
 from tests import python_2
 from tests.foreign_weights import CLASSES, draw, torchvision_state, write_pth
 
-pytestmark = pytest.mark.both_lines
-
 
 @pytest.fixture(scope="module")
 def torchvision():
@@ -449,6 +447,7 @@ def write_safetensors(path, state):
     path.write_bytes(struct.pack("<Q", len(start)) + start + data)
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("form", ["safetensors", "pth"])
 def test_torchvisions_weights_compute_the_same(torchvision, tmp_path, form):
     path = tmp_path / f"alexnet.{form}"
