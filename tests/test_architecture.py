@@ -22,7 +22,7 @@ def rooms():
 def test_the_figure_shows_the_rooms_and_imports_of_the_code(rooms):
     with Image.open(ROOMS["IMAGE"]) as image:
         drawn = [ROOMS["Room"](**room) for room in json.loads(image.info[ROOMS["KEY"]])]
-    assert shown(drawn) == shown(rooms), "draw it anew: python docs/rooms.py"
+    assert shown(drawn) == shown(rooms), "outdated: run python docs/rooms.py"
     for room, now in zip(drawn, rooms, strict=True):
         assert abs(room.lines - now.lines) <= max(200, 0.2 * now.lines), f"{now}: python docs/rooms.py"
 

@@ -138,7 +138,7 @@ def main() -> None:
         folder = pathlib.Path(temporary)
         exact = {f"{d} devices": run(folder / f"{d}", d, 3, True, cores) for d in DEVICES}
         run(folder / "8 to 2", 8, 2, True, cores)
-        exact["8 devices, gone on with on 2"] = run(folder / "8 to 2", 2, 3, True, cores)
+        exact["8 devices, resumed on 2"] = run(folder / "8 to 2", 2, 3, True, cores)
         exact["1 device again"] = run(folder / "again", 1, 3, True, cores)
         exact["1 device, 1 core"] = run(folder / "core", 1, 3, True, 1)
         plain = {f"{d} devices": run(folder / f"plain {d}", d, 3, False, cores) for d in (1, 8)}
