@@ -22,8 +22,10 @@ from alexnet_jax.data import shapes
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.inspection import scores, task
 from alexnet_jax.inspection.run import open_run
+from alexnet_jax.network import build
 from alexnet_jax.runs.log import read_jsonl
 from alexnet_jax.training import loop
+from tests.tiny_runs import TINY_NETWORKS
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]  # its modules import one another as a script's neighbours
@@ -192,7 +194,8 @@ def test_an_epochs_means_weigh_intervals_by_their_images():
 
 @pytest.fixture
 def study(tiny, monkeypatch):
-    """Seven steps on drawn shapes; the rows are one compiled program."""
+    """Seven steps of a tiny network on drawn shapes; the rows are one compiled program."""
+    monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
     small = Study(
         "Does it run?",
         "quickstart",

@@ -311,7 +311,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_costs_nothing(folder, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", refuse)
         Checkpoints(folder).save(make_state(3), {"step": 3}, accuracy=None)
-    assert "is no longer needed but can't be removed" in capsys.readouterr().err
+    assert "no longer needed, but can't be removed: " in capsys.readouterr().err
     assert restored_step(folder) == 3
 
 

@@ -187,10 +187,15 @@ def run_script(*args: str) -> tuple[int, str]:
     ("args", "code", "message"),
     [
         (["train.py", "--epoch", "1"], 2, "train.py: unknown flag --epoch; did you mean --epochs?"),
-        (["train.py", "--data-dir", "{tmp}/nothing"], 1, "nothing"),
+        pytest.param(["train.py", "--data-dir", "{tmp}/nothing"], 1, "nothing", marks=pytest.mark.stress),
         (["train.py", "quickstart", "--workdir", "{tmp}/file/run"], 1, "file/run"),
-        (["train.py", "quickstart", "--workdir", "{tmp}/x", "--num-devices", "3"], 2, "--batch-size"),
-        (["eval.py", "{tmp}/nothing"], 1, "there is no such folder"),
+        pytest.param(
+            ["train.py", "quickstart", "--workdir", "{tmp}/x", "--num-devices", "3"],
+            2,
+            "--batch-size",
+            marks=pytest.mark.stress,
+        ),
+        pytest.param(["eval.py", "{tmp}/nothing"], 1, "there is no such folder", marks=pytest.mark.stress),
         (["eval.py", "{tmp}"], 1, "is not a run"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The short form of tests/stress: 6 kills at random instants, and faults at some calls of a save."""
+"""The short form of tests/stress: 4 kills at random instants, and faults at some calls of a save."""
 
 import errno
 
@@ -13,7 +13,7 @@ if reason := harness.unavailable():
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A fork server with its own cache: a compiled program is for a certain number of devices."""
-    with harness.Server(tmp_path_factory.mktemp("server")) as running:
+    with harness.Server(tmp_path_factory.mktemp("server"), tiny=True) as running:
         yield running
 
 
@@ -24,9 +24,9 @@ def saves(server, tmp_path_factory):
 
 
 def test_runs_that_are_killed_become_what_they_would_have_been(server, tmp_path):
-    figures = kill.Tester(server, tmp_path, seed=0).run(6)
+    figures = kill.Tester(server, tmp_path, seed=0).run(4)
     assert figures.failures == []
-    assert sum(figures.kills.values()) == 6
+    assert sum(figures.kills.values()) == 4
     assert figures.runs_finished > 0
 
 

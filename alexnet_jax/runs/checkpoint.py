@@ -288,7 +288,8 @@ class Checkpoints:
         except DamagedError as damage:
             warn(f"no old checkpoint is removed: {damage}")
             return
-        for step in set(self.all_steps()) - keep:
+        failed: list[tuple[pathlib.Path, OSError]] = []
+        for step in sorted(set(self.all_steps()) - keep):
             old = self._folder / str(step)
             try:
                 if old.is_symlink():  # git-annex and DVC keep the contents elsewhere
@@ -298,7 +299,10 @@ class Checkpoints:
                     old.rename(self._removing)
                     shutil.rmtree(self._removing)
             except OSError as error:
-                warn(f"{old} is no longer needed but can't be removed ({reason(error)})")
+                failed.append((old, error))
+        if failed:
+            names = ", ".join(str(old) for old, _ in failed)
+            warn(f"no longer needed, but can't be removed: {names} ({reason(failed[0][1])})")
 
     def _move_aside(self, step: int) -> pathlib.Path:
         """Moves a damaged checkpoint to `set-aside/`, under a new name if its own is taken; returns the new path."""

@@ -144,10 +144,13 @@ def compiler() -> str | None:
 class Server:
     """The fork server; a context manager."""
 
-    def __init__(self, folder: pathlib.Path, cache: pathlib.Path | None = None, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: pathlib.Path, cache: pathlib.Path | None = None, prefix: Sequence[str] = (), tiny: bool = False
+    ) -> None:
         """Compiles the shim into `folder`, keeps logs there, and compiled programs in `cache`.
 
-        `prefix` is put before the command that starts the process.
+        `prefix` is put before the command that starts the process; `tiny` replaces AlexNetSmall by the tests' tiny
+        network.
         """
         if reason := unavailable():
             raise RuntimeError(reason)
@@ -169,6 +172,7 @@ class Server:
                 "JAX_PLATFORMS": "cpu",
                 "JAX_COMPILATION_CACHE_DIR": str(self.cache),
                 "OPENBLAS_NUM_THREADS": "1",
+                "TINY": "1" if tiny else "",
             },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -469,9 +473,13 @@ def _serve() -> None:
     from alexnet_jax import data, plots
     from alexnet_jax.data import shapes
     from alexnet_jax.inspection import task
+    from alexnet_jax.network import build
+    from tests.tiny_runs import TINY_NETWORKS
 
     tiny = shapes.load(train=100, validation=30, test=70)
     data.load = task.load = lambda config: tiny
+    if os.environ["TINY"]:
+        build.NETWORKS = TINY_NETWORKS  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:  # fonts are read once
         plots.save(plots.portraits(tiny["train"].images[:4], ["a"] * 4), pathlib.Path(folder) / "portraits.png")
     shim = ctypes.CDLL(os.environ["FAULTS"])
