@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]  # its modules import one a
 
 import ablate  # noqa: E402
 import ablation_report  # noqa: E402
+import run as benchmark  # noqa: E402
 import side_by_side  # noqa: E402
 from studies import STUDIES, Study, Variant  # noqa: E402
 
@@ -203,8 +204,11 @@ def study(tiny, monkeypatch):
         (Variant("as it is"), Variant("other lines", ("--log-every", "2"))),
     )
     monkeypatch.setattr(ablate, "STUDIES", {"tips": small})
-    monkeypatch.setattr(data, "load", lambda config: tiny)
-    monkeypatch.setattr(task, "load", lambda config: tiny)
+    for module in (ablate, data, task):
+        monkeypatch.setattr(module, "load", lambda config: tiny)
+    # The real one starts a process; test_benchmarks.py has it.
+    device = {"platform": "cpu", "name": "a processor", "count": 1, "cores": 2}
+    monkeypatch.setattr(benchmark, "describe_device", lambda: device)
     return small
 
 
