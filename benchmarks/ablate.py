@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import ablation_report
@@ -33,21 +33,24 @@ import tyro
 from side_by_side import epoch_curve
 from studies import STUDIES, Study, Variant
 
-from alexnet_jax import runtime
+from alexnet_jax import data, runtime
 from alexnet_jax.config import cli
 from alexnet_jax.config.config_json import to_json
 from alexnet_jax.config.types import Path, PositiveInt
-from alexnet_jax.data import load
 from alexnet_jax.data.dataset import ArrayDataset
+from alexnet_jax.distributed.devices import select_devices
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, shown
 from alexnet_jax.files import locked, write_atomically
+from alexnet_jax.inspection.evaluate import evaluate
 from alexnet_jax.runs.folder import RunFolder
 from alexnet_jax.runs.log import read_jsonl
 from alexnet_jax.signals import handled
+from alexnet_jax.training.loop import train_and_evaluate
 
 ROOT = pathlib.Path(__file__).parent.parent
 Row = dict[str, Any]
 Finished = tuple[Variant, int, Row, pathlib.Path | None]  # row, seed, results, the run's folder
+Runner = Callable[[Sequence[tuple[Variant, int]]], Generator[Finished, None, None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +60,10 @@ class Options:
     Finished runs are kept in a file, one line each; repeating the command does the missing runs.
     """
 
-    study: tyro.conf.Positional[Literal["tips", "relu", "normalization", "time", "best"]]
-    """`tips`: the paper's tips, one removed at a time. `relu`: ReLU and tanh (figure 1). `normalization`: section 3.3.
-    `time`: how long it takes to reach an accuracy. `best`: the most accurate presets."""
+    study: tyro.conf.Positional[Literal["tips", "relu", "rates", "normalization", "time", "best", "post"]]
+    """`tips`: the paper's tips, one removed at a time. `relu`: ReLU and tanh (figure 1); `rates`: the rate of each.
+    `normalization`: section 3.3. `time`: how long it takes to reach an accuracy. `best`: the most accurate presets.
+    `post`: the original post's program."""
     seeds: PositiveInt = 3
     """Runs of each row: seeds 0, 1, ..."""
     rows: tuple[str, ...] = ()
@@ -164,8 +168,12 @@ class Ablation:
         todo = [(variant, seed) for seed in range(self.options.seeds) for variant in self.variants]
         return [(variant, seed) for variant, seed in todo if (variant.name, seed) not in done]
 
-    def run(self) -> None:
+    def run(self, runner: Runner | None = None, limit: int | None = None) -> None:
         """Runs what is missing.
+
+        Args:
+          runner: does the runs; None: `on_cores` on a CPU, `on_accelerator` elsewhere.
+          limit: number of runs to do at most.
 
         Raises:
           AlexNetError: a run failed; runs beside it are ended, earlier ones are kept.
@@ -175,8 +183,8 @@ class Ablation:
         with contextlib.closing(locked(self.out.with_suffix(".lock"), f"is writing {self.out.name}; wait for it")):
             self.rows = read_rows(self.out)
             write_atomically(self.out, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-            todo = self.missing()
-            finished = self._on_cores(todo) if self.platform == "cpu" else self._on_accelerator(todo)
+            todo = self.missing()[:limit]
+            finished = (runner or (self.on_cores if self.platform == "cpu" else self.on_accelerator))(todo)
             about = {"device": run.describe_device(), "versions": run.versions()}
             bar = tqdm.tqdm(total=len(todo), unit=" runs", dynamic_ncols=True)
             with contextlib.closing(finished), bar, self.out.open("a") as file:
@@ -200,7 +208,7 @@ class Ablation:
                     accuracy = outcome["test"][str(self.study.views[0])]["accuracy"]
                     bar.write(f"{variant.name}, seed {seed}: {accuracy:.2%}")
 
-    def _on_cores(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
+    def on_cores(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
         """Runs scripts, each on its own core if the system can bind a process to a core."""
         bindable = hasattr(os, "sched_setaffinity")
         cores = sorted(os.sched_getaffinity(0)) if bindable else list(range(runtime.available_cores()))
@@ -215,7 +223,7 @@ class Ablation:
                 os.sched_setaffinity(0, {free.get()})  # of this thread, and so of all processes that it starts
 
         def one(variant: Variant, seed: int) -> Finished:
-            outcome, folder = self.by_scripts(scripts, variant, seed)
+            outcome, folder = self.by_scripts(scripts.run, variant, seed)
             return variant, seed, outcome | {"side_by_side": jobs}, folder
 
         with raised_signals(), concurrent.futures.ThreadPoolExecutor(jobs, initializer=bind) as pool:
@@ -227,16 +235,28 @@ class Ablation:
                 scripts.end()
                 raise
 
-    def by_scripts(self, scripts: "Scripts", variant: Variant, seed: int) -> tuple[Row, pathlib.Path]:
-        """Trains and evaluates one run with train.py and eval.py; returns its row and its folder."""
-        args = self.arguments(variant, seed)
-        name = hashlib.sha256(shlex.join(args).encode()).hexdigest()[:12]
-        folder = RunFolder(self.runs / f"{self.options.study}-{name}")
+    def in_this_process(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
+        """Runs one after another, without a process that could outlive this one."""
+        for variant, seed in todo:
+            outcome, folder = self.by_scripts(run_here, variant, seed)
+            yield variant, seed, outcome | {"side_by_side": 1}, folder
+
+    def folder(self, variant: Variant, seed: int) -> RunFolder:
+        """The folder of an unfinished run."""
+        name = hashlib.sha256(shlex.join(self.arguments(variant, seed)).encode()).hexdigest()[:12]
+        return RunFolder(self.runs / f"{self.options.study}-{name}")
+
+    def by_scripts(self, script: Callable[..., None], variant: Variant, seed: int) -> tuple[Row, pathlib.Path]:
+        """Trains and evaluates one run; returns its row and its folder.
+
+        `script(name, *flags)` does what `python name flags` does, for train.py and eval.py.
+        """
+        folder = self.folder(variant, seed)
         where = [] if self.data_dir is None else ["--data-dir", str(self.data_dir)]
-        scripts.run("train.py", *args, "--workdir", str(folder.path), *where)
+        script("train.py", *self.arguments(variant, seed), "--workdir", str(folder.path), *where)
         test = {}
         for views in self.study.views:
-            scripts.run("eval.py", str(folder.path), "--views", str(views))
+            script("eval.py", str(folder.path), "--views", str(views))
             result = json.loads((folder.eval / "test.json").read_text())
             test[str(views)] = {key: result[key] for key in ("accuracy", "loss", "count")}
         info = folder.read_dataset()
@@ -245,7 +265,7 @@ class Ablation:
         data = {"source": info.name, "fingerprint": info.fingerprint[:16]}
         return {"test": test, "curve": curve, "data": data}, folder.path
 
-    def _on_accelerator(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
+    def on_accelerator(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
         """Trains the seeds of a row side by side."""
         for variant in self.variants:
             seeds = [seed for other, seed in todo if other is variant]
@@ -253,8 +273,7 @@ class Ablation:
             for first in range(0, len(seeds), jobs):
                 group = seeds[first : first + jobs]
                 config = cli.parse_train(self.arguments(variant, group[0]))
-                data = dataclasses.replace(config.data, data_dir=self.data_dir)
-                dataset = load(data)
+                dataset = data.load(dataclasses.replace(config.data, data_dir=self.data_dir))
                 assert isinstance(dataset, ArrayDataset)
                 about = {"source": dataset.name, "fingerprint": dataset.fingerprint()[:16]}
                 outcomes = side_by_side.train(config, dataset, group, self.study.views)
@@ -275,6 +294,16 @@ def raised_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def run_here(script: str, *args: str) -> None:
+    """Does in this process what `python train.py` or `python eval.py` does with these arguments."""
+    if script == "eval.py":
+        evaluate(cli.parse_eval(args))
+    else:
+        config = cli.parse_train(args)
+        select_devices(config.run.num_devices, config.run.deterministic)
+        train_and_evaluate(config, data.load(config.data))
 
 
 class Scripts:

@@ -54,6 +54,9 @@ SHORT = (
     *("--epochs", "3", "--batch-size", "500"),
 )
 
+# Without weight decay (the paper: "no regularization") and at a constant rate.
+FIGURE_1 = ("--drop-epochs", "--weight-decay", "0.0", "--layer-decays", "--train-on", "train", "--epochs", "5")
+
 STUDIES: Mapping[str, Study] = types.MappingProxyType(
     {
         "tips": Study(
@@ -74,17 +77,29 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
                 Variant("dropout after fc1 only, as the seed's code", ("--dropout-after", "fc1")),
                 Variant("colour noise of each image's own", ("--pca", "per-image")),
                 Variant("colour noise by eigenvalues", ("--pca", "dataset-eigenvalue")),
+                Variant("grey levels 0..255, where LRN normalizes", ("--input-range", "255")),
             ),
         ),
         "relu": Study(
             "How much sooner do ReLUs reach 25% training error than tanh (paper, figure 1)?",
             "cifar10-18pct",
-            ("--drop-epochs", "--weight-decay", "0.0", "--layer-decays", "--train-on", "train", "--epochs", "5"),
+            FIGURE_1,
             (Variant("ReLU"), Variant("tanh", ("--activation", "tanh"))),
             until=("accuracy", (0.40, 0.50, 0.60, 0.75)),
             curves="accuracy",
             published="tanh takes six times as many epochs to reach 75% (paper, figure 1)",
         ),
+        "rates": Study(
+            "At which rate does each activation learn fastest?",
+            "cifar10-18pct",
+            FIGURE_1,
+            tuple(
+                Variant(f"{name}, rate {rate}", (*flags, "--learning-rate", rate))
+                for name, flags in (("ReLU", ()), ("tanh", ("--activation", "tanh")))
+                for rate in ("0.001", "0.0003", "0.003")
+            ),
+        ),
+        "post": Study("How accurate is the original post's program?", "cifar10", (), (Variant("cifar10"),)),
         "normalization": Study(
             "What does LRN do for the authors' network of section 3.3?",
             "cifar10-11pct",

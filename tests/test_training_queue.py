@@ -1,0 +1,151 @@
+"""benchmarks/training_queue.py: runs are resumed, never repeated, and listed with their time."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from alexnet_jax import data
+from alexnet_jax.errors import StoppedError
+from alexnet_jax.inspection import task
+from alexnet_jax.network import build
+from alexnet_jax.training import loop
+from tests.tiny_runs import TINY_NETWORKS
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # its modules import one another as a script's neighbours
+
+import ablate  # noqa: E402
+import run as benchmark  # noqa: E402
+import training_queue  # noqa: E402
+from studies import Study, Variant  # noqa: E402
+from training_queue import Entry  # noqa: E402
+
+FLAGS = ("--epochs", "3", "--drop-epochs", "--batch-size", "16", "--num-devices", "1", "--checkpoint-every", "1")
+STUDIES = {
+    "tips": Study("Does it run?", "quickstart", FLAGS, (Variant("first"), Variant("second", ("--no-flip",)))),
+    "post": Study("And this?", "quickstart", (*FLAGS, "--learning-rate", "0.01"), (Variant("other"),)),
+}
+QUEUE = (Entry("tips", seeds=1, rows=("first",)), Entry("post", seeds=2), Entry("tips", seeds=1))
+
+
+@pytest.fixture
+def queue(tiny, monkeypatch, tmp_path):
+    """Runs of 21 steps of a tiny network."""
+    monkeypatch.setattr(ablate, "STUDIES", STUDIES)
+    monkeypatch.setattr(training_queue, "QUEUE", QUEUE)
+    monkeypatch.setattr(training_queue, "use_one_core", lambda: None)
+    monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
+    monkeypatch.setattr(benchmark, "describe_device", lambda: {"platform": "cpu", "name": "?", "count": 1, "cores": 1})
+    for module in (data, task):
+        monkeypatch.setattr(module, "load", lambda config: tiny)
+    return ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+
+
+def rows(folder):
+    found = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    return [(row["variant"], row["seed"]) for row in found], found
+
+
+def test_all_runs_are_done_once_and_in_order(queue, tmp_path, capsys, monkeypatch):
+    order, trained = [], loop.train_and_evaluate
+    monkeypatch.setattr(
+        ablate,
+        "train_and_evaluate",
+        lambda config, dataset: (
+            order.append((config.optimizer.learning_rate, config.augmentation.flip)),
+            trained(config, dataset),
+        ),
+    )
+    training_queue.main(queue)
+    assert order == [(0.001, True), (0.01, True), (0.01, True), (0.001, False)]
+    assert rows(tmp_path / "out")[0] == [("other", 0), ("other", 1), ("first", 0), ("second", 0)]
+    assert not any((tmp_path / "runs").iterdir())
+    out = capsys.readouterr().out
+    assert "4 runs are left: 0.0 core-hours, and 4 runs whose time no finished run tells." in out
+    assert "1 runs are left: 0.0 core-hours." in out  # "first" tells what "second" takes
+    assert out.endswith("Nothing is left.\n")
+    training_queue.main(queue)
+    assert len(order) == 4
+
+
+def test_an_interrupted_run_comes_first_and_is_resumed(queue, tmp_path, capsys, monkeypatch):
+    def stop(config, dataset):
+        for call in loop.training(config, dataset):
+            if call.step == 16:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)  # a thread notes it
+
+    only = (Entry("post", seeds=1),)
+    with monkeypatch.context() as patched:
+        patched.setattr(training_queue, "QUEUE", only)
+        patched.setattr(ablate, "train_and_evaluate", stop)
+        with pytest.raises(StoppedError):
+            training_queue.main(queue)
+    capsys.readouterr()
+    training_queue.main([*queue, "--list"])
+    listed = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert [(line[1], line[2], line[3]) for line in listed] == [
+        ("other", "0", "2 of 3"),
+        ("first", "0", "0 of 3"),
+        ("other", "1", "0 of 3"),
+        ("second", "0", "0 of 3"),
+    ]
+    with monkeypatch.context() as patched:
+        patched.setattr(training_queue, "QUEUE", only)
+        training_queue.main(queue)
+        training_queue.main([*queue[:1], str(tmp_path / "undisturbed"), *queue[2:]])
+    (interrupted,), (undisturbed,) = rows(tmp_path / "out")[1], rows(tmp_path / "undisturbed")[1]
+    assert interrupted["test"] == undisturbed["test"]
+
+
+# What the script does, with a tiny network and drawn images.
+WORKER = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
+from alexnet_jax import data
+from alexnet_jax.config import cli
+from alexnet_jax.data import shapes
+from alexnet_jax.inspection import task
+from alexnet_jax.network import build
+import ablate, training_queue
+from tests import test_training_queue as test
+tiny = shapes.load(train=100, validation=30, test=70)
+data.load = task.load = lambda config: tiny
+build.NETWORKS = test.TINY_NETWORKS
+ablate.STUDIES, training_queue.QUEUE = test.STUDIES, (test.Entry("post", seeds=1),)
+cli.run(training_queue.main)
+"""
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_queue_leaves_nothing_behind_and_gives_the_same_row(tmp_path):
+    def start(name):
+        command = [
+            sys.executable,
+            "-c",
+            WORKER,
+            "--out",
+            str(tmp_path / name),
+            "--runs",
+            str(tmp_path / f"{name}-runs"),
+        ]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    killed = start("killed")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed-runs/*/checkpoints/7/manifest.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert start("killed").wait(240) == 0  # its predecessor's training would hold the run's lock
+    assert start("undisturbed").wait(240) == 0
+    (first,), (second,) = rows(tmp_path / "killed")[1], rows(tmp_path / "undisturbed")[1]
+    assert first["test"] == second["test"]
