@@ -168,12 +168,12 @@ class Ablation:
         todo = [(variant, seed) for seed in range(self.options.seeds) for variant in self.variants]
         return [(variant, seed) for variant, seed in todo if (variant.name, seed) not in done]
 
-    def run(self, runner: Runner | None = None, limit: int | None = None) -> None:
+    def run(self, runner: Runner | None = None, only: tuple[Variant, int] | None = None) -> None:
         """Runs what is missing.
 
         Args:
           runner: does the runs; None: `on_cores` on a CPU, `on_accelerator` elsewhere.
-          limit: number of runs to do at most.
+          only: row and seed of the one run to do, unless it has been done.
 
         Raises:
           AlexNetError: a run failed; runs beside it are ended, earlier ones are kept.
@@ -183,10 +183,10 @@ class Ablation:
         with contextlib.closing(locked(self.out.with_suffix(".lock"), f"is writing {self.out.name}; wait for it")):
             self.rows = read_rows(self.out)
             write_atomically(self.out, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-            todo = self.missing()[:limit]
+            todo = [one for one in self.missing() if only in (None, one)]
             finished = (runner or (self.on_cores if self.platform == "cpu" else self.on_accelerator))(todo)
             about = {"device": run.describe_device(), "versions": run.versions()}
-            bar = tqdm.tqdm(total=len(todo), unit=" runs", dynamic_ncols=True)
+            bar = tqdm.tqdm(total=len(todo), unit=" runs", dynamic_ncols=True, disable=only is not None)
             with contextlib.closing(finished), bar, self.out.open("a") as file:
                 for variant, seed, outcome, folder in finished:
                     args = self.arguments(variant, seed)

@@ -170,7 +170,8 @@ def main(args: Sequence[str]) -> None:
         print(table(items), flush=True)
         if options.list:
             return
-        items[0].ablation.run(items[0].ablation.in_this_process, limit=1)
+        ablation = items[0].ablation
+        ablation.run(ablation.in_this_process, only=(items[0].variant, items[0].seed))
         jax.clear_caches()
     print("Nothing is left.")
 

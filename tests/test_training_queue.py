@@ -81,9 +81,9 @@ def test_an_interrupted_run_comes_first_and_is_resumed(queue, tmp_path, capsys, 
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.1)  # a thread notes it
 
-    only = (Entry("post", seeds=1),)
     with monkeypatch.context() as patched:
-        patched.setattr(training_queue, "QUEUE", only)
+        patched.setattr(training_queue, "QUEUE", (Entry("post", seeds=2),))
+        patched.setattr(ablate.Ablation, "missing", lambda ablation: [(ablation.study.variants[0], 1)])
         patched.setattr(ablate, "train_and_evaluate", stop)
         with pytest.raises(StoppedError):
             training_queue.main(queue)
@@ -91,16 +91,17 @@ def test_an_interrupted_run_comes_first_and_is_resumed(queue, tmp_path, capsys, 
     training_queue.main([*queue, "--list"])
     listed = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
     assert [(line[1], line[2], line[3]) for line in listed] == [
-        ("other", "0", "2 of 3"),
+        ("other", "1", "2 of 3"),
         ("first", "0", "0 of 3"),
-        ("other", "1", "0 of 3"),
+        ("other", "0", "0 of 3"),
         ("second", "0", "0 of 3"),
     ]
-    with monkeypatch.context() as patched:
-        patched.setattr(training_queue, "QUEUE", only)
-        training_queue.main(queue)
-        training_queue.main([*queue[:1], str(tmp_path / "undisturbed"), *queue[2:]])
-    (interrupted,), (undisturbed,) = rows(tmp_path / "out")[1], rows(tmp_path / "undisturbed")[1]
+    training_queue.main(queue)
+    assert rows(tmp_path / "out")[0] == [("other", 1), ("other", 0), ("first", 0), ("second", 0)]
+    training_queue.main([*queue[:1], str(tmp_path / "undisturbed"), *queue[2:]])
+    interrupted, undisturbed = (
+        next(row for row in rows(tmp_path / name)[1] if row["seed"] == 1) for name in ("out", "undisturbed")
+    )
     assert interrupted["test"] == undisturbed["test"]
 
 
