@@ -116,6 +116,21 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             until=("validation_accuracy", (0.6436, 0.80, 0.85)),
             curves="validation_accuracy",
         ),
+        "options": Study(
+            "What does each option add to cifar10-best?",
+            "cifar10-best",
+            ("--train-on", "train", "--epochs", "8"),
+            (
+                Variant("cifar10-best"),
+                Variant("whitened conv1", ("--conv1-init", "whitening")),
+                Variant("alternating flips", ("--flip-schedule", "alternating")),
+                Variant("cutout of 8 pixels", ("--cutout", "8")),
+                Variant("pooling 2/2, not overlapping", ("--pool-window", "2")),
+                Variant("dropout 0.2", ("--dropout-rate", "0.2")),
+            ),
+            views=(1, 2, 6, 10),
+            curves="validation_accuracy",
+        ),
         "best": Study(
             "How accurate does the original post's network get?",
             "cifar10-best",

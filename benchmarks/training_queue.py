@@ -38,6 +38,7 @@ class Entry:
 
 
 QUEUE = (
+    Entry("options", seeds=1),
     Entry("best", seeds=3, rows=("cifar10-best",)),
     Entry("rates", seeds=1),
     Entry("relu", seeds=3, epochs=60),

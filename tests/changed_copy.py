@@ -33,7 +33,7 @@ DRAWN = functools.partial(shapes.load, train=100, validation=30, test=70)
 
 
 def augmentation(run):
-    """Each image has one square of the mean colour, at a place that its key decides; all else is as before."""
+    """Each image's deviation from its mean is multiplied by a factor that its key decides; all else is as before."""
     before = np.load("before.npz")
     images, keys = before["images"], jax.random.split(jax.random.key(1), len(before["images"]))
     base = replace(run.config.augmentation, crop_padding=4, flip=True, pca="dataset-std")
@@ -42,15 +42,16 @@ def augmentation(run):
         preprocessing = Preprocessing(replace(base, **settings), run.statistics, 1)
         return np.asarray(preprocessing.training(keys[first:], images[first:], jnp.int32(0)))
 
-    assert base.cutout == 8
-    np.testing.assert_allclose(inputs(0, cutout=0), before["inputs"], rtol=0, atol=1e-6)
-    cut = inputs(0)
-    hidden = abs(cut - before["inputs"]).max(axis=-1) > 1e-6
-    places = [np.argwhere(one) for one in hidden]
-    assert all(16 <= len(place) <= 64 and np.ptp(place, axis=0).max() < 8 for place in places)
-    assert len({tuple(place[0]) for place in places}) > len(places) / 2
-    np.testing.assert_allclose(cut[hidden], np.tile(run.statistics.basis.mean / 255, (hidden.sum(), 1)), atol=1e-6)
-    np.testing.assert_allclose(inputs(7), cut[7:], rtol=0, atol=1e-6)  # whatever else is in the batch
+    assert base.contrast == 0.3
+    np.testing.assert_allclose(inputs(0, contrast=0.0), before["inputs"], rtol=0, atol=1e-6)
+    changed = inputs(0)
+    mean = before["inputs"].mean(axis=(1, 2), keepdims=True)
+    factors = (changed - mean).std(axis=(1, 2, 3)) / (before["inputs"] - mean).std(axis=(1, 2, 3))
+    assert (abs(factors - 1) <= 0.3).all()
+    assert np.ptp(factors) > 0.3
+    expected = mean + factors.reshape(-1, 1, 1, 1) * (before["inputs"] - mean)
+    np.testing.assert_allclose(changed, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(inputs(7), changed[7:], rtol=0, atol=1e-6)  # whatever else is in the batch
 
 
 def network(run):
@@ -97,7 +98,7 @@ def recipe(run):
 
 
 EXAMPLES = {
-    "A new augmentation": (augmentation, {"cutout": 8}),
+    "A new augmentation": (augmentation, {"contrast": 0.3}),
     "A new network": (network, {"network": "lenet"}),
     "A new data set": (data_set, {"dataset": "npz"}),
     "A new optimizer": (new_optimizer, {"optimizer": "lion"}),

@@ -6,7 +6,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from alexnet_jax.augment.crops import VIEWS, pad, random_crop, random_flip
+from alexnet_jax.augment.crops import CENTRE, VIEWS, View, alternating_flip, cutout, pad, random_crop, random_flip
 from alexnet_jax.augment.pca import deviation_scales, eigenvalue_scales, image_covariance, pca_noise
 from alexnet_jax.augment.preprocess import Preprocessing, visible_noise
 from alexnet_jax.config.settings import AugmentationConfig
@@ -194,6 +194,67 @@ def test_evaluation_only_scales(images, make):
     np.testing.assert_allclose(augmented.evaluation(images), images / 255.0, 1e-6)
     centred = make(subtract_mean=True).evaluation(images)
     np.testing.assert_allclose(np.asarray(centred).mean(axis=0), 0, atol=1e-5)
+
+
+def test_alternating_flips_show_each_image_both_ways(images, make):
+    """In two epochs; which way comes first depends on the image alone, not on keys or neighbours."""
+    preprocessing = make(flip=True, flip_schedule="alternating", input_range=255)
+    first, second, third = (
+        np.asarray(preprocessing.training(keys(len(images)), images, jnp.int32(step))) for step in (1, 9, 10)
+    )
+    mirrored = images[:, :, ::-1]
+    as_stored = np.array([np.array_equal(one, image) for one, image in zip(first, images, strict=True)])
+    assert 0.2 < as_stored.mean() < 0.8
+    np.testing.assert_array_equal(first, np.where(as_stored[:, None, None, None], images, mirrored))
+    np.testing.assert_array_equal(second, np.where(as_stored[:, None, None, None], mirrored, images))
+    np.testing.assert_array_equal(third, first)
+    alone = preprocessing.training(keys(3)[2:], images[:1], jnp.int32(1))
+    np.testing.assert_array_equal(alone, first[:1])
+    white = np.full((1, 32, 32, 3), 255, np.uint8)
+    white[0, 0, 0] = 0  # the largest sums stay exact
+    assert np.array_equal(alternating_flip(jnp.asarray(white), white, jnp.int32(1)), white) == (white.sum() % 2 == 1)
+
+
+@pytest.mark.parametrize("side", [1, 7, 8, 32])
+def test_cutout_hides_a_square(side):
+    """Its centre is uniform over the image."""
+    images = jnp.ones((2000, 32, 32, 3))
+    hidden = np.asarray(cutout(keys(2000), images, side, 0.0)) == 0
+    assert (hidden[..., :1] == hidden).all()
+    rows, columns = hidden[..., 0].any(axis=2), hidden[..., 0].any(axis=1)
+    np.testing.assert_array_equal(hidden[..., 0], rows[:, :, None] & columns[:, None, :])  # a rectangle
+    assert (rows.sum(axis=1) <= side).all()
+    assert (rows.sum(axis=1) == side).mean() == pytest.approx(1 - (side - 1) / 32, abs=0.05)
+    # A pixel is hidden if the centre is in a square around it: near the border, part of that is outside the image.
+    reach = np.array([sum(0 <= p - d < 32 for d in range(-(side // 2), side - side // 2)) for p in range(32)]) / 32
+    np.testing.assert_allclose(hidden[..., 0].mean(axis=0), np.outer(reach, reach), atol=0.05)
+
+
+def test_cutout_has_the_mean_colour_and_changes_no_other_draw(images, statistics, make):
+    settings = {"crop_padding": 4, "flip": True, "pca": "dataset-std"}
+    for subtract_mean, colour in ((True, 0.0), (False, statistics.basis.mean / 255)):
+        without, cut = (
+            np.asarray(
+                make(**settings, subtract_mean=subtract_mean, cutout=side).training(
+                    keys(len(images)), images, jnp.int32(0)
+                )
+            )
+            for side in (0, 8)
+        )
+        changed = (without != cut).any(axis=-1)
+        assert 16 / 1024 <= changed.mean() <= 64 / 1024
+        np.testing.assert_allclose(cut[changed], np.broadcast_to(colour, cut[changed].shape), atol=1e-6)
+
+
+def test_six_views_are_shifted_by_a_pixel(images, make):
+    preprocessing = make(crop_padding=4, input_range=255)
+    padded = np.pad(images[:2], [(0, 0), (4, 4), (4, 4), (0, 0)], "reflect")
+    expected = [padded[:, 4 + s : 36 + s, 4 + s : 36 + s][:, :, ::way] for s in (0, -1, 1) for way in (1, -1)]
+    for view, window in zip(VIEWS[6], expected, strict=True):
+        np.testing.assert_array_equal(preprocessing.evaluation(images[:2], view), window)
+    narrow = make(crop_size=32, input_range=255)  # nothing to shift
+    np.testing.assert_array_equal(narrow.evaluation(images[:2], View(0.5, 0.5, False, 1)), images[:2])
+    assert VIEWS[6][0] == CENTRE
 
 
 def test_windows_of_larger_images(images, statistics, make):

@@ -81,7 +81,7 @@ def test_examples_apply_train_and_have_an_effect(name, copy, tiny):
 
 def test_a_diff_that_no_longer_applies_is_found(copy):
     settings = copy / "alexnet_jax" / "config" / "settings.py"
-    settings.write_text(settings.read_text("utf-8").replace("First epoch (from 0)", "The first epoch"), "utf-8")
+    settings.write_text(settings.read_text("utf-8").replace("Side to which images are", "Side of images when"), "utf-8")
     failed = apply(diff_of("A new augmentation"), copy)
     assert failed.returncode == 1
     assert "alexnet_jax/config/settings.py: patch does not apply" in failed.stderr

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.augment.crops import CENTRE, View, pad, random_crop, random_flip, view_crop
+from alexnet_jax.augment.crops import (
+    CENTRE,
+    View,
+    alternating_flip,
+    cutout,
+    pad,
+    random_crop,
+    random_flip,
+    view_crop,
+)
 from alexnet_jax.augment.pca import pca_noise
 from alexnet_jax.config.settings import AugmentationConfig
 from alexnet_jax.data.statistics import Statistics
@@ -22,7 +31,7 @@ class Preprocessing:
     Attributes:
       config: the settings.
       statistics: mean image and PCA basis of the training set.
-      steps_per_epoch: converts `config.pca_off_epoch` into a step.
+      steps_per_epoch: updates in an epoch.
     """
 
     config: AugmentationConfig
@@ -30,21 +39,24 @@ class Preprocessing:
     steps_per_epoch: int
 
     def training(self, keys: jax.Array, images: jax.Array | np.ndarray, step: jax.Array) -> jax.Array:
-        """The input for training: subtract the mean image, crop, flip, add colour noise, scale, enlarge.
+        """The input for training: subtract the mean image, crop, flip, add colour noise, cut out, scale, enlarge.
 
         Args:
           keys: [B] PRNG keys, one per example.
           images: uint8 [B, H, W, 3].
           step: int32 scalar, number of updates made so far.
         """
-        crop_keys, flip_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
+        crop_keys, flip_keys, noise_keys, cutout_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
         x = self._centred(images)
         if self.config.crop_size or self.config.crop_padding:
             x = random_crop(crop_keys, self._padded(x), self._window(images))
         if self.config.flip:
-            x = random_flip(flip_keys, x)
+            alternating = self.config.flip_schedule == "alternating"
+            x = alternating_flip(x, images, step // self.steps_per_epoch) if alternating else random_flip(flip_keys, x)
         if self.config.pca != "none":
             x = self._add_noise(noise_keys, x, images, step)
+        if self.config.cutout:
+            x = cutout(cutout_keys, x, self.config.cutout, 0.0 if self.config.subtract_mean else self._mean_colour())
         return self._scaled(x)
 
     def evaluation(self, images: jax.Array | np.ndarray, view: View = CENTRE) -> jax.Array:
@@ -89,9 +101,11 @@ class Preprocessing:
         # The 2012 program then divides the centred image by 1 + std, so that the pixels in training spread no wider
         # than those in testing, which have no noise. If no mean image was subtracted, only the deviation from the mean
         # colour is divided.
-        mean = jnp.asarray(self.statistics.basis.mean, jnp.float32).reshape(1, 1, 1, 3)
-        centre = 0.0 if self.config.subtract_mean else mean
+        centre = 0.0 if self.config.subtract_mean else self._mean_colour()
         return centre + (noisy - centre) / (1 + std)
+
+    def _mean_colour(self) -> jax.Array:
+        return jnp.asarray(self.statistics.basis.mean, jnp.float32).reshape(1, 1, 1, 3)
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         x = x / 255 if self.config.input_range == 1 else x

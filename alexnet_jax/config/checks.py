@@ -72,6 +72,8 @@ def _check_train(config: TrainConfig) -> None:
         raise UsageError("--plateau-patience needs validation images: set --train-on train")
     if data.train_on == "all" and data.dataset == "imagenet":
         raise UsageError("--train-on all is for --dataset cifar10 and shapes")
+    if config.augmentation.flip_schedule == "alternating" and not config.augmentation.flip:
+        raise UsageError("--flip-schedule alternating needs --flip")
     if config.augmentation.crop_size and config.augmentation.crop_padding:
         raise UsageError("--crop-size and --crop-padding: choose one")
     if run.deterministic and config.schedule.accumulate > 1:
@@ -123,7 +125,7 @@ def _check_network(network: NetworkConfig) -> None:
     """Refuses options that the network does not have."""
     name, convnet = network.network, network.network.startswith("convnet-")
     if name != "small":
-        for option in ("initial_bias", "pool_window", "conv1_stride", "dropout_after"):
+        for option in ("initial_bias", "pool_window", "conv1_stride", "conv1_init", "dropout_after"):
             if getattr(network, option) != getattr(NetworkConfig(), option):
                 raise UsageError(f"{flag(option)} is for --network small")
         if network.lrn == "divided" or (network.lrn == "none" and not convnet):
@@ -222,5 +224,5 @@ def _check_layers(config: TrainConfig, layers: Sequence[str]) -> None:
 
 def check_views(views: int, augmentation: AugmentationConfig, run: pathlib.Path) -> None:
     """Raises UsageError unless a run that was trained with `augmentation` can be evaluated on this many views."""
-    if views == 10 and not (augmentation.crop_size or augmentation.crop_padding):
-        raise UsageError(f"--views 10: {run} was trained without crops; --views 2 adds the mirrored images")
+    if views > 2 and not (augmentation.crop_size or augmentation.crop_padding):
+        raise UsageError(f"--views {views}: {run} was trained without crops; --views 2 adds the mirrored images")

@@ -66,6 +66,11 @@ class AugmentationConfig:
     """Side of the window cut out of larger images at random (in evaluation: the centre)."""
     flip: Bool = False
     """Mirror images left to right at random."""
+    flip_schedule: Annotated[Literal["random", "alternating"], Mark.RARE] = "random"
+    """When --flip mirrors an image: with probability 1/2, or in every second epoch, so that two epochs show it both
+    ways."""
+    cutout: Annotated[NonNegativeInt, Mark.RARE] = 0
+    """Side of a square, at a random place in each image, that is filled with the mean; 0: none."""
     subtract_mean: Annotated[Bool, Mark.RARE] = False
     """Subtract the training set's mean image (the paper); otherwise the network's input is in [0, 1] (the original
     post)."""
@@ -117,6 +122,9 @@ class NetworkConfig:
     """Hidden dense layers of `small` that dropout follows.
 
     `fc1` is the mistake in the original post's program."""
+    conv1_init: Annotated[Literal["he", "whitening"], Mark.RARE] = "he"
+    """Initial kernels of conv1 in `small`: random (He-normal), or the eigenvectors of patches of the training images,
+    which whiten them."""
     initial_bias: Annotated[FiniteFloat | None, Mark.RARE] = None
     """Initial value of every bias, for `small`. Unset: 1 (the original post). The other networks have their own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -287,10 +295,11 @@ class EvalConfig:
     """Images per step; does not change the results."""
     out: Path | None = None
     """Folder for results and plots. Unset: RUN/eval."""
-    views: Literal[1, 2, 10] = 1
+    views: Literal[1, 2, 6, 10] = 1
     """Number of views of each image over which the probabilities are averaged.
 
-    1: the centre. 2: also mirrored. 10: corners and centre, each also mirrored."""
+    1: the centre. 2: also mirrored. 6: centre and two shifts by a pixel, each also mirrored. 10: corners and centre,
+    each also mirrored."""
     num_devices: Annotated[PositiveInt | None, Mark.RARE] = None
     """Devices to use; does not change the results."""
     compilation_cache: Annotated[Bool, Mark.RARE] = True

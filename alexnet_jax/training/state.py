@@ -53,10 +53,24 @@ class StepMetrics(flax.struct.PyTreeNode):
 
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: Sequence[int], key: jax.Array
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: Sequence[int],
+    key: jax.Array,
+    conv1_kernel: np.ndarray | None = None,
 ) -> TrainState:
-    """Draws the initial parameters; `image_shape` is (H, W, C)."""
+    """Draws the initial parameters.
+
+    Args:
+      model: the network.
+      optimizer: creates its state for them.
+      image_shape: (H, W, C).
+      key: for the draws.
+      conv1_kernel: replaces the one drawn.
+    """
     params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"]
+    if conv1_kernel is not None:
+        params["conv1"]["kernel"] = jnp.asarray(conv1_kernel, jnp.float32)
     return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params), finite=jnp.bool_(True))
 
 

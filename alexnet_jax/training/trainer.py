@@ -18,6 +18,7 @@ from alexnet_jax.training import gradients, health, optimizer
 from alexnet_jax.training.predict import cross_entropies, make_predict_step, predict_split
 from alexnet_jax.training.state import REPLICATED, SPLIT_DENSE, StepMetrics, TrainState, create_state
 from alexnet_jax.training.step import Step, compile_train_step, train_step
+from alexnet_jax.training.whitening import whitening_kernel
 
 SAMPLE = 512  # training images for plots and measurements
 
@@ -83,7 +84,12 @@ class Trainer:
         self._key = replicate(run_key, devices)
         self._resident = replicate(dataset.resident(), devices)
         input_shape = self.preprocessing.input_shape(dataset.image_shape)
-        state = create_state(self.model, update_rule, input_shape, initial_key)
+        conv1 = (
+            whitening_kernel(self.model, self.preprocessing, dataset)
+            if config.network.conv1_init == "whitening"
+            else None
+        )
+        state = create_state(self.model, update_rule, input_shape, initial_key, conv1)
         self.shapes = jax.eval_shape(lambda: state)
         self.restore(state)
 
