@@ -64,6 +64,8 @@ def test_every_value_survives_json():
         ({"momentum": 0.9}, "--momentum and --weight-decay are for --optimizer sgd"),
         ({"plateau_patience": 3, "drop_epochs": [5]}, "--plateau-patience and --drop-epochs: choose one"),
         ({"plateau_patience": 3, "train_on": "all"}, "--plateau-patience needs validation images"),
+        ({"flip_schedule": "alternating"}, "--flip-schedule alternating needs --flip"),
+        ({"cutout": -1}, "--cutout -1: "),
         ({"crop_size": 24, "crop_padding": 4}, "--crop-size and --crop-padding: choose one"),
         (
             {"accumulate": 2, "deterministic": True},
@@ -83,6 +85,7 @@ def test_every_value_survives_json():
         ({"warmup_epochs": 1.0}, "--warmup-epochs is for --rate-schedule cosine"),
         ({"rate_schedule": "cosine", "warmup_epochs": 50.0}, "--warmup-epochs 50 must be less than --epochs 50"),
         ({"network": "paper", "conv1_stride": 1}, "--conv1-stride is for --network small"),
+        ({"network": "paper", "conv1_init": "whitening"}, "--conv1-init is for --network small"),
         ({"network": "convnet-18pct", "dropout_after": "fc1"}, "--dropout-after is for --network small"),
         ({"network": "convnet-18pct"}, "--dropout-rate 0.5: --network convnet-18pct has no dropout: set it to 0"),
         ({"network": "convnet-11pct", "lrn": "divided"}, "--lrn divided: --network convnet-11pct has its own"),
@@ -243,6 +246,7 @@ def check_training(**changed):
         {"deterministic": True, "batch_size": 8, "num_devices": 8},
         {"crop_size": 32},
         {"crop_padding": 31},
+        {"cutout": 32},
         {"network": "paper", "network_input": 227, "enlarge_to": 227},
         {"network": "paper", "network_input": 227, "image_shape": (256, 256, 3), "crop_size": 227},
         {"plateau_patience": 3},
@@ -265,6 +269,7 @@ def test_what_suits_data_and_devices(settings):
         ),
         ({"crop_size": 33}, "--crop-size 33: the images are 32x32; set at most 32"),
         ({"crop_size": 33, "image_shape": (40, 32, 3)}, "--crop-size 33: the images are 40x32; set at most 32"),
+        ({"cutout": 25, "crop_size": 24}, "--cutout 25: the images are 24 pixels wide; set at most 24"),
         ({"crop_padding": 28, "image_shape": (28, 28, 3)}, "--crop-padding 28: the images are 28x28; set at most 27"),
         (
             {"network": "paper", "network_input": 227},
@@ -295,8 +300,9 @@ def test_what_does_not_suit_data_or_devices_is_named(settings, message):
     assert message in str(error.value)
 
 
-def test_ten_views_need_crops():
+def test_many_views_need_crops():
     for views, augmentation in [(2, {}), (10, {"crop_padding": 4}), (10, {"crop_size": 24})]:
         checks.check_views(views, AugmentationConfig(**augmentation), pathlib.Path("runs/x"))
-    with pytest.raises(UsageError, match=r"^--views 10: runs/x was trained without crops"):
-        checks.check_views(10, AugmentationConfig(), pathlib.Path("runs/x"))
+    for views in (6, 10):
+        with pytest.raises(UsageError, match=rf"^--views {views}: runs/x was trained without crops"):
+            checks.check_views(views, AugmentationConfig(), pathlib.Path("runs/x"))

@@ -200,6 +200,9 @@ def _check_image_size(config: TrainConfig, image_shape: Sequence[int], network_i
         raise UsageError(
             f"--crop-padding {augmentation.crop_padding}: the images are {stored}; set at most {smallest - 1}"
         )
+    window = augmentation.crop_size or smallest
+    if augmentation.cutout > window:
+        raise UsageError(f"--cutout {augmentation.cutout}: the images are {window} pixels wide; set at most {window}")
     if network_input is None:
         return
     side = augmentation.enlarge_to or augmentation.crop_size
