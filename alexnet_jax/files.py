@@ -209,7 +209,10 @@ def read_npz(path: pathlib.Path, limit: int) -> "dict[str, np.ndarray]":
             raise ValueError(f"it unpacks to more than {limit:,} bytes")
         with warnings.catch_warnings(), np.load(data, allow_pickle=False) as file:
             warnings.simplefilter("ignore")  # NumPy's about damaged headers
-            return dict(file)
+            arrays = dict(file)
+        if other := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{other[0]} is not an array")  # NumPy returns the bytes of files that are not .npy
+        return arrays
     except Exception as error:  # damaged archives raise errors of many kinds
         raise ValueError(reason(error)) from error
 

@@ -124,6 +124,10 @@ def test_npz_files_are_bounded_and_hold_no_objects(tmp_path):
     path.write_bytes(files.npz_bytes(a=np.array([{}], object)))
     with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
         files.read_npz(path, 500_000)
+    with zipfile.ZipFile(path, "w") as file:  # NumPy returns the bytes of such a file
+        file.writestr("a.npy", b"no array")
+    with pytest.raises(ValueError, match="a is not an array"):
+        files.read_npz(path, 500_000)
 
 
 def test_damaged_npz_files_raise_value_error(tmp_path):

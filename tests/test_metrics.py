@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import signal
 import time
 
@@ -74,6 +76,18 @@ def test_a_record_that_has_no_room_on_the_disk_is_an_error(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
         writer.close()
     assert read_jsonl(path) == [record]
+
+
+def test_a_flush_that_fails_names_the_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = JsonlWriter(tmp_path / "metrics.jsonl", last_step=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(AlexNetError, match=r"can't write .*metrics.jsonl: No space left"):
+            writer.flush()
+    writer.close()
 
 
 def test_tensorboard_events_can_be_read_back(tmp_path):

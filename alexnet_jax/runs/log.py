@@ -1,11 +1,12 @@
 """Metrics of a run: metrics.jsonl and TensorBoard."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from alexnet_jax.errors import AlexNetError, reason, shown
@@ -66,7 +67,9 @@ class JsonlWriter:
         """Drops the records after `last_step`, the step that the run resumes from: they will be written again."""
         kept = [record for record in read_jsonl(path) if record["step"] <= last_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        self._path, self._file = path, path.open("ab", buffering=0)
+        self._path = path
+        with self._naming():
+            self._file = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:
         """Appends a record: `step`, `epoch`, `split` and numbers.
@@ -75,19 +78,26 @@ class JsonlWriter:
           AlexNetError: the line could not be written completely.
         """
         line = (json.dumps(record) + "\n").encode()
-        try:
+        with self._naming():
             if self._file.write(line) < len(line):
                 raise OSError("No space left on device")
-        except OSError as error:
-            raise AlexNetError(f"can't write {self._path}: {reason(error)}") from error
 
     def flush(self) -> None:
         """Flushes the records to the disk (`fsync`)."""
-        os.fsync(self._file.fileno())
+        with self._naming():
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with self._naming():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise AlexNetError(f"can't write {self._path}: {reason(error)}") from error
 
 
 class TensorBoardWriter:
