@@ -23,7 +23,7 @@ from alexnet_jax.training import optimizer, predict
 from alexnet_jax.training.monitor import Stopwatch
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.step import compile_train_step, train_step
-from alexnet_jax.training.whitening import whitening_kernel
+from alexnet_jax.training.whitening import conv1_kernel
 
 
 def epoch_curve(records: Iterable[Record], examples: int, batch_size: int) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ def train(
 
     keys = [jax.random.split(jax.random.key(seed)) for seed in seeds]
     shape = preprocessing.input_shape(dataset.image_shape)
-    conv1 = whitening_kernel(model, preprocessing, dataset) if config.network.conv1_init == "whitening" else None
+    conv1 = conv1_kernel(config.network.conv1_init, model, preprocessing, dataset)
     states = [create_state(model, update_rule, shape, initial, conv1) for initial, _ in keys]
     state = replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), devices)
     key = replicate(jnp.stack([run for _, run in keys]), devices)

@@ -74,7 +74,7 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
                 Variant("no colour noise", ("--pca", "none")),
                 Variant("biases begin at 1", ("--initial-bias", "1.0")),
                 Variant("LRN's alpha divided by 5", ("--lrn", "divided")),
-                Variant("dropout after fc1 only, as the seed's code", ("--dropout-after", "fc1")),
+                Variant("dropout after fc1 only, as the original post's code", ("--dropout-after", "fc1")),
                 Variant("colour noise of each image's own", ("--pca", "per-image")),
                 Variant("colour noise by eigenvalues", ("--pca", "dataset-eigenvalue")),
                 Variant("grey levels 0..255, where LRN normalizes", ("--input-range", "255")),

@@ -18,7 +18,7 @@ from alexnet_jax.training import gradients, health, optimizer
 from alexnet_jax.training.predict import cross_entropies, make_predict_step, predict_split
 from alexnet_jax.training.state import REPLICATED, SPLIT_DENSE, StepMetrics, TrainState, create_state
 from alexnet_jax.training.step import Step, compile_train_step, train_step
-from alexnet_jax.training.whitening import whitening_kernel
+from alexnet_jax.training.whitening import conv1_kernel
 
 SAMPLE = 512  # training images for plots and measurements
 
@@ -84,11 +84,7 @@ class Trainer:
         self._key = replicate(run_key, devices)
         self._resident = replicate(dataset.resident(), devices)
         input_shape = self.preprocessing.input_shape(dataset.image_shape)
-        conv1 = (
-            whitening_kernel(self.model, self.preprocessing, dataset)
-            if config.network.conv1_init == "whitening"
-            else None
-        )
+        conv1 = conv1_kernel(config.network.conv1_init, self.model, self.preprocessing, dataset)
         state = create_state(self.model, update_rule, input_shape, initial_key, conv1)
         self.shapes = jax.eval_shape(lambda: state)
         self.restore(state)

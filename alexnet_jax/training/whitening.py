@@ -13,8 +13,10 @@ IMAGES = 1000  # of the training set, of which patches are taken
 SMALLEST = 5e-4  # added to each variance, in squared units of the network's input
 
 
-def whitening_kernel(model: nn.Module, preprocessing: Preprocessing, dataset: Dataset) -> np.ndarray:
-    """Kernels for `conv1` that whiten patches of the training images; see `whiten`."""
+def conv1_kernel(init: str, model: nn.Module, preprocessing: Preprocessing, dataset: Dataset) -> np.ndarray | None:
+    """The initial kernels of `conv1` for `--conv1-init`: computed for "whitening"; None for "he", which draws them."""
+    if init == "he":
+        return None
     shape = preprocessing.input_shape(dataset.image_shape)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     images = np.asarray(preprocessing.evaluation(dataset.sample(IMAGES).images))
