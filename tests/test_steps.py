@@ -2,6 +2,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,7 +14,7 @@ from alexnet_jax.data.batches import Batch, batches, epoch_order
 from alexnet_jax.data.dataset import ArrayDataset, Examples
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.streamed import StreamedDataset
-from alexnet_jax.distributed.devices import replicate, select_devices
+from alexnet_jax.distributed.devices import AXIS, replicate, select_devices
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import gradients, optimizer, predict
 from alexnet_jax.training.state import create_state
@@ -264,6 +265,29 @@ def test_deterministic_steps_compute_the_same_bits(tiny):
     # At once the bits differ, so that equality above says something.
     plain = deterministic_state(split, lambda step: 2, gradients.at_once)
     assert any((x != y).any() for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(plain), strict=True))
+
+
+def test_a_part_computes_with_nothing_but_its_own_inputs(tiny):
+    """With --deterministic. What a part took from outside, the compiler could merge with the neighbouring parts: then
+    the bits depend on the number of parts. With AlexNetSmall and full optimization they did.
+    """
+    split, model = tiny["train"], TinyNetwork()
+    preprocessing = everything_on(split.images)
+    rule = optax.sgd(0.1)
+    step = functools.partial(
+        train_step, model=model, optimizer=rule, preprocess=preprocessing, sum_gradients=gradients.in_fixed_order
+    )
+    state = create_state(model, rule, (32, 32, 3), jax.random.key(0))
+    batch = Batch(split.images[:8], split.labels[:8], np.ones(8, bool))
+    jaxpr = jax.make_jaxpr(step, axis_env=[(AXIS, 2)])(state, batch, jax.random.key(0)).jaxpr
+    barriers = [n for n, eqn in enumerate(jaxpr.eqns) if eqn.primitive.name == "optimization_barrier"]
+    made_by = {var: n for n, eqn in enumerate(jaxpr.eqns) for var in eqn.outvars}
+    made_by |= dict.fromkeys(jaxpr.invars, -1)
+    for begin, end in zip(barriers[0:8:2], barriers[1:8:2], strict=True):  # 4 parts on each of 2 devices
+        for eqn in jaxpr.eqns[begin + 1 : end + 1]:
+            inputs = [var for var in eqn.invars if not isinstance(var, jax.extend.core.Literal)]
+            outside = [var for var in inputs if made_by.get(var, begin) < begin]
+            assert outside == [], eqn
 
 
 def test_select_devices():

@@ -1,8 +1,9 @@
 """Sums of gradients over a batch: three ways to compute the same sum, with the same signature.
 
-Each calls `loss_and_gradient(params, batch, keys) -> (gradient, (loss, correct))`, which returns sums over the examples
-that it is given, on parts of this device's examples, and adds up the results of all devices. They run inside a
-transformation that binds the axis `AXIS` (`jax.pmap`, `jax.shard_map`).
+Each calls `loss_and_gradient(common, batch, keys) -> (gradient, (loss, correct))`, which returns sums over the examples
+that it is given, on parts of this device's examples, and adds up the results of all devices. `common` is all that the
+parts share, such as the parameters. They run inside a transformation that binds the axis `AXIS` (`jax.pmap`,
+`jax.shard_map`).
 """
 
 import functools
@@ -36,18 +37,18 @@ def add_up_copied(sums: Sums) -> Sums:
 
 def at_once(
     loss_and_gradient: LossAndGradient,
-    params: PyTree,
+    common: PyTree,
     batch: Batch,
     keys: jax.Array,
     add_up: Callable[[Sums], Sums] = add_up,
 ) -> Sums:
     """One pass over this device's examples."""
-    return add_up(loss_and_gradient(params, batch, keys))
+    return add_up(loss_and_gradient(common, batch, keys))
 
 
 def in_parts(
     loss_and_gradient: LossAndGradient,
-    params: PyTree,
+    common: PyTree,
     batch: Batch,
     keys: jax.Array,
     number: int,
@@ -63,9 +64,9 @@ def in_parts(
     def add(total: Sums, part: tuple[Batch, jax.Array]) -> tuple[Sums, None]:
         # The barriers prevent a part from starting before the previous one has been added.
         total, part = lax.optimization_barrier((total, part))
-        return lax.optimization_barrier(jax.tree.map(jnp.add, total, loss_and_gradient(params, *part))), None
+        return lax.optimization_barrier(jax.tree.map(jnp.add, total, loss_and_gradient(common, *part))), None
 
-    shapes = jax.eval_shape(loss_and_gradient, params, *jax.tree.map(lambda x: x[0], parts))
+    shapes = jax.eval_shape(loss_and_gradient, common, *jax.tree.map(lambda x: x[0], parts))
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     if not unroll:
         return add_up(lax.scan(add, total, parts)[0])
@@ -74,7 +75,7 @@ def in_parts(
     return add_up(total)
 
 
-def in_fixed_order(loss_and_gradient: LossAndGradient, params: PyTree, batch: Batch, keys: jax.Array) -> Sums:
+def in_fixed_order(loss_and_gradient: LossAndGradient, common: PyTree, batch: Batch, keys: jax.Array) -> Sums:
     """The same bits on 1, 2, 4 and 8 devices.
 
     Sums over a batch depend in their last bits on how it is divided. Here it is always divided into the same 8
@@ -85,8 +86,9 @@ def in_fixed_order(loss_and_gradient: LossAndGradient, params: PyTree, batch: Ba
     sums = []
     for index in range(number):
         part = jax.tree.map(lambda x, index=index: x.reshape(number, -1, *x.shape[1:])[index], (batch, keys))
-        # The barriers prevent the compiler from merging parts: each is compiled as it would be on its own.
-        sums.append(lax.optimization_barrier(loss_and_gradient(*lax.optimization_barrier((params, *part)))))
+        # The barriers prevent the compiler from merging parts: each is compiled as it would be on its own. So whatever
+        # `loss_and_gradient` computes with must be among its arguments, where they are.
+        sums.append(lax.optimization_barrier(loss_and_gradient(*lax.optimization_barrier((common, *part)))))
     gathered = lax.all_gather(jax.tree.map(lambda *x: jnp.stack(x), *sums), AXIS, tiled=True)
     total = jax.tree.map(lambda x: functools.reduce(jnp.add, list(x)), lax.optimization_barrier(gathered))
     return lax.optimization_barrier(total)

@@ -55,9 +55,10 @@ def train_step(
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, state.step)))(place)
     count = lax.psum(batch.mask.sum(dtype=jnp.int32), AXIS)
 
-    def loss_and_gradient(params: PyTree, batch: Batch, keys: jax.Array) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
+    def loss_and_gradient(common: PyTree, batch: Batch, keys: jax.Array) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
+        params, step, count = common
         augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T
-        images = preprocess.training(augment_keys, batch.images, state.step)
+        images = preprocess.training(augment_keys, batch.images, step)
 
         def mean_loss(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
@@ -71,7 +72,7 @@ def train_step(
 
         return jax.grad(mean_loss, has_aux=True)(params)
 
-    gradient, (loss, correct) = sum_gradients(loss_and_gradient, state.params, batch, keys)
+    gradient, (loss, correct) = sum_gradients(loss_and_gradient, (state.params, state.step, count), batch, keys)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     finite = state.finite & all_finite(loss, gradient, params)
