@@ -144,11 +144,11 @@ def progress(folder: RunFolder) -> tuple[int, list[float]]:
 def table(items: Sequence[Item]) -> str:
     """What is left, as a Markdown table, and the sum of the times that are known."""
     lines = []
-    for entry in items:
-        where = entry.ablation.out.stem.removeprefix("ablation-")
-        left = "unknown" if entry.remaining is None else f"{entry.remaining / 3600:.1f}"
-        lines.append([where, entry.variant.name, str(entry.seed), f"{entry.trained} of {entry.epochs}", left])
-    known = [entry.remaining for entry in items if entry.remaining is not None]
+    for one in items:
+        where = one.ablation.out.stem.removeprefix("ablation-")
+        left = "unknown" if one.remaining is None else f"{one.remaining / 3600:.1f}"
+        lines.append([where, one.variant.name, str(one.seed), f"{one.trained} of {one.epochs}", left])
+    known = [one.remaining for one in items if one.remaining is not None]
     total = f"{len(items)} runs are left: {sum(known) / 3600:.1f} core-hours"
     if unknown := len(items) - len(known):
         total += f", and {unknown} runs whose time no finished run tells"
