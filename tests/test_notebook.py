@@ -28,10 +28,21 @@ def printed(notebook):
     return "".join(output.text for output in outputs if output.output_type == "stream")
 
 
+FEWER_IMAGES = """
+import functools
+from alexnet_jax.data import shapes
+shapes.load = functools.partial(shapes.load, train=1000, validation=30, test=500)
+"""
+
+
 @pytest.mark.filterwarnings("default")  # of Jupyter's own
 def test_it_runs_from_top_to_bottom(notebook, small_run, tmp_path, monkeypatch):
     monkeypatch.setenv("ALEXNET_JAX_RUN", str(small_run))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ["ALEXNET_JAX_TEST_CACHE"])
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "fewer_images.py").write_text(FEWER_IMAGES)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     stored = len(pictures(notebook))
     for cell in notebook.cells:
         cell.outputs = []

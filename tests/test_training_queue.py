@@ -52,57 +52,54 @@ def rows(folder):
     return [(row["variant"], row["seed"]) for row in found], found
 
 
-def test_all_runs_are_done_once_and_in_order(queue, tmp_path, capsys, monkeypatch):
-    order, trained = [], loop.train_and_evaluate
-    monkeypatch.setattr(
-        ablate,
-        "train_and_evaluate",
-        lambda config, dataset: (
-            order.append((config.optimizer.learning_rate, config.augmentation.flip)),
-            trained(config, dataset),
-        ),
-    )
-    training_queue.main(queue)
-    assert order == [(0.001, True), (0.01, True), (0.01, True), (0.001, False)]
-    assert rows(tmp_path / "out")[0] == [("other", 0), ("other", 1), ("first", 0), ("second", 0)]
-    assert not any((tmp_path / "runs").iterdir())
-    out = capsys.readouterr().out
-    assert "4 runs are left: 0.0 core-hours, and 4 runs whose time no finished run tells." in out
-    assert "1 runs are left: 0.0 core-hours." in out  # "first" tells what "second" takes
-    assert out.endswith("Nothing is left.\n")
-    training_queue.main(queue)
-    assert len(order) == 4
+def train_only(seed, out, runs):
+    """One run of "post", outside the queue."""
+    ablation = ablate.Ablation(ablate.Options("post", seeds=seed + 1, out=out, runs=runs))
+    ablation.run(ablation.in_this_process, only=(ablation.variants[0], seed))
+    return ablation.rows[-1]
 
 
-def test_an_interrupted_run_comes_first_and_is_resumed(queue, tmp_path, capsys, monkeypatch):
+def test_all_are_done_once_in_order_and_an_interrupted_one_first(queue, tmp_path, capsys, monkeypatch):
     def stop(config, dataset):
         for call in loop.training(config, dataset):
             if call.step == 16:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.1)  # a thread notes it
 
-    with monkeypatch.context() as patched:
-        patched.setattr(training_queue, "QUEUE", (Entry("post", seeds=2),))
-        patched.setattr(ablate.Ablation, "missing", lambda ablation: [(ablation.study.variants[0], 1)])
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
         patched.setattr(ablate, "train_and_evaluate", stop)
-        with pytest.raises(StoppedError):
-            training_queue.main(queue)
+        train_only(1, tmp_path / "out" / "ablation-post-cpu.jsonl", tmp_path / "runs")
     capsys.readouterr()
     training_queue.main([*queue, "--list"])
-    listed = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    out = capsys.readouterr().out
+    listed = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")][2:]
     assert [(line[1], line[2], line[3]) for line in listed] == [
         ("other", "1", "2 of 3"),
         ("first", "0", "0 of 3"),
         ("other", "0", "0 of 3"),
         ("second", "0", "0 of 3"),
     ]
+    assert "4 runs are left: 0.0 core-hours, and 3 runs whose time no finished run tells." in out
+
+    order, trained = [], ablate.train_and_evaluate
+
+    def noted(config, dataset):
+        order.append((config.optimizer.learning_rate, config.augmentation.flip))
+        return trained(config, dataset)
+
+    monkeypatch.setattr(ablate, "train_and_evaluate", noted)
     training_queue.main(queue)
-    assert rows(tmp_path / "out")[0] == [("other", 1), ("other", 0), ("first", 0), ("second", 0)]
-    training_queue.main([*queue[:1], str(tmp_path / "undisturbed"), *queue[2:]])
-    interrupted, undisturbed = (
-        next(row for row in rows(tmp_path / name)[1] if row["seed"] == 1) for name in ("out", "undisturbed")
-    )
-    assert interrupted["test"] == undisturbed["test"]
+    assert order == [(0.01, True), (0.001, True), (0.01, True), (0.001, False)]
+    names, found = rows(tmp_path / "out")
+    assert names == [("other", 1), ("other", 0), ("first", 0), ("second", 0)]
+    assert not any((tmp_path / "runs").iterdir())
+    out = capsys.readouterr().out
+    assert "1 runs are left: 0.0 core-hours." in out  # "first" tells what "second" takes
+    assert out.endswith("Nothing is left.\n")
+    training_queue.main(queue)
+    assert len(order) == 4
+    undisturbed = train_only(1, tmp_path / "undisturbed.jsonl", tmp_path / "runs")
+    assert found[0]["test"] == undisturbed["test"]
 
 
 # What the script does, with a tiny network and drawn images.
