@@ -1,4 +1,4 @@
-"""The short form of tests/stress: 4 kills at random instants, and faults at some calls of a save."""
+"""The short form of tests/stress: 3 kills at random instants, and faults at some calls of a save."""
 
 import errno
 
@@ -24,21 +24,21 @@ def saves(server, tmp_path_factory):
 
 
 def test_runs_that_are_killed_become_what_they_would_have_been(server, tmp_path):
-    figures = kill.Tester(server, tmp_path, seed=0).run(4)
+    figures = kill.Tester(server, tmp_path, seed=0).run(3)
     assert figures.failures == []
-    assert sum(figures.kills.values()) == 4
+    assert sum(figures.kills.values()) == 3
     assert figures.runs_finished > 0
 
 
 def test_a_save_that_is_killed_loses_nothing(saves):
     assert {"mkdir", "rename", "fsync"} <= set(saves.calls)  # the shim sees what it must
-    for call in range(1, len(saves.calls) + 1, 50):
+    for call in range(1, len(saves.calls) + 1, 80):
         saves.kill(call, "kill halfway")  # where the call is no write: before it
     assert saves.figures.failures == []
 
 
 @pytest.mark.parametrize(("number", "once"), [(errno.ENOSPC, False), (errno.EROFS, False), (errno.EIO, True)])
 def test_a_save_that_fails_loses_nothing_and_says_so_in_a_line(saves, number, once):
-    for call in range(5, len(saves.calls) + 1, 60):
+    for call in range(5, len(saves.calls) + 1, 90):
         saves.fail(call, number, once)
     assert saves.figures.failures == []

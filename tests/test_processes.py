@@ -20,11 +20,14 @@ from alexnet_jax.config import cli
 from alexnet_jax.config.settings import RunConfig
 from alexnet_jax.distributed import processes
 from alexnet_jax.errors import UsageError
+from alexnet_jax.network import build
+from alexnet_jax.training import loop
 from tests.stress import process_faults
 from tests.stress.process_faults import FLAGS, LONGER, WORKER
+from tests.tiny_runs import TINY_NETWORKS
 
 
-def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
+def test_two_processes_compute_what_one_does(tiny, tmp_path, monkeypatch):
     """Without interruption, and stopped after an epoch and resumed on more devices; behind a proxy that does not
     answer.
 
@@ -33,14 +36,15 @@ def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     flags = (*FLAGS, "--optimizer", "sgd", "--epochs")
-    one = process_faults.start(tmp_path / "one", 1, 2, (*flags, "2"))
     said = process_faults.finish(process_faults.start(tmp_path / "two", 2, 1, (*flags, "1")))
     assert "network" in said[0][0]
     assert said[1] == ("", "")  # nor does JAX warn of the proxy
     written = json.loads((tmp_path / "two" / "checkpoints" / "7" / "manifest.json").read_text())["files"]
     assert {name.split("/")[1] for name in written if "ocdbt.process" in name} == {"ocdbt.process_0", "ocdbt.process_1"}
     process_faults.finish(process_faults.start(tmp_path / "two", 2, 2, (*flags, "2")))
-    process_faults.finish(one)
+    monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
+    config = cli.parse_train([*flags, "2", "--workdir", str(tmp_path / "one"), "--num-devices", "2"])
+    loop.train_and_evaluate(config, tiny)
     one, two = (alexnet_jax.open_run(tmp_path / name) for name in ("one", "two"))
     assert one.step == two.step == 14
     for left, right in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):

@@ -66,9 +66,10 @@ def test_all_are_done_once_in_order_and_an_interrupted_one_first(queue, tmp_path
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.1)  # a thread notes it
 
-    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+    with monkeypatch.context() as patched:
         patched.setattr(ablate, "train_and_evaluate", stop)
-        train_only(1, tmp_path / "out" / "ablation-post-cpu.jsonl", tmp_path / "runs")
+        with pytest.raises(StoppedError):
+            train_only(1, tmp_path / "out" / "ablation-post-cpu.jsonl", tmp_path / "runs")
     capsys.readouterr()
     training_queue.main([*queue, "--list"])
     out = capsys.readouterr().out
