@@ -57,6 +57,8 @@ SHORT = (
 # Without weight decay (the paper: "no regularization") and at a constant rate.
 FIGURE_1 = ("--drop-epochs", "--weight-decay", "0.0", "--layer-decays", "--train-on", "train", "--epochs", "5")
 
+REGULARIZED = ("--flip-schedule", "alternating", "--cutout", "8")
+
 STUDIES: Mapping[str, Study] = types.MappingProxyType(
     {
         "tips": Study(
@@ -129,6 +131,21 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
                 Variant("dropout 0.2", ("--dropout-rate", "0.2")),
             ),
             views=(1, 2, 6, 10),
+            curves="validation_accuracy",
+        ),
+        "search": Study(
+            "Which regularization does cifar10-best need in 24 epochs?",
+            "cifar10-best",
+            ("--train-on", "train", "--epochs", "24", "--average-decay", "0.998"),
+            (
+                Variant("cifar10-best, average over 0.998"),
+                Variant("alternating flips, cutout", REGULARIZED),
+                Variant("... and dropout 0.2", (*REGULARIZED, "--dropout-rate", "0.2")),
+                Variant("... and dropout 0.5", (*REGULARIZED, "--dropout-rate", "0.5")),
+                Variant("... and weight decay 0.2", (*REGULARIZED, "--dropout-rate", "0.2", "--weight-decay", "0.2")),
+                Variant("... and colour noise", (*REGULARIZED, "--dropout-rate", "0.2", "--pca", "dataset-std")),
+            ),
+            views=(1, 2, 6),
             curves="validation_accuracy",
         ),
         "best": Study(
