@@ -57,6 +57,7 @@ SHORT = (
 # Without weight decay (the paper: "no regularization") and at a constant rate.
 FIGURE_1 = ("--drop-epochs", "--weight-decay", "0.0", "--layer-decays", "--train-on", "train", "--epochs", "5")
 
+# What differs most between the epochs in which an image is seen.
 REGULARIZED = ("--flip-schedule", "alternating", "--cutout", "8")
 
 STUDIES: Mapping[str, Study] = types.MappingProxyType(

@@ -38,7 +38,7 @@ class Entry:
 
 
 QUEUE = (
-    Entry("options", seeds=1, rows=("whitened conv1", "alternating flips", "cutout of 8 pixels")),
+    Entry("options", seeds=1),
     Entry("search", seeds=1),
     Entry("best", seeds=3, rows=("cifar10-best",)),
     Entry("rates", seeds=1),

@@ -13,7 +13,7 @@ if hasattr(signal, "SIGHUP"):
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling takes most of the tests' time: XLA optimizes less, and keeps what it has compiled for the next session.
+# Compiling takes most of the tests' time: XLA optimizes nothing, and keeps what it has compiled for the next session.
 CACHE = platformdirs.user_cache_path("alexnet_jax") / "tests" / f"jax-{jax.__version__}"
 os.environ.setdefault("ALEXNET_JAX_TEST_CACHE", str(CACHE))
 jax.config.update("jax_compilation_cache_dir", os.environ["ALEXNET_JAX_TEST_CACHE"])

@@ -61,12 +61,11 @@ def sbatch(folder, arguments=(), *, srun, worker="", **variables):
 
 
 def worker_environment():
-    """This process's, without the job that it may run in; XLA optimizes nothing, for that takes time."""
+    """This process's, without the job that it may run in."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     return outer | {
         "JAX_COMPILATION_CACHE_DIR": os.environ["ALEXNET_JAX_TEST_CACHE"],
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
     }
 
 
