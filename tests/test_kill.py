@@ -1,4 +1,4 @@
-"""The short form of tests/stress: 3 kills at random instants, and faults at some calls of a save."""
+"""The short form of tests/stress: 2 kills at random instants, and faults at some calls of a save."""
 
 import errno
 
@@ -24,9 +24,9 @@ def saves(server, tmp_path_factory):
 
 
 def test_runs_that_are_killed_become_what_they_would_have_been(server, tmp_path):
-    figures = kill.Tester(server, tmp_path, seed=0).run(3)
+    figures = kill.Tester(server, tmp_path, seed=0).run(2)
     assert figures.failures == []
-    assert sum(figures.kills.values()) == 3
+    assert sum(figures.kills.values()) == 2
     assert figures.runs_finished > 0
 
 
