@@ -52,13 +52,16 @@ def train_step(
     """
     examples = batch.mask.shape[0]
     place = lax.axis_index(AXIS) * examples + jnp.arange(examples)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, state.step)))(place)
+    with jax.named_scope("keys"):
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, state.step)))(place)
     count = lax.psum(batch.mask.sum(dtype=jnp.int32), AXIS)
 
     def loss_and_gradient(common: PyTree, batch: Batch, keys: jax.Array) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
         params, step, count = common
-        augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T
-        images = preprocess.training(augment_keys, batch.images, step)
+        with jax.named_scope("keys"):
+            augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T
+        with jax.named_scope("augmentation"):
+            images = preprocess.training(augment_keys, batch.images, step)
 
         def mean_loss(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
@@ -73,11 +76,14 @@ def train_step(
         return jax.grad(mean_loss, has_aux=True)(params)
 
     gradient, (loss, correct) = sum_gradients(loss_and_gradient, (state.params, state.step, count), batch, keys)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    finite = state.finite & all_finite(loss, gradient, params)
-    new = TrainState(state.step + 1, params, opt_state, finite)
-    state = jax.tree.map(lambda old, new: jnp.where(finite, new, old), state.replace(finite=finite), new)
+    with jax.named_scope("update"):
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("finite"):
+        finite = state.finite & all_finite(loss, gradient, params)
+    with jax.named_scope("update"):
+        new = TrainState(state.step + 1, params, opt_state, finite)
+        state = jax.tree.map(lambda old, new: jnp.where(finite, new, old), state.replace(finite=finite), new)
     return state, StepMetrics(loss, correct, count, finite)
 
 
