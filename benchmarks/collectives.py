@@ -139,7 +139,6 @@ def compiled_text(variant: str, parallelism: Parallelism, devices: int, batch_si
             step,
             model=model.clone(dense_axis=AXIS),
             sum_gradients=functools.partial(gradients.at_once, add_up=gradients.add_up_copied),
-            all_finite=gradients.all_finite_on_all_devices,
         )
         layout = SPLIT_DENSE
     program: Any = compile_train_step(step, jax.devices()[:devices], StreamedDataset.fetch, layout)

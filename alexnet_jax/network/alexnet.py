@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.network.layers import dropout, max_pool, split_keys
+from alexnet_jax.network.layers import bias_in_float32, dropout, max_pool, split_keys
 from alexnet_jax.network.lrn import local_response_norm
 from alexnet_jax.network.lrn_within_channel import local_response_norm_within_channel
 from alexnet_jax.network.operations import Operation, apply_operations
@@ -189,7 +189,7 @@ class AlexNet(nn.Module):
         for name, features in zip(LAYERS[5:], (4096, 4096, self.num_classes), strict=True):
             x = dropout(x, self.dropout_rate, keys.get(name))
             dense = functools.partial(dense_layer(self.dense_axis), **_initializers(network, name, x.shape[1]))
-            x = dense(features, dtype=self.dtype, name=name)(x)
+            x = dense(features, dtype=self.dtype, promote_dtype=bias_in_float32, name=name)(x)
             x = after(name, ["activation"] if name != "logits" else [], x)
         return x.astype(jnp.float32)
 
@@ -202,6 +202,7 @@ class AlexNet(nn.Module):
             padding=[network.conv1_padding] * 2 if i == 0 else "SAME",
             feature_group_count=groups,
             dtype=self.dtype,
+            promote_dtype=bias_in_float32,
             conv_general_dilated=self.convolution,
             name=LAYERS[i],
             **_initializers(network, LAYERS[i], side**2 * channels // groups),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from alexnet_jax.network.layers import average_pool, locally_connected, max_pool
+from alexnet_jax.network.layers import average_pool, bias_in_float32, locally_connected, max_pool
 from alexnet_jax.network.lrn import local_response_norm
 from alexnet_jax.network.lrn_within_channel import local_response_norm_within_channel
 from alexnet_jax.network.operations import Operation, apply_operations
@@ -114,7 +114,7 @@ class ConvNet(nn.Module):
             "pool": max_pool,
             "average pool": average_pool,
         }
-        conv = functools.partial(nn.Conv, conv_general_dilated=self.convolution)
+        conv = functools.partial(nn.Conv, conv_general_dilated=self.convolution, promote_dtype=bias_in_float32)
         x = images.astype(self.dtype)
         for name, size, features, deviation, operations in CONVNETS[self.variant].hidden:
             layer = LocallyConnected if name.startswith("local") else conv
@@ -124,7 +124,9 @@ class ConvNet(nn.Module):
             x = apply_operations(self, functions, name, chosen, x)
         x = x.reshape(x.shape[0], -1)
         initial = nn.initializers.normal(0.01)
-        logits = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=initial, name="logits")(x)
+        logits = nn.Dense(
+            self.num_classes, dtype=self.dtype, promote_dtype=bias_in_float32, kernel_init=initial, name="logits"
+        )(x)
         return logits.astype(jnp.float32)
 
 
@@ -149,4 +151,4 @@ class LocallyConnected(nn.Module):
         places = x.shape[1:3]
         kernel = self.param("kernel", self.kernel_init, (*places, *self.kernel_size, x.shape[3], self.features))
         bias = self.param("bias", nn.initializers.zeros, (*places, self.features))
-        return locally_connected(x.astype(self.dtype), kernel.astype(self.dtype)) + bias[None].astype(self.dtype)
+        return locally_connected(x.astype(self.dtype), kernel.astype(self.dtype)) + bias[None]

@@ -9,16 +9,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 
 @jax.named_scope("max_pool")
 def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAME") -> jax.Array:
     """Max pooling, overlapping where `window` > `stride` (paper, section 3.4: 3 and 2).
 
-    The values are those of `flax.linen.max_pool`. It is computed as a maximum over strided slices, first rows, then
-    columns, because the gradient of XLA's own (select-and-scatter) is 15 times slower on a CPU and has no
-    deterministic form on a GPU. Where several elements of a window equal its maximum, they share the gradient equally;
-    XLA and PyTorch give all of it to the first.
+    The values are those of `flax.linen.max_pool`. It is computed as a maximum over strided slices, first along rows,
+    then along columns, because the gradient of XLA's own (select-and-scatter) is 15 times slower on a CPU and has no
+    deterministic form on a GPU. Where several elements of a window equal its maximum, the first in the order of reading
+    gets the gradient, as in PyTorch and cuDNN.
 
     Args:
       x: floating [B, H, W, C].
@@ -33,7 +34,7 @@ def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAM
     >>> max_pool(jnp.arange(25.0).reshape(1, 5, 5, 1), padding="VALID")[0, :, :, 0].tolist()
     [[12.0, 14.0], [22.0, 24.0]]
     """
-    return _pool(x, window, stride, padding, jnp.maximum, -jnp.inf)
+    return _pool(x, window, stride, padding, _first_maximum, -jnp.inf)
 
 
 @jax.named_scope("average_pool")
@@ -58,6 +59,11 @@ def average_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     return sums / counts
 
 
+def _first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The maximum, NaN if either is; of equal values `a`, which alone gets the gradient."""
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
+
+
 def _pool(
     x: jax.Array,
     window: int,
@@ -66,9 +72,9 @@ def _pool(
     join: Callable[[jax.Array, jax.Array], jax.Array],
     outside: float,
 ) -> jax.Array:
-    """Joins the elements of each window, first along rows, then along columns; padding has the value `outside`."""
+    """Joins the elements of each window, first in each row, then the rows; padding has the value `outside`."""
     pads = lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), padding)
-    for axis, (before, after) in zip((1, 2), pads, strict=True):
+    for axis, (before, after) in ((2, pads[1]), (1, pads[0])):
         edges = [(before, after, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
         x = lax.pad(x, jnp.array(outside, x.dtype), edges)
         end = (x.shape[axis] - window) // stride * stride + 1  # of the slice that begins at 0
@@ -103,6 +109,17 @@ def locally_connected(x: jax.Array, kernel: jax.Array) -> jax.Array:
     padded = jnp.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
     patches = jnp.stack([padded[:, r : r + height, s : s + width] for r in range(size) for s in range(size)], axis=3)
     return jnp.einsum("bhwkc,hwkcf->bhwf", patches, kernel.reshape(height, width, size * size, *kernel.shape[4:]))
+
+
+def bias_in_float32(
+    inputs: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`promote_dtype` of Flax's layers that adds the bias in float32.
+
+    With dtype bfloat16, the product's result is bfloat16, the layer's is float32. The gradient of a bias, a sum over
+    the batch and all pixels, is then summed up in float32, too: in bfloat16, small terms are lost.
+    """
+    return inputs.astype(dtype), kernel.astype(dtype), bias
 
 
 @jax.named_scope("dropout")

@@ -17,19 +17,19 @@ def apply_operations(
     operations: Sequence[Operation],
     x: jax.Array,
 ) -> jax.Array:
-    """Applies `operations` in order to the output of a layer.
+    """Applies `operations` in order to the output of a layer, and rounds the result of each to the network's dtype.
 
     Each result is stored (`sow`) in `intermediates` under "LAYER OPERATION" ("conv1 LRN", for example), where
     `inspection.activations` finds it.
 
     Args:
-      network: the module that stores the results.
+      network: the module that stores the results; has an attribute `dtype`.
       functions: the function of each operation in this network.
       layer: name of the layer.
       operations: their names, in order.
       x: the layer's output.
     """
     for operation in operations:
-        x = functions[operation](x)
+        x = functions[operation](x).astype(network.dtype)  # type: ignore[attr-defined]
         network.sow("intermediates", f"{layer} {operation}", x)
     return x

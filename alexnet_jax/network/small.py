@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from alexnet_jax.network.layers import dropout, max_pool, split_keys
+from alexnet_jax.network.layers import bias_in_float32, dropout, max_pool, split_keys
 from alexnet_jax.network.lrn import local_response_norm
 from alexnet_jax.network.operations import Operation, apply_operations
 from alexnet_jax.network.split_dense import dense_layer
@@ -87,6 +87,7 @@ class AlexNetSmall(nn.Module):
         """Convolution, dense layer and operations after a layer, with this network's settings."""
         settings: dict[str, Any] = {
             "dtype": self.dtype,
+            "promote_dtype": bias_in_float32,
             "kernel_init": nn.initializers.he_normal(),
             "bias_init": nn.initializers.constant(self.initial_bias),
         }

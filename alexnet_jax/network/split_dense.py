@@ -47,6 +47,7 @@ class SplitDense(nn.Module):
       features: number of outputs.
       axis: name of the device axis.
       dtype: dtype of the computation; parameters are float32.
+      promote_dtype: as in `flax.linen.Dense`.
       kernel_init: as in `flax.linen.Dense`.
       bias_init: as in `flax.linen.Dense`.
     """
@@ -54,6 +55,7 @@ class SplitDense(nn.Module):
     features: int
     axis: str
     dtype: DTypeLike = jnp.float32
+    promote_dtype: Callable[..., tuple[jax.Array, ...]] = promote_dtype
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
@@ -64,7 +66,7 @@ class SplitDense(nn.Module):
         rows = -(-x.shape[1] // devices)
         kernel = self.param("kernel", self.kernel_init, (rows, self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = jnp.pad(x, [(0, 0), (0, rows * devices - x.shape[1])])
         columns = lax.all_to_all(x, self.axis, split_axis=1, concat_axis=0, tiled=True)  # [B, rows]
         parts = columns @ kernel  # [B, features]

@@ -1,8 +1,8 @@
 """Sums of gradients over a batch: three ways to compute the same sum, with the same signature.
 
-Each calls `loss_and_gradient(common, batch, keys) -> (gradient, (loss, correct))`, which returns sums over the examples
-that it is given, on parts of this device's examples, and adds up the results of all devices. `common` is all that the
-parts share, such as the parameters. They run inside a transformation that binds the axis `AXIS` (`jax.pmap`,
+Each calls `loss_and_gradient(common, batch, keys) -> (gradient, (loss, correct, count))`, which returns sums over the
+examples that it is given, on parts of this device's examples, and adds up the results of all devices. `common` is all
+that the parts share, such as the parameters. They run inside a transformation that binds the axis `AXIS` (`jax.pmap`,
 `jax.shard_map`).
 """
 
@@ -19,20 +19,24 @@ from alexnet_jax.distributed.devices import AXIS, MICRO_BATCHES
 from alexnet_jax.training.state import join_dense, split_dense
 
 PyTree = Any
-Sums = tuple[PyTree, tuple[jax.Array, jax.Array]]
+StepSums = tuple[jax.Array, jax.Array, jax.Array]
+Sums = tuple[PyTree, StepSums]
 LossAndGradient = Callable[[PyTree, Batch, jax.Array], Sums]
 SumGradients = Callable[[LossAndGradient, PyTree, Batch, jax.Array], Sums]
 
 
 def add_up(sums: Sums) -> Sums:
-    """Adds up the values of all devices."""
-    return lax.psum(sums, AXIS)
+    """Adds up the values of all devices.
+
+    Each array by itself, so that those of the last layers can be sent while the backward pass computes the others.
+    """
+    return jax.tree.map(lambda x: lax.psum(x, AXIS), sums)
 
 
 def add_up_copied(sums: Sums) -> Sums:
     """The same for hybrid parallelism: the gradient of a device's rows of a dense layer is already a sum over all."""
     copied, divided = split_dense(sums)
-    return join_dense(lax.psum(copied, AXIS), divided)
+    return join_dense(add_up(copied), divided)
 
 
 def at_once(
@@ -94,11 +98,12 @@ def in_fixed_order(loss_and_gradient: LossAndGradient, common: PyTree, batch: Ba
     return lax.optimization_barrier(total)
 
 
-def all_finite(*trees: PyTree) -> jax.Array:
-    """Whether no leaf contains Inf or NaN: bool scalar."""
-    return functools.reduce(jnp.logical_and, [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)])
+def all_finite(loss: jax.Array, gradient: PyTree) -> jax.Array:
+    """Whether a loss and its gradient contain neither Inf nor NaN: bool scalar.
 
-
-def all_finite_on_all_devices(*trees: PyTree) -> jax.Array:
-    """The same for hybrid parallelism, where devices have different rows."""
-    return lax.pmin(all_finite(*trees).astype(jnp.int32), AXIS) == 1
+    The kernels of dense layers (matrices) are not examined, because they are most of the bytes: Inf or NaN in the
+    gradient of a layer's output is also in that of its bias, and in its input, in the loss. What remains are products
+    of finite numbers that overflow; the next step's loss shows them.
+    """
+    others = [leaf.ravel() for leaf in jax.tree.leaves(gradient) if leaf.ndim != 2]
+    return jnp.isfinite(loss) & jnp.isfinite(jnp.concatenate(others)).all()

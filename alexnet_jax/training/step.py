@@ -13,7 +13,7 @@ from jax import lax
 from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.data.batches import Batch
 from alexnet_jax.distributed.devices import AXIS
-from alexnet_jax.training.gradients import SumGradients, all_finite, at_once
+from alexnet_jax.training.gradients import StepSums, SumGradients, all_finite, at_once
 from alexnet_jax.training.state import REPLICATED, StateLayout, StepMetrics, TrainState
 
 PyTree = Any
@@ -30,13 +30,12 @@ def train_step(
     preprocess: Preprocessing,
     label_smoothing: float = 0.0,
     sum_gradients: SumGradients = at_once,
-    all_finite: Callable[..., jax.Array] = all_finite,
 ) -> tuple[TrainState, StepMetrics]:
     """Augments a batch, computes the gradient of its mean cross entropy, and updates.
 
     The mean is over the GLOBAL batch. Every random draw for an example is a function of (key, state.step, the example's
     position in the global batch), so a batch gets the same crops, noise and dropout masks on any number of devices. An
-    update that has Inf or NaN anywhere is not applied, nor is any after it.
+    update whose loss or gradient is not finite (`gradients.all_finite`) is not applied, nor is any after it.
 
     Args:
       state: the same on all devices.
@@ -48,22 +47,20 @@ def train_step(
       label_smoothing: share of each label that is spread evenly over all classes. `StepMetrics.loss` is computed
         without it.
       sum_gradients: one of the functions in `gradients`.
-      all_finite: one of the functions in `gradients`.
     """
     examples = batch.mask.shape[0]
     place = lax.axis_index(AXIS) * examples + jnp.arange(examples)
     with jax.named_scope("keys"):
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, state.step)))(place)
-    count = lax.psum(batch.mask.sum(dtype=jnp.int32), AXIS)
 
-    def loss_and_gradient(common: PyTree, batch: Batch, keys: jax.Array) -> tuple[PyTree, tuple[jax.Array, jax.Array]]:
-        params, step, count = common
+    def loss_and_gradient(common: PyTree, batch: Batch, keys: jax.Array) -> tuple[PyTree, StepSums]:
+        params, step = common
         with jax.named_scope("keys"):
             augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T
         with jax.named_scope("augmentation"):
             images = preprocess.training(augment_keys, batch.images, step)
 
-        def mean_loss(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        def loss(params: PyTree) -> tuple[jax.Array, StepSums]:
             logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels) * batch.mask
             correct = (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
@@ -71,18 +68,17 @@ def train_step(
             if label_smoothing:
                 uniform = (jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)) * batch.mask
                 objective = (1 - label_smoothing) * losses + label_smoothing * uniform
-            return objective.sum() / count, (losses.sum(), correct.sum(dtype=jnp.int32))
+            return objective.sum(), (losses.sum(), *(x.sum(dtype=jnp.int32) for x in (correct, batch.mask)))
 
-        return jax.grad(mean_loss, has_aux=True)(params)
+        return jax.grad(loss, has_aux=True)(params)
 
-    gradient, (loss, correct) = sum_gradients(loss_and_gradient, (state.params, state.step, count), batch, keys)
-    with jax.named_scope("update"):
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+    gradient, (loss, correct, count) = sum_gradients(loss_and_gradient, (state.params, state.step), batch, keys)
     with jax.named_scope("finite"):
-        finite = state.finite & all_finite(loss, gradient, params)
+        finite = state.finite & all_finite(loss, gradient)
     with jax.named_scope("update"):
-        new = TrainState(state.step + 1, params, opt_state, finite)
+        mean = jax.tree.map(lambda x: x / count, gradient)
+        updates, opt_state = optimizer.update(mean, state.opt_state, state.params)
+        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, finite)
         state = jax.tree.map(lambda old, new: jnp.where(finite, new, old), state.replace(finite=finite), new)
     return state, StepMetrics(loss, correct, count, finite)
 

@@ -28,7 +28,6 @@ def build_step(
 ) -> Step:
     """The train step of a configuration, not compiled."""
     sum_gradients: Any = gradients.at_once
-    all_finite = gradients.all_finite
     if config.run.deterministic:
         sum_gradients = gradients.in_fixed_order
     elif config.schedule.accumulate > 1:
@@ -37,7 +36,6 @@ def build_step(
     if is_split(config, devices):
         model = model.clone(dense_axis=AXIS)
         sum_gradients = functools.partial(sum_gradients, add_up=gradients.add_up_copied)
-        all_finite = gradients.all_finite_on_all_devices
     return functools.partial(
         train_step,
         model=model,
@@ -45,7 +43,6 @@ def build_step(
         preprocess=preprocessing,
         label_smoothing=config.optimizer.label_smoothing,
         sum_gradients=sum_gradients,
-        all_finite=all_finite,
     )
 
 
