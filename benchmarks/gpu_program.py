@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -192,7 +193,17 @@ def wheels() -> pathlib.Path | None:
         part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
         names = [f"{name}=={version}" for name in ("jax-cuda12-pjrt", "jax-cuda12-plugin")]
         # Not into the environment: there, JAX would report in every process that the GPU's other libraries are missing.
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(part)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-compile",
+            "--target",
+            str(part),
+        ]
         ended = subprocess.run([*command, *names], capture_output=True, text=True)
         if ended.returncode:
             raise AlexNetError(f"pip could not install {' '.join(names)}: {ended.stderr.strip().splitlines()[-1]}")
@@ -269,7 +280,7 @@ def lower(
     input_shape = preprocessing.input_shape(stored)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key: create_state(model, rule, input_shape, key), key)
-    shape = jax.ShapeDtypeStruct
+    shape: Any = jax.ShapeDtypeStruct
     if step == "predict":
         predict: Any = make_predict_step(model, preprocessing, devices)
         return predict.lower(state.params, shape((number, share, *stored), np.uint8))
@@ -353,7 +364,7 @@ def ideal(
     maps = list(jax.eval_shape(functools.partial(layer_outputs, model), params, images).items())
     size = {name: np.prod(array.shape) * np.dtype(config.network.dtype).itemsize for name, array in maps}
     moved: collections.Counter[str] = collections.Counter()
-    for (before, _), (name, array) in zip(maps, maps[1:], strict=False):
+    for (before, _), (name, array) in itertools.pairwise(maps):
         if "LRN" in name:
             moved["LRN"] += (5 if with_gradient else 2) * size[name]
         elif "pool" in name:
@@ -394,8 +405,7 @@ def tables(rows: Sequence[Mapping[str, Any]], gpu: str) -> str:
         )
     return "\n\n".join(
         [
-            f"Compiled for one or more {gpu}, not measured on one. Kernels, bytes and times are those of one step on one "
-            "GPU:",
+            f"Compiled for {gpu}, not measured on it. Kernels, bytes and times are those of a step on one GPU:",
             _markdown(totals),
             "Floored time of each kind of work in microseconds, compiled for, not measured on; in brackets the ideal:",
             _markdown(kinds),

@@ -110,7 +110,16 @@ class Kernel:
 
 
 # These compute nothing, or what they do is counted elsewhere.
-_NO_KERNEL = ("after-all", "bitcast", "constant", "get-tuple-element", "opt-barrier", "parameter", "partition-id", "tuple")
+_NO_KERNEL = (
+    "after-all",
+    "bitcast",
+    "constant",
+    "get-tuple-element",
+    "opt-barrier",
+    "parameter",
+    "partition-id",
+    "tuple",
+)
 _LINE = re.compile(r"\s+(?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<type>.+?) (?P<opcode>[a-z][\w\-]*)\((?P<rest>.*)$")
 _HEAD = re.compile(r"(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(.*\) -> .*\{$")
 _CALLS = r"calls=%([\w.\-]+)"

@@ -87,8 +87,8 @@ def pca_noise() -> Figure:
     basis, image, std, draws = _signed(pca_basis(images)), images[0], 0.1, 3
     statistics = Statistics(basis, images.mean(axis=0, dtype=np.float32))
     batch = np.repeat(image[np.newaxis], draws, axis=0)
-    keys = jax.random.split(jax.random.key(7), draws)
-    noise_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T[2]  # as `Preprocessing.training` splits them
+    keys = jax.random.split(jax.random.key(7), (draws, 6))
+    noise_keys = keys[:, 2]  # as in `Preprocessing.training`
     rows: list[tuple[str, np.ndarray, np.ndarray]] = []
     for kind in ("per-image", "dataset-eigenvalue", "dataset-std"):
         config = AugmentationConfig(pca=kind, pca_std=std)
@@ -247,7 +247,7 @@ def augmentation() -> Figure:
     for line, (name, config) in zip(axes, rows.items(), strict=True):
         preprocessing = Preprocessing(config, statistics, steps_per_epoch=1)
         for epoch, ax in enumerate(line):
-            keys = jax.random.fold_in(jax.random.key(2), epoch)[None]
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(2), epoch), (1, 6))
             ax.imshow(np.asarray(preprocessing.training(keys, image, jnp.int32(epoch)))[0], interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             if line is axes[0]:

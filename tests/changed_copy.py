@@ -36,7 +36,7 @@ DRAWN = functools.partial(shapes.load, train=100, validation=30, test=70)
 def augmentation(run):
     """Each image's deviation from its mean is multiplied by a factor that its key decides; all else is as before."""
     before = np.load("before.npz")
-    images, keys = before["images"], jax.random.split(jax.random.key(1), len(before["images"]))
+    images, keys = before["images"], jax.random.split(jax.random.key(1), (len(before["images"]), 6))
     base = replace(run.config.augmentation, crop_padding=4, flip=True, pca="dataset-std")
 
     def inputs(first, **settings):

@@ -40,6 +40,10 @@ def keys(n, seed=0):
     return jax.random.split(jax.random.key(seed), n)
 
 
+def keys_of_all_draws(n, seed=0):
+    return jax.random.split(jax.random.key(seed), (n, 6))
+
+
 def test_basis_equals_sklearn(images, basis):
     pca = PCA(3).fit(images.reshape(-1, 3))
     np.testing.assert_allclose(basis.mean, pca.mean_, rtol=1e-9)
@@ -121,7 +125,7 @@ def test_other_kinds_of_noise_are_refused(images, basis):
 
 def test_noise_is_one_shift_for_all_pixels_and_std_mode_divides_by_1_1(images, basis, make):
     def training(**settings):
-        return np.asarray(make(**settings).training(keys(8), images[:8], jnp.int32(0)))
+        return np.asarray(make(**settings).training(keys_of_all_draws(8), images[:8], jnp.int32(0)))
 
     def assert_one_shift(difference):
         np.testing.assert_allclose(difference, np.broadcast_to(difference[:, :1, :1], difference.shape), atol=1e-6)
@@ -139,8 +143,8 @@ def test_noise_is_one_shift_for_all_pixels_and_std_mode_divides_by_1_1(images, b
 def test_noise_stops_at_its_epoch(images, make, mode):
     preprocessing = make(pca=mode, pca_off_epoch=2)  # of 5 steps
     plain = preprocessing.evaluation(images[:4])
-    before = preprocessing.training(keys(4), images[:4], jnp.int32(9))
-    after = preprocessing.training(keys(4), images[:4], jnp.int32(10))
+    before = preprocessing.training(keys_of_all_draws(4), images[:4], jnp.int32(9))
+    after = preprocessing.training(keys_of_all_draws(4), images[:4], jnp.int32(10))
     assert float(jnp.abs(before - plain).max()) > 1e-5
     np.testing.assert_allclose(after, plain, atol=1e-6)
 
@@ -182,10 +186,10 @@ def test_flips_mirror_left_to_right_half_the_time(images):
 
 def test_an_examples_draws_depend_on_its_key_alone(images, make):
     preprocessing = make(crop_padding=4, flip=True, pca="per-image")
-    together = preprocessing.training(keys(8), images[:8], jnp.int32(0))
-    half = preprocessing.training(keys(8)[4:], images[4:8], jnp.int32(0))
+    together = preprocessing.training(keys_of_all_draws(8), images[:8], jnp.int32(0))
+    half = preprocessing.training(keys_of_all_draws(8)[4:], images[4:8], jnp.int32(0))
     np.testing.assert_allclose(together[4:], half, atol=1e-6)
-    again = preprocessing.training(keys(8, seed=1), images[:8], jnp.int32(0))
+    again = preprocessing.training(keys_of_all_draws(8, seed=1), images[:8], jnp.int32(0))
     assert float(jnp.abs(again - together).mean()) > 0.01
 
 
@@ -200,7 +204,8 @@ def test_alternating_flips_show_each_image_both_ways(images, make):
     """In two epochs; which way comes first depends on the image alone, not on keys or neighbours."""
     preprocessing = make(flip=True, flip_schedule="alternating", input_range=255)
     first, second, third = (
-        np.asarray(preprocessing.training(keys(len(images)), images, jnp.int32(step))) for step in (1, 9, 10)
+        np.asarray(preprocessing.training(keys_of_all_draws(len(images)), images, jnp.int32(step)))
+        for step in (1, 9, 10)
     )
     mirrored = images[:, :, ::-1]
     as_stored = np.array([np.array_equal(one, image) for one, image in zip(first, images, strict=True)])
@@ -208,7 +213,7 @@ def test_alternating_flips_show_each_image_both_ways(images, make):
     np.testing.assert_array_equal(first, np.where(as_stored[:, None, None, None], images, mirrored))
     np.testing.assert_array_equal(second, np.where(as_stored[:, None, None, None], mirrored, images))
     np.testing.assert_array_equal(third, first)
-    alone = preprocessing.training(keys(3)[2:], images[:1], jnp.int32(1))
+    alone = preprocessing.training(keys_of_all_draws(3)[2:], images[:1], jnp.int32(1))
     np.testing.assert_array_equal(alone, first[:1])
     white = np.full((1, 32, 32, 3), 255, np.uint8)
     white[0, 0, 0] = 0  # the largest sums stay exact
@@ -236,7 +241,7 @@ def test_cutout_has_the_mean_colour_and_changes_no_other_draw(images, statistics
         without, cut = (
             np.asarray(
                 make(**settings, subtract_mean=subtract_mean, cutout=side).training(
-                    keys(len(images)), images, jnp.int32(0)
+                    keys_of_all_draws(len(images)), images, jnp.int32(0)
                 )
             )
             for side in (0, 8)
@@ -260,7 +265,7 @@ def test_six_views_are_shifted_by_a_pixel(images, make):
 def test_windows_of_larger_images(images, statistics, make):
     """Every position occurs, and the matching window of the mean image is subtracted."""
     image, preprocessing = images[0], make(crop_size=29, subtract_mean=True, input_range=255)
-    windows = np.asarray(preprocessing.training(keys(400), np.stack([image] * 400), jnp.int32(0)))
+    windows = np.asarray(preprocessing.training(keys_of_all_draws(400), np.stack([image] * 400), jnp.int32(0)))
     whole = image - statistics.mean_image
     places = {whole[r : r + 29, c : c + 29].tobytes(): (r, c) for r in range(4) for c in range(4)}
     found = [places[window.tobytes()] for window in windows]
@@ -274,7 +279,7 @@ def test_training_windows_are_those_of_the_views(images, make):
     """Without noise, windows in training are shifted versions of the centre view in evaluation."""
     preprocessing = make(crop_size=30, flip=True, input_range=255)
     assert preprocessing.input_shape((32, 32, 3)) == (30, 30, 3)
-    trained = np.asarray(preprocessing.training(keys(64), np.stack([images[0]] * 64), jnp.int32(0)))
+    trained = np.asarray(preprocessing.training(keys_of_all_draws(64), np.stack([images[0]] * 64), jnp.int32(0)))
     mirrored = images[0][:, ::-1]
     places = {x[r : r + 30, c : c + 30].astype(np.float32).tobytes() for x in (images[0], mirrored) for r in range(3)
               for c in range(3)}  # fmt: skip

@@ -62,7 +62,7 @@ def test_examples_apply_train_and_have_an_effect(name, copy, tiny):
     applied = apply(diff_of(name), copy)
     assert applied.returncode == 0, applied.stderr
     images = tiny["train"].images[:30]
-    keys = jax.random.split(jax.random.key(1), len(images))
+    keys = jax.random.split(jax.random.key(1), (len(images), 6))
     augmentation = AugmentationConfig(crop_padding=4, flip=True, pca="dataset-std")
     inputs = Preprocessing(augmentation, tiny.statistics(), 1).training(keys, images, jnp.int32(0))
     np.savez(copy / "before.npz", images=images, inputs=inputs)

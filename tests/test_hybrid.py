@@ -57,7 +57,6 @@ def compiled(
         step,
         model=model.clone(dense_axis="batch"),
         sum_gradients=sum_gradients,
-        all_finite=gradients.all_finite_on_all_devices,
     )
     return compile_train_step(step, devices, fetch, SPLIT_DENSE), SPLIT_DENSE
 
@@ -146,8 +145,8 @@ def test_several_steps_in_a_call_and_streams(tiny, tiny_reference):
         assert_alike(tiny_reference, Outcome(jax.device_get(layout.gather(state, first)), one_each, state))
 
 
-def test_what_one_device_finds_infinite_no_device_takes(tiny):
-    """Only a weight of the last of 3 devices becomes infinite."""
+def test_an_infinite_weight_of_one_device_stops_all_at_the_next_step(tiny):
+    """Kernels of dense layers are not examined, and only the last of 3 devices has this one's row."""
 
     def spoil(state):
         kernel = state.params["logits"]["kernel"].copy()
@@ -158,10 +157,8 @@ def test_what_one_device_finds_infinite_no_device_takes(tiny):
         lambda updates, params: jax.tree.map(lambda u, p: jnp.where(p > 1e29, jnp.inf, u), updates, params)
     )
     outcome = train(tiny["train"], TinyNetwork(), 3, parts=True, update=update, spoil=spoil)
-    assert [bool(m.finite[0]) for m in outcome.metrics] == [False] * 3
-    assert int(outcome.state.step) == 0
-    first = spoil(jax.device_get(create_state(TinyNetwork(), update, (32, 32, 3), jax.random.key(0))))
-    jax.tree.map(np.testing.assert_array_equal, first.params, outcome.state.params)
+    assert [bool(m.finite[0]) for m in outcome.metrics] == [True, False, False]
+    assert int(outcome.state.step) == 1
 
 
 def full_network_after_a_step(parts):

@@ -72,7 +72,7 @@ def test_each_image_is_classified_by_itself(params):
 def test_dropout_is_on_only_with_keys(params):
     images = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
     off = predict(params, images)
-    on = jax.jit(AlexNetSmall().apply)({"params": params}, images, jax.random.split(jax.random.key(2), 2))
+    on = jax.jit(AlexNetSmall().apply)({"params": params}, images, jax.random.split(jax.random.key(2), (2, 2)))
     assert float(jnp.abs(on - off).max()) > 0.1
     np.testing.assert_array_equal(off, predict(params, images))
 
@@ -82,7 +82,7 @@ def test_both_hidden_layers_are_dropped(params):
         _, tree = AlexNetSmall().apply(
             {"params": params},
             jnp.ones((1, 32, 32, 3)),
-            jax.random.split(jax.random.key(3), 1),
+            jax.random.split(jax.random.key(3), (1, 2)),
             capture_intermediates=lambda module, _: module.name in ("fc1", "fc2", "logits"),
         )
         return tree["intermediates"][name]["__call__"][0]
@@ -90,7 +90,7 @@ def test_both_hidden_layers_are_dropped(params):
     def gradient(layer):
         def logit(kernel):
             changed = params | {layer: params[layer] | {"kernel": kernel}}
-            keys = jax.random.split(jax.random.key(3), 1)
+            keys = jax.random.split(jax.random.key(3), (1, 2))
             return AlexNetSmall().apply({"params": changed}, jnp.ones((1, 32, 32, 3)), keys)[0, 0]
 
         return jax.jit(jax.grad(logit))(params[layer]["kernel"])
@@ -179,7 +179,7 @@ def test_options_of_the_small_network(settings, activation, normalize, window, s
 
 def test_the_posts_mistake_drops_after_fc1_alone(params):
     """The logits of dropout after both layers and after the first differ by what the second mask takes away."""
-    images, keys = jnp.ones((1, 32, 32, 3)), jax.random.split(jax.random.key(3), 1)
+    images, keys = jnp.ones((1, 32, 32, 3)), jax.random.split(jax.random.key(3), (1, 2))
 
     def gradient(dropout_after):
         model = from_config(NetworkConfig(dropout_after=dropout_after), 10)
@@ -328,7 +328,7 @@ def test_every_network_keeps_to_what_the_rest_relies_on(name):
         return params, logits
 
     images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
-    params, logits = jax.eval_shape(shapes, images, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)))
+    params, logits = jax.eval_shape(shapes, images, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (2, 2))))
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
     layers = [call for call in calls if call in params]
     assert layers == sorted(params) == list(build.layers(config))
@@ -466,7 +466,7 @@ def test_dropout_falls_where_each_variant_has_it(variant, dropped, large):
             AlexNet(variant).apply({"params": large[variant]}, small_images(variant), keys)
         return shares
 
-    off, on = active(None), active(jax.random.split(jax.random.key(3), 1))
+    off, on = active(None), active(jax.random.split(jax.random.key(3), (1, 2)))
     for name in off:
         kept = on[name] / off[name]
         assert 0.4 < kept < 0.6 if name in dropped else kept > 0.9

@@ -44,7 +44,7 @@ class TinyNetwork(nn.Module):
         x = max_pool(local_response_norm(x)).reshape(len(images), -1)
         x = nn.relu(dense(20, bias_init=ONES, name="fc1")(x))  # three devices can't have equal parts of its 20 outputs
         if dropout_keys is not None:
-            x = dropout(x, self.dropout_rate, dropout_keys)
+            x = dropout(x, self.dropout_rate, dropout_keys[:, 0])
         return dense(self.num_classes, name="logits")(x)
 
 

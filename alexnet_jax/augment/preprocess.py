@@ -42,11 +42,11 @@ class Preprocessing:
         """The input for training: subtract the mean image, crop, flip, add colour noise, cut out, scale, enlarge.
 
         Args:
-          keys: [B] PRNG keys, one per example.
+          keys: [B, K] PRNG keys, one per example and kind of draw, K >= 4.
           images: uint8 [B, H, W, 3].
           step: int32 scalar, number of updates made so far.
         """
-        crop_keys, flip_keys, noise_keys, cutout_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
+        crop_keys, flip_keys, noise_keys, cutout_keys, *_ = keys.T
         x = self._centred(images)
         if self.config.crop_size or self.config.crop_padding:
             x = random_crop(crop_keys, self._padded(x), self._window(images))

@@ -3,7 +3,7 @@
 The rest of the package relies on these properties of every network (`build.NETWORKS`; a test checks them):
 
 - `network.apply({"params": params}, images, dropout_keys)` gives float32 logits [B, classes] from images [B, H, W, 3];
-  `dropout_keys` [B] has a key per example in training and is None in evaluation.
+  `dropout_keys` [B, 2] has a key per example and dropout layer in training and is None in evaluation.
 - The first layer is `conv1`, with a kernel [height, width, 3, N]: plots show it, and --conv1-slow-epoch and
   --conv1-stop-epoch apply to it.
 - The last layer is `logits`, with a bias of one number per class.

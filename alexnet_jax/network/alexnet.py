@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.network.layers import bias_in_float32, dropout, max_pool, split_keys
+from alexnet_jax.network.layers import bias_in_float32, dropout, max_pool
 from alexnet_jax.network.lrn import local_response_norm
 from alexnet_jax.network.lrn_within_channel import local_response_norm_within_channel
 from alexnet_jax.network.operations import Operation, apply_operations
@@ -172,7 +172,7 @@ class AlexNet(nn.Module):
         Args:
           images: float [B, H, W, 3] in grey levels (0 to 255) minus the training mean: the initial weights and alpha
             are meant for this scale. H and W are the variant's `input_size`.
-          dropout_keys: [B] PRNG keys, one per example: training. None: evaluation, no dropout.
+          dropout_keys: [B, 2] PRNG keys, one per example and dropout layer: training. None: evaluation, no dropout.
 
         Raises:
           AlexNetError: the variant does not exist, or the images are smaller than 67x67 pixels.
@@ -185,11 +185,11 @@ class AlexNet(nn.Module):
         for i, name in enumerate(LAYERS[:5]):
             x = after(name, network.operations[i], self._convolution(network, i, x.shape[-1])(x))
         x = x.reshape(x.shape[0], -1)
-        keys = dict(zip(network.dropped, split_keys(dropout_keys), strict=True))
         for name, features in zip(LAYERS[5:], (4096, 4096, self.num_classes), strict=True):
-            x = dropout(x, self.dropout_rate, keys.get(name))
+            if dropout_keys is not None and name in network.dropped:
+                x = dropout(x, self.dropout_rate, dropout_keys[:, network.dropped.index(name)])
             dense = functools.partial(dense_layer(self.dense_axis), **_initializers(network, name, x.shape[1]))
-            x = dense(features, dtype=self.dtype, promote_dtype=bias_in_float32, name=name)(x)
+            x = dense(features, dtype=self.dtype, name=name)(x)
             x = after(name, ["activation"] if name != "logits" else [], x)
         return x.astype(jnp.float32)
 

@@ -5,25 +5,27 @@ Shape letters: `B` batch, `H` height, `W` width, `C` channels.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import lax
-from jax.typing import DTypeLike
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 @jax.named_scope("max_pool")
 def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAME") -> jax.Array:
     """Max pooling, overlapping where `window` > `stride` (paper, section 3.4: 3 and 2).
 
-    The values are those of `flax.linen.max_pool`. It is computed as a maximum over strided slices, first along rows,
-    then along columns, because the gradient of XLA's own (select-and-scatter) is 15 times slower on a CPU and has no
-    deterministic form on a GPU. Where several elements of a window equal its maximum, the first in the order of reading
-    gets the gradient, as in PyTorch and cuDNN.
+    The values are those of `flax.linen.max_pool`. It is computed as a maximum over strided slices, because the gradient
+    of XLA's own (select-and-scatter) is 15 times slower on a CPU and has no deterministic form on a GPU. Where several
+    elements of a window equal its maximum, the first in the order of reading gets the gradient, as in PyTorch and
+    cuDNN.
 
     Args:
       x: floating [B, H, W, C].
-      window: side of the window in pixels.
+      window: side of the window in pixels, at most 11.
       stride: distance between windows.
       padding: "SAME" or "VALID", XLA's rules; padding never wins a maximum.
 
@@ -35,6 +37,54 @@ def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAM
     [[12.0, 14.0], [22.0, 24.0]]
     """
     return _pool(x, window, stride, padding, _first_maximum, -jnp.inf)
+
+
+def max_pool_with_places(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.Array, jax.Array]:
+    """Max pooling, and for each window the place of its maximum, int8, numbered from 0 in the order of reading."""
+    y, *others = _windows(x, window, stride, padding)
+    places = jnp.zeros(y.shape, jnp.int8)
+    for place, element in enumerate(others, 1):
+        wins = _wins(element, y)
+        y, places = jnp.where(wins, element, y), jnp.where(wins, jnp.int8(place), places)
+    return y, places
+
+
+def gradient_from_places(
+    x: jax.Array, places: jax.Array, gradient: jax.Array, window: int, stride: int, padding: str
+) -> jax.Array:
+    """The gradient with respect to `x`, of which only the shape is used, from that of the result."""
+    parts = [jnp.where(places == place, gradient, 0) for place in range(window**2)]
+    return jax.linear_transpose(lambda x: _windows(x, window, stride, padding), x)(parts)[0]
+
+
+# Which form of the gradient is fast: on a CPU, where arithmetic is what counts, that of the slices; on a GPU, where
+# bytes are, one that needs only a byte for each window.
+
+
+@jax.named_scope("max_pool")
+def _forward(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def on_cpu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = _pool(x, window, stride, padding, _first_maximum, -jnp.inf)
+        return y, jnp.zeros(y.shape, jnp.int8)  # not used
+
+    with_places = functools.partial(max_pool_with_places, window=window, stride=stride, padding=padding)
+    y, places = lax.platform_dependent(x, cpu=on_cpu, default=with_places)
+    return y, (x, places)
+
+
+@jax.named_scope("max_pool")
+def _backward(
+    window: int, stride: int, padding: str, stored: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array]:
+    def on_cpu(x: jax.Array, places: jax.Array, gradient: jax.Array) -> jax.Array:
+        _, transposed = jax.vjp(lambda x: _pool(x, window, stride, padding, _first_maximum, -jnp.inf), x)
+        return transposed(gradient)[0]
+
+    from_places = functools.partial(gradient_from_places, window=window, stride=stride, padding=padding)
+    return (lax.platform_dependent(*stored, gradient, cpu=on_cpu, default=from_places),)
+
+
+max_pool.defvjp(_forward, _backward)
 
 
 @jax.named_scope("average_pool")
@@ -59,9 +109,25 @@ def average_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     return sums / counts
 
 
+def _windows(x: jax.Array, window: int, stride: int, padding: str) -> list[jax.Array]:
+    """The elements of each window, in the order of reading: window**2 arrays [B, H', W', C]; padding is -Inf."""
+    pads = lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), padding)
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+    height, width = ((size - window) // stride * stride + 1 for size in x.shape[1:3])
+    return [
+        x[:, row : row + height : stride, column : column + width : stride]
+        for row in range(window)
+        for column in range(window)
+    ]
+
+
 def _first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
     """The maximum, NaN if either is; of equal values `a`, which alone gets the gradient."""
-    return jnp.where((b > a) | jnp.isnan(b), b, a)
+    return jnp.where(_wins(b, a), b, a)
+
+
+def _wins(b: jax.Array, a: jax.Array) -> jax.Array:
+    return (b > a) | jnp.isnan(b)
 
 
 def _pool(
@@ -111,19 +177,18 @@ def locally_connected(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("bhwkc,hwkcf->bhwf", patches, kernel.reshape(height, width, size * size, *kernel.shape[4:]))
 
 
-def bias_in_float32(
-    inputs: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: DTypeLike
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`promote_dtype` of Flax's layers that adds the bias in float32.
+def bias_in_float32(*arrays: jax.Array | None, dtype: Any = None, inexact: bool = True) -> list[jax.Array | None]:
+    """`promote_dtype` of Flax's layers that leaves the bias, the last of the arrays, in float32.
 
     With dtype bfloat16, the product's result is bfloat16, the layer's is float32. The gradient of a bias, a sum over
     the batch and all pixels, is then summed up in float32, too: in bfloat16, small terms are lost.
     """
-    return inputs.astype(dtype), kernel.astype(dtype), bias
+    *others, bias = arrays
+    return [*promote_dtype(*others, dtype=dtype, inexact=inexact), bias]
 
 
 @jax.named_scope("dropout")
-def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
     """Dropout with one key per example (paper, section 4.2), scaled by 1 / (1 - rate) in training.
 
     An example's mask depends only on its own key, so it is the same on any number of devices. The paper halves the
@@ -132,20 +197,10 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     Args:
       x: [B, ...].
       rate: probability that an element is set to 0; 0 <= rate < 1.
-      keys: [B] typed PRNG keys. None: evaluation, `x` is returned.
+      keys: [B] typed PRNG keys.
 
     Returns:
       An array of the shape and dtype of `x`.
     """
-    if keys is None:
-        return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0)
-
-
-def split_keys(keys: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """Keys [B] for each of two dropout layers, from one key per example; None (evaluation) gives None for both."""
-    if keys is None:
-        return None, None
-    pairs = jax.vmap(jax.random.split)(keys)
-    return pairs[:, 0], pairs[:, 1]

@@ -114,11 +114,13 @@ def _backward(
     # With d_i = k + a sum_{j in W(i)} x_j^2 and y_i = x_i d_i^-beta:
     #   dL/dx_j = g_j d_j^-beta - 2 a beta x_j sum_{i: j in W(i)} g_i x_i d_i^(-beta-1)
     # The window {i: j in W(i)} is W mirrored, so `before` and `after` are swapped.
+    x = lax.optimization_barrier(x)
     wide, g = x.astype(jnp.float32), gradient.astype(jnp.float32)
     before, after = size // 2, (size - 1) // 2
     d = k + a * window_sum(wide * wide, before, after)
     scaled = g * _power(d, beta)
-    inner = window_sum(scaled * wide / d, after, before)
+    terms = lax.optimization_barrier((scaled * wide / d).astype(x.dtype))
+    inner = window_sum(terms.astype(jnp.float32), after, before)
     return ((scaled - (2 * a * beta) * wide * inner).astype(x.dtype),)
 
 

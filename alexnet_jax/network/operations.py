@@ -30,6 +30,6 @@ def apply_operations(
       x: the layer's output.
     """
     for operation in operations:
-        x = functions[operation](x).astype(network.dtype)  # type: ignore[attr-defined]
+        x = functions[operation](x).astype(network.dtype)
         network.sow("intermediates", f"{layer} {operation}", x)
     return x

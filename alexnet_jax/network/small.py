@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from alexnet_jax.network.layers import bias_in_float32, dropout, max_pool, split_keys
+from alexnet_jax.network.layers import bias_in_float32, dropout, max_pool
 from alexnet_jax.network.lrn import local_response_norm
 from alexnet_jax.network.operations import Operation, apply_operations
 from alexnet_jax.network.split_dense import dense_layer
@@ -66,7 +66,7 @@ class AlexNetSmall(nn.Module):
 
         Args:
           images: float [B, H, W, 3], values in [0, 1] (or these minus the training mean).
-          dropout_keys: [B] PRNG keys, one per example: training. None: evaluation, no dropout.
+          dropout_keys: [B, 2] PRNG keys, one per example and dropout layer: training. None: evaluation, no dropout.
         """
         conv, dense, after = self._parts()
         normalized: list[Operation] = ["activation", "pool"] if self.lrn == "none" else ["activation", "LRN", "pool"]
@@ -77,17 +77,16 @@ class AlexNetSmall(nn.Module):
         x = after("conv4", ["activation"], conv(192, (3, 3), name="conv4")(x))
         x = after("conv5", ["activation"], conv(192, (3, 3), name="conv5")(x))
         x = x.reshape(x.shape[0], -1)
-        for name, keys in zip(("fc1", "fc2"), split_keys(dropout_keys), strict=True):
+        for i, name in enumerate(("fc1", "fc2")):
             x = after(name, ["activation"], dense(512, name=name)(x))
-            if self.dropout_after in ("both", name):
-                x = dropout(x, self.dropout_rate, keys)
+            if dropout_keys is not None and self.dropout_after in ("both", name):
+                x = dropout(x, self.dropout_rate, dropout_keys[:, i])
         return dense(self.num_classes, name="logits")(x).astype(jnp.float32)
 
     def _parts(self) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module], Callable[..., jax.Array]]:
         """Convolution, dense layer and operations after a layer, with this network's settings."""
         settings: dict[str, Any] = {
             "dtype": self.dtype,
-            "promote_dtype": bias_in_float32,
             "kernel_init": nn.initializers.he_normal(),
             "bias_init": nn.initializers.constant(self.initial_bias),
         }
@@ -97,7 +96,9 @@ class AlexNetSmall(nn.Module):
             "pool": functools.partial(max_pool, window=self.pool_window),
         }
         return (
-            functools.partial(nn.Conv, conv_general_dilated=self.convolution, **settings),
+            functools.partial(
+                nn.Conv, conv_general_dilated=self.convolution, promote_dtype=bias_in_float32, **settings
+            ),
             functools.partial(dense_layer(self.dense_axis), **settings),
             functools.partial(apply_operations, self, functions),
         )

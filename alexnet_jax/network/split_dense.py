@@ -13,16 +13,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.typing import DTypeLike
+
+from alexnet_jax.network.layers import bias_in_float32
 
 LAYERS = ("fc1", "fc2", "logits")
 
 
 def dense_layer(axis: str | None) -> Callable[..., nn.Module]:
-    """`flax.linen.Dense`, or its variant that is split over a device axis."""
-    return nn.Dense if axis is None else functools.partial(SplitDense, axis=axis)
+    """`flax.linen.Dense`, or its variant that is split over a device axis; both add the bias in float32."""
+    if axis is None:
+        return functools.partial(nn.Dense, promote_dtype=bias_in_float32)
+    return functools.partial(SplitDense, axis=axis)
 
 
 class SplitDense(nn.Module):
@@ -47,7 +50,6 @@ class SplitDense(nn.Module):
       features: number of outputs.
       axis: name of the device axis.
       dtype: dtype of the computation; parameters are float32.
-      promote_dtype: as in `flax.linen.Dense`.
       kernel_init: as in `flax.linen.Dense`.
       bias_init: as in `flax.linen.Dense`.
     """
@@ -55,7 +57,6 @@ class SplitDense(nn.Module):
     features: int
     axis: str
     dtype: DTypeLike = jnp.float32
-    promote_dtype: Callable[..., tuple[jax.Array, ...]] = promote_dtype
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
@@ -66,7 +67,7 @@ class SplitDense(nn.Module):
         rows = -(-x.shape[1] // devices)
         kernel = self.param("kernel", self.kernel_init, (rows, self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        x, kernel, bias = self.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = bias_in_float32(x, kernel, bias, dtype=self.dtype)
         x = jnp.pad(x, [(0, 0), (0, rows * devices - x.shape[1])])
         columns = lax.all_to_all(x, self.axis, split_axis=1, concat_axis=0, tiled=True)  # [B, rows]
         parts = columns @ kernel  # [B, features]

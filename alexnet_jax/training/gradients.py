@@ -28,9 +28,17 @@ SumGradients = Callable[[LossAndGradient, PyTree, Batch, jax.Array], Sums]
 def add_up(sums: Sums) -> Sums:
     """Adds up the values of all devices.
 
-    Each array by itself, so that those of the last layers can be sent while the backward pass computes the others.
+    The gradients of dense kernels are most of the bytes, and the backward pass computes them first. The barrier lets
+    all other sums wait for theirs, so that a GPU sends these while it computes the gradients of the convolutions.
     """
-    return jax.tree.map(lambda x: lax.psum(x, AXIS), sums)
+    if lax.axis_size(AXIS) == 1:
+        return sums
+    leaves, tree = jax.tree.flatten(sums)
+    dense = [lax.psum(leaf, AXIS) for leaf in leaves if leaf.ndim == 2]
+    others = [leaf for leaf in leaves if leaf.ndim != 2]
+    dense, others = lax.optimization_barrier((dense[::-1], others))  # the last layer's first
+    parts = {True: iter(dense[::-1]), False: iter(lax.psum(others, AXIS))}
+    return jax.tree.unflatten(tree, [next(parts[leaf.ndim == 2]) for leaf in leaves])
 
 
 def add_up_copied(sums: Sums) -> Sums:

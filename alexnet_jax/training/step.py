@@ -17,6 +17,8 @@ from alexnet_jax.training.gradients import StepSums, SumGradients, all_finite, a
 from alexnet_jax.training.state import REPLICATED, StateLayout, StepMetrics, TrainState
 
 PyTree = Any
+DRAWS = 8  # keys of an example in a step: two for dropout, six for augmentation
+
 Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, StepMetrics]]
 
 
@@ -49,16 +51,16 @@ def train_step(
       sum_gradients: one of the functions in `gradients`.
     """
     examples = batch.mask.shape[0]
-    place = lax.axis_index(AXIS) * examples + jnp.arange(examples)
     with jax.named_scope("keys"):
-        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, state.step)))(place)
+        place = lax.axis_index(AXIS) * examples + jnp.arange(examples)
+        of_draw = functools.partial(jax.random.fold_in, jax.random.fold_in(key, state.step))
+        keys = jax.vmap(jax.vmap(of_draw))(place[:, None] * DRAWS + jnp.arange(DRAWS)[None])  # [B, DRAWS]
 
     def loss_and_gradient(common: PyTree, batch: Batch, keys: jax.Array) -> tuple[PyTree, StepSums]:
         params, step = common
-        with jax.named_scope("keys"):
-            augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T
+        dropout_keys, augmentation_keys = keys[:, :2], keys[:, 2:]
         with jax.named_scope("augmentation"):
-            images = preprocess.training(augment_keys, batch.images, step)
+            images = preprocess.training(augmentation_keys, batch.images, step)
 
         def loss(params: PyTree) -> tuple[jax.Array, StepSums]:
             logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
