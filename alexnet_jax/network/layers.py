@@ -177,7 +177,7 @@ def locally_connected(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("bhwkc,hwkcf->bhwf", patches, kernel.reshape(height, width, size * size, *kernel.shape[4:]))
 
 
-def bias_in_float32(*arrays: jax.Array | None, dtype: Any = None, inexact: bool = True) -> list[jax.Array | None]:
+def bias_in_float32(*arrays: jax.Array | None, dtype: Any = None, inexact: bool = True) -> list[Any]:
     """`promote_dtype` of Flax's layers that leaves the bias, the last of the arrays, in float32.
 
     With dtype bfloat16, the product's result is bfloat16, the layer's is float32. The gradient of a bias, a sum over
