@@ -1,8 +1,8 @@
 """Trains with one thing changed at a time: `python benchmarks/ablate.py STUDY`; see `--help`.
 
 A row of a study is a few runs that differ only in the seed. On a CPU, a run is `train.py` and `eval.py` in separate
-processes, one per core: the printed commands are those that were run. On an accelerator, the seeds of a row train side
-by side in one program (side_by_side.py), with the same result except for rounding.
+processes, one per core: the printed commands are those that were run. On an accelerator, this process does the same one
+run after another.
 """
 
 import concurrent.futures
@@ -21,29 +21,27 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 import ablation_report
 import jax
 import run
-import side_by_side
 import tqdm
 import tyro
-from side_by_side import epoch_curve
 from studies import STUDIES, Study, Variant
 
 from alexnet_jax import data, runtime
 from alexnet_jax.config import cli
 from alexnet_jax.config.config_json import to_json
 from alexnet_jax.config.types import Path, PositiveInt
-from alexnet_jax.data.dataset import ArrayDataset
+from alexnet_jax.data.batches import steps_per_epoch
 from alexnet_jax.distributed.devices import select_devices
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, shown
 from alexnet_jax.files import locked, write_atomically
 from alexnet_jax.inspection.evaluate import evaluate
 from alexnet_jax.runs.folder import RunFolder
-from alexnet_jax.runs.log import read_jsonl
+from alexnet_jax.runs.log import Record, read_jsonl
 from alexnet_jax.signals import handled
 from alexnet_jax.training.loop import train_and_evaluate
 
@@ -76,8 +74,8 @@ class Options:
     data_dir: Path | None = None
     """Folder with CIFAR-10, as for train.py."""
     jobs: PositiveInt | None = None
-    """Number of runs side by side, on a CPU at most one per core. Unset: one per core, or all seeds of a row on an
-    accelerator."""
+    """Number of runs at the same time on a CPU, at most one per core, which is the default; on an accelerator, runs
+    follow each other."""
     out: Path | None = None
     """File of finished runs; the plot is written beside it. Unset: results/ablation-STUDY-cpu.jsonl in the repository
     (-gpu on a GPU, STUDY-N-epochs with --epochs)."""
@@ -175,7 +173,7 @@ class Ablation:
         """Runs what is missing.
 
         Args:
-          runner: does the runs; None: `on_cores` on a CPU, `on_accelerator` elsewhere.
+          runner: does the runs; None: `on_cores` on a CPU, `in_this_process` elsewhere.
           only: row and seed of the one run to do, unless it has been done.
 
         Raises:
@@ -187,7 +185,7 @@ class Ablation:
             self.rows = read_rows(self.out)
             write_atomically(self.out, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
             todo = [one for one in self.missing() if only in (None, one)]
-            finished = (runner or (self.on_cores if self.platform == "cpu" else self.on_accelerator))(todo)
+            finished = (runner or (self.on_cores if self.platform == "cpu" else self.in_this_process))(todo)
             about = {"device": run.describe_device(), "versions": run.versions()}
             bar = tqdm.tqdm(total=len(todo), unit=" runs", dynamic_ncols=True, disable=only is not None)
             with contextlib.closing(finished), bar, self.out.open("a") as file:
@@ -268,20 +266,39 @@ class Ablation:
         data = {"source": info.name, "fingerprint": info.fingerprint[:16]}
         return {"test": test, "curve": curve, "data": data}, folder.path
 
-    def on_accelerator(self, todo: Sequence[tuple[Variant, int]]) -> Generator[Finished, None, None]:
-        """Trains the seeds of a row side by side."""
-        for variant in self.variants:
-            seeds = [seed for other, seed in todo if other is variant]
-            jobs = self.options.jobs or max(len(seeds), 1)
-            for first in range(0, len(seeds), jobs):
-                group = seeds[first : first + jobs]
-                config = cli.parse_train(self.arguments(variant, group[0]))
-                dataset = data.load(dataclasses.replace(config.data, data_dir=self.data_dir))
-                assert isinstance(dataset, ArrayDataset)
-                about = {"source": dataset.name, "fingerprint": dataset.fingerprint()[:16]}
-                outcomes = side_by_side.train(config, dataset, group, self.study.views)
-                for seed, outcome in zip(group, outcomes, strict=True):
-                    yield variant, seed, outcome | {"data": about, "side_by_side": len(group)}, None
+
+def epoch_curve(records: Iterable[Record], examples: int, batch_size: int) -> list[dict[str, Any]]:
+    """A run's epochs from its records of intervals.
+
+    Args:
+      records: all lines of a run's metrics.jsonl.
+      examples: training images.
+      batch_size: batch size of the run.
+
+    Returns:
+      For each epoch: `loss` (mean training loss, nats) and `accuracy` over its updates, `seconds` of training, without
+        evaluation and saving, and `validation_accuracy` after it, None without validation.
+    """
+    per_epoch = steps_per_epoch(examples, batch_size)
+
+    def seen(step: int) -> int:
+        epochs, batch = divmod(step, per_epoch)
+        return epochs * examples + min(batch * batch_size, examples)
+
+    epochs: dict[int, dict[str, Any]] = {}
+    before = 0
+    for record in records:
+        epoch = epochs.setdefault(
+            record["epoch"], {"loss": 0.0, "accuracy": 0.0, "seconds": 0.0, "validation_accuracy": None}
+        )
+        if record["split"] == "validation":
+            epoch["validation_accuracy"] = record["accuracy"]
+            continue
+        count, before = seen(record["step"]) - before, seen(record["step"])
+        epoch["loss"] += record["loss"] * count / examples
+        epoch["accuracy"] += record["accuracy"] * count / examples
+        epoch["seconds"] += count / record["images_per_second"]
+    return [epochs[epoch] for epoch in sorted(epochs)]
 
 
 @contextlib.contextmanager

@@ -17,14 +17,9 @@ import pytest
 from alexnet_jax import data, plots
 from alexnet_jax.config import cli
 from alexnet_jax.config.flags import flat_items
-from alexnet_jax.config.recipes import PRESETS
-from alexnet_jax.data import shapes
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
-from alexnet_jax.inspection import scores, task
-from alexnet_jax.inspection.run import open_run
+from alexnet_jax.inspection import task
 from alexnet_jax.network import build
-from alexnet_jax.runs.log import read_jsonl
-from alexnet_jax.training import loop
 from tests.tiny_runs import TINY_NETWORKS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -33,7 +28,6 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]  # its modules import one a
 import ablate  # noqa: E402
 import ablation_report  # noqa: E402
 import run as benchmark  # noqa: E402
-import side_by_side  # noqa: E402
 from studies import STUDIES, Study, Variant  # noqa: E402
 
 import eval as eval_script  # noqa: E402
@@ -186,7 +180,7 @@ def test_an_epochs_means_weigh_intervals_by_their_images():
         {"step": 3, "epoch": 0, "split": "validation", "loss": 0.5, "accuracy": 0.25, "count": 9},
         {"step": 6, "epoch": 1, "split": "train", "loss": 2.0, "accuracy": 0.5, "images_per_second": 25.0},
     ]
-    curve = side_by_side.epoch_curve(records, examples=100, batch_size=40)  # 40, 40 and 20
+    curve = ablate.epoch_curve(records, examples=100, batch_size=40)  # 40, 40 and 20
     first, second = curve
     assert first == pytest.approx(
         {"loss": 0.8 * 4 + 0.2, "accuracy": 0.2, "seconds": 8 + 4, "validation_accuracy": 0.25}
@@ -241,55 +235,20 @@ def test_runs_on_cores(study, tmp_path, capsys, monkeypatch):
     assert "against as it is, seed by seed" in capsys.readouterr().out
 
 
-@pytest.mark.stress
-def test_side_by_side_computes_what_train_does(tmp_path):
-    """Two seeds with everything on, against two trainings of three steps an epoch, the last one padded."""
-    few, base = shapes.load(train=40, validation=30, test=20), PRESETS["cifar10-paper"].config
-    config = dataclasses.replace(
-        base,
-        data=dataclasses.replace(base.data, dataset="shapes"),
-        optimizer=dataclasses.replace(
-            base.optimizer, learning_rate=1e-3, drop_epochs=(1,), label_smoothing=0.1, average_decay=0.9
-        ),
-        schedule=dataclasses.replace(base.schedule, epochs=2, batch_size=16),
-        run=dataclasses.replace(base.run, num_devices=1, log_every=2),
-    )
-    outcomes = side_by_side.train(config, few, [0, 5], [1])
-    for seed, outcome in zip([0, 5], outcomes, strict=True):
-        alone = dataclasses.replace(
-            config,
-            schedule=dataclasses.replace(config.schedule, seed=seed),
-            run=dataclasses.replace(config.run, workdir=tmp_path / str(seed)),
-        )
-        loop.train_and_evaluate(alone, few)
-        expected = side_by_side.epoch_curve(read_jsonl(tmp_path / str(seed) / "metrics.jsonl"), 40, 16)
-        for epoch, other in zip(outcome["curve"], expected, strict=True):
-            assert epoch["loss"] == pytest.approx(other["loss"], rel=1e-4)
-            assert epoch["accuracy"] == pytest.approx(other["accuracy"], abs=0.03)
-            assert epoch["validation_accuracy"] == pytest.approx(other["validation_accuracy"], abs=0.04)
-        run = open_run(tmp_path / str(seed))
-        score = scores.score(run.logits(few["test"].images), few["test"].labels, few.class_names)
-        assert outcome["test"]["1"]["loss"] == pytest.approx(score["loss"], rel=1e-3)
-        assert outcome["test"]["1"]["count"] == 20
-    assert abs(outcomes[0]["curve"][0]["loss"] / outcomes[1]["curve"][0]["loss"] - 1) > 1e-3  # seeds do differ
+def test_an_accelerator_trains_one_run_after_another(study, tmp_path, monkeypatch):
+    done = []
 
+    def script(name, *args):
+        done.append(name)
+        {"train.py": train.main, "eval.py": eval_script.main}[name](args)
 
-def test_an_accelerator_trains_a_rows_seeds_side_by_side(study, tmp_path, monkeypatch):
-    calls = []
-
-    def train(config, dataset, seeds, views):
-        calls.append((config.run.log_every, seeds, views))
-        return [{key: made_up("", seed, 0.5)[key] for key in ("test", "curve")} for seed in seeds]
-
+    monkeypatch.setattr(ablate, "run_here", script)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(side_by_side, "train", train)
-    args = ["tips", "--out", str(tmp_path / "out.jsonl"), "--runs", str(tmp_path / "runs")]
+    args = ["tips", "--out", str(tmp_path / "out.jsonl"), "--runs", str(tmp_path / "runs"), "--rows", "as it is"]
     ablate.main([*args, "--seeds", "1"])
-    ablate.main([*args, "--seeds", "4", "--jobs", "2"])
-    assert calls == [(100, [0], (1,)), (2, [0], (1,)), *((every, s, (1,)) for every in (100, 2) for s in ([1, 2], [3]))]
-    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [row["side_by_side"] for row in rows] == [1, 1, 2, 2, 1, 2, 2, 1]
-    assert rows[-1]["command"].endswith("--log-every 2 --seed 3")
+    assert done == ["train.py", "eval.py"]
+    (row,) = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert row["side_by_side"] == 1
 
 
 @pytest.mark.parametrize(

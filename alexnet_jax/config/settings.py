@@ -219,14 +219,14 @@ class RunConfig:
     peer_timeout: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.RARE] = 20
     """With --distributed: seconds of silence after which another process counts as lost, and this one exits."""
     steps_per_call: Annotated[PositiveInt | None, Mark.MAY_CHANGE, Mark.RARE] = None
-    """Steps that the devices take in one call from the host. Unset: 25, or 1 on a CPU (where more is slower). Never
-    more than --log-every or --eval-every; 1 where images are streamed."""
+    """Steps that the devices take in one call from the host. Unset: 25, or 1 on a CPU (where more is slower). A call
+    ends where something is logged or validated; it is 1 step where images are streamed."""
     eval_batch_size: Annotated[PositiveInt, Mark.MAY_CHANGE, Mark.RARE] = 500
     """Images per step of validation; does not change the results."""
     log_every: Annotated[PositiveInt, Mark.MAY_CHANGE] = 100
-    """Steps between lines of the log and of metrics.jsonl."""
+    """Steps between lines of the log and of metrics.jsonl, counted from the beginning of each epoch."""
     eval_every: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.RARE] = 0
-    """Steps between validations within an epoch; 0: only at the end of each epoch."""
+    """Steps between validations, counted from the beginning of each epoch; 0: only at its end."""
     checkpoint_every: Annotated[PositiveInt, Mark.MAY_CHANGE] = 5
     """Epochs between checkpoints; the last and the best are always kept."""
     tensorboard: Annotated[Bool, Mark.MAY_CHANGE, Mark.RARE] = False

@@ -1,9 +1,10 @@
 """Choice of devices, and arrays on them."""
 
+import collections
 import contextlib
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from alexnet_jax.errors import UsageError
 
 AXIS = "batch"
 PyTree = Any
+T = TypeVar("T")
 
 
 def select_devices(num_devices: int | None, deterministic: bool = False) -> list[jax.Device]:
@@ -64,6 +66,27 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     devices = processes.local(devices)
     # The mesh axis must have the name of pmap's axis, or the step compiles a second time for its own output.
     return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
+
+
+def sent_ahead(trees: Iterable[T], devices: Sequence[jax.Device], count: int = 2) -> Iterator[T]:
+    """Trees of arrays [d, ...] for this process's d devices, each sent to them before `count` earlier ones are used."""
+    sharding = NamedSharding(Mesh(np.array(processes.local(devices)), (AXIS,)), PartitionSpec(AXIS))
+    sent: collections.deque[T] = collections.deque()
+    for tree in trees:
+        sent.append(jax.device_put(tree, sharding))
+        if len(sent) > count:
+            yield sent.popleft()
+    yield from sent
+
+
+def fetched(trees: Iterable[T], count: int = 2) -> Iterator[T]:
+    """Copies trees from the devices to the host, each when `count` later ones have been launched."""
+    launched: collections.deque[T] = collections.deque()
+    for tree in trees:
+        launched.append(tree)
+        if len(launched) > count:
+            yield jax.device_get(launched.popleft())
+    yield from map(jax.device_get, launched)
 
 
 def shared(tree: PyTree) -> PyTree:

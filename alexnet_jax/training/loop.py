@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from alexnet_jax.config.flags import shared_settings
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.dataset import Dataset, Placement
 from alexnet_jax.distributed import processes
-from alexnet_jax.distributed.devices import default_steps_per_call, select_devices
+from alexnet_jax.distributed.devices import default_steps_per_call, select_devices, sent_ahead
 from alexnet_jax.errors import AlexNetError, StoppedError
 from alexnet_jax.network import build
 from alexnet_jax.runs.checkpoint import Checkpoints
@@ -81,6 +82,7 @@ def training(config: TrainConfig, dataset: Dataset) -> Iterator[Call]:
             meter.fetch()
             for writer in writers:
                 writer.flush()
+            trainer.require_finite()
             memory = {"totals": dataclasses.asdict(meter.totals), "plateau": dataclasses.asdict(plateau)}
             checkpoints.save(trainer.gather(), memory, accuracy)
 
@@ -129,24 +131,28 @@ def take_steps(trainer: Trainer) -> Iterator[Call]:
     first_epoch, first_batch = divmod(trainer.step, per_epoch)
     for epoch in range(first_epoch, schedule.epochs):
         calls = dataset.calls(
-            schedule.seed, epoch, schedule.batch_size, placement, first_batch, lambda batch: steps_in_call(trainer)
+            schedule.seed, epoch, schedule.batch_size, placement, first_batch, functools.partial(steps_in_call, trainer)
         )
-        for call in calls:
+        for call in sent_ahead(calls, trainer.devices):
             processes.advance()
             metrics = trainer.call(call)
             before, done = first_batch, first_batch + call.mask.shape[1]
             images = min(done * schedule.batch_size, examples) - before * schedule.batch_size
             first_batch = done
-            yield Call(trainer.step, epoch, done == per_epoch, images, metrics)
+            yield Call(trainer.step, epoch, done, done == per_epoch, images, metrics)
         first_batch = 0
 
 
-def steps_in_call(trainer: Trainer) -> int:
-    """Steps of the next call: as many as configured, or one if a report or validation is due earlier."""
-    run = trainer.config.run
-    periods = [period for period in (trainer.steps_per_epoch, run.log_every, run.eval_every) if period]
-    wanted = min(run.steps_per_call or default_steps_per_call(trainer.devices), *periods)
-    return wanted if all(wanted <= period - trainer.step % period for period in periods) else 1
+def steps_in_call(trainer: Trainer, batch: int) -> int:
+    """Steps of the call that begins with this batch of the epoch: as many as configured, or until something is due.
+
+    What is due is counted from the beginning of each epoch, so every epoch has calls of the same few lengths. Each
+    length is a program to compile.
+    """
+    run, per_epoch = trainer.config.run, trainer.steps_per_epoch
+    wanted = run.steps_per_call or default_steps_per_call(trainer.devices)
+    periods = (period for period in (run.log_every, run.eval_every) if period)
+    return min(wanted, per_epoch - batch, *(period - batch % period for period in periods))
 
 
 class Due(NamedTuple):
@@ -158,12 +164,13 @@ class Due(NamedTuple):
 
 
 def due_after(call: Call, config: TrainConfig, dataset: Dataset) -> Due:
-    """Reports every --log-every steps, validates every --eval-every steps, saves every --checkpoint-every epochs."""
+    """Reports and validates every so many steps of an epoch and at its end, saves every so many epochs."""
     run, epochs = config.run, config.schedule.epochs
     ends = call.ends_epoch
     return Due(
-        report=ends or call.step % run.log_every == 0,
-        validate="validation" in dataset.counts and (ends or (run.eval_every > 0 and call.step % run.eval_every == 0)),
+        report=ends or call.batches % run.log_every == 0,
+        validate="validation" in dataset.counts
+        and (ends or (run.eval_every > 0 and call.batches % run.eval_every == 0)),
         save=ends and ((call.epoch + 1) % run.checkpoint_every == 0 or call.epoch + 1 == epochs),
     )
 

@@ -21,6 +21,7 @@ class Call(NamedTuple):
     Attributes:
       step: updates made after it.
       epoch: the epoch that it belongs to, from 0.
+      batches: batches of this epoch after it.
       ends_epoch: whether it is the epoch's last.
       images: examples in its batches, in all processes.
       metrics: metrics of its steps, on the devices.
@@ -28,6 +29,7 @@ class Call(NamedTuple):
 
     step: int
     epoch: int
+    batches: int
     ends_epoch: bool
     images: int
     metrics: StepMetrics
@@ -166,7 +168,7 @@ class StallWatch:
 def refused_update(step: int, loss: float, steps_per_epoch: int, checkpoints: list[int]) -> AlexNetError:
     """The error for an update that was not taken."""
     epoch, batch = divmod(step - 1, steps_per_epoch)
-    what = "the gradient or the update contains Inf or NaN" if np.isfinite(loss) else f"the loss is {loss}"
+    what = "the gradient contains Inf or NaN" if np.isfinite(loss) else f"the loss is {loss}"
     return AlexNetError(
         f"{what} at step {step:,} (epoch {epoch + 1}, batch {batch + 1} of {steps_per_epoch:,}); the update was not "
         f"taken. Try a lower --learning-rate; existing checkpoints: {checkpoints or 'none'}"

@@ -14,7 +14,7 @@ from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.data.batches import batches
 from alexnet_jax.data.dataset import Dataset, Placement
 from alexnet_jax.distributed import processes
-from alexnet_jax.distributed.devices import AXIS
+from alexnet_jax.distributed.devices import AXIS, fetched
 
 PyTree = Any
 
@@ -54,11 +54,9 @@ def predict_logits(
     """
     batch_size = -(-batch_size // num_devices) * num_devices
     layout = batches(np.arange(len(images)), batch_size, num_devices)
-    parts = [
-        jax.device_get(predict_step(params, images[index])).reshape(batch_size, -1)[mask.ravel()]
-        for index, mask in zip(layout.indices.swapaxes(0, 1), layout.mask.swapaxes(0, 1), strict=True)
-    ]
-    return np.concatenate(parts)
+    logits = fetched(predict_step(params, images[index]) for index in layout.indices.swapaxes(0, 1))
+    masks = layout.mask.swapaxes(0, 1)
+    return np.concatenate([part[mask] for part, mask in zip(logits, masks, strict=True)])
 
 
 def cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -87,16 +85,15 @@ def predict_split(
     devices together, rounded up to a multiple of their number.
     """
     batch_size = -(-batch_size // len(devices)) * len(devices)
-    parts = []
-    for batch in tqdm.tqdm(
+    progress = tqdm.tqdm(
         dataset.batches(split, batch_size, Placement(len(devices), processes.local_rows(devices))),
         total=-(-dataset.counts[split] // batch_size),
         desc=split,
         leave=False,
         delay=2,
         disable=None if processes.is_main() else True,
-    ):
-        parts.append((jax.device_get(predict_step(params, batch.images)), batch.labels, batch.mask))
+    )
+    parts = list(fetched((predict_step(params, batch.images), batch.labels, batch.mask) for batch in progress))
     # [d, K, ...] of this process's devices, then [K, D, ...] of all.
     logits, labels, mask = (
         processes.gathered(np.stack(arrays, axis=1)).swapaxes(0, 1) for arrays in zip(*parts, strict=True)

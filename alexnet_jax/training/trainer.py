@@ -13,6 +13,7 @@ from alexnet_jax.data.batches import steps_per_epoch
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import AXIS, replicate
+from alexnet_jax.errors import AlexNetError
 from alexnet_jax.network import build
 from alexnet_jax.training import gradients, health, optimizer
 from alexnet_jax.training.predict import cross_entropies, make_predict_step, predict_split
@@ -104,6 +105,15 @@ class Trainer:
     def params(self) -> Any:
         """The parameters as NumPy arrays; with several processes, all must call it."""
         return jax.tree.map(np.array, self.gather().params)
+
+    def require_finite(self) -> None:
+        """Raises AlexNetError if a parameter is Inf or NaN; with several processes, all must call it."""
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params()):
+            if not np.isfinite(leaf).all():
+                name = "/".join(str(key.key) for key in path)
+                raise AlexNetError(
+                    f"{name} contains Inf or NaN after step {self.step:,}; not saved. Try a lower --learning-rate"
+                )
 
     def learning_rate(self) -> float:
         """The schedule's rate of the last update."""
