@@ -8,7 +8,6 @@ lines through two of them show where both kinds move the same amount; in theory,
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 import platform
 import re
@@ -16,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +81,7 @@ class Collective(NamedTuple):
         }[self.kind]
 
 
-def collectives(hlo: str) -> list[Collective]:
+def collectives(text: str) -> list[Collective]:
     """The collectives in the text of a compiled program, all of which must be over all devices.
 
     An asynchronous operation counts once, by its `-start`; if `async-start` calls a computation, the operation in that
@@ -89,28 +89,13 @@ def collectives(hlo: str) -> list[Collective]:
     """
     operation = re.compile(rf" = (?P<type>\(.*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
     found = []
-    for line in hlo.splitlines():
+    for line in text.splitlines():
         if match := operation.search(re.sub(r"/\*.*?\*/", "", line)):
             result = match["type"]
             if match["start"] and match["kind"] in ("all-gather", "collective-permute"):
                 result = _elements(result)[1]  # (operands, results, ...)
-            found.append(Collective(match["kind"], size_of(result)))
+            found.append(Collective(match["kind"], sum(array.nbytes for array in hlo.arrays(result))))
     return found
-
-
-def size_of(type_text: str) -> int:
-    """Bytes of an HLO type: `f32[16,4096]{1,0}` or a tuple of such types.
-
-    Raises:
-      ValueError: the type's size is not a whole number of bytes.
-    """
-    total = 0
-    for name, shape in re.findall(r"(\w+)\[([\d,]*)\]", type_text):
-        bits = 8 if name == "pred" else re.match(r"(?:bf|[fsuc])(\d+)", name)
-        if not bits or (width := bits if isinstance(bits, int) else int(bits[1])) % 8:
-            raise ValueError(f"HLO type {name}: its size is not known")
-        total += width // 8 * math.prod(map(int, filter(None, shape.split(","))))
-    return total
 
 
 def _elements(type_text: str) -> list[str]:

@@ -227,7 +227,7 @@ def devices(gpu: str, number: int) -> list[Any]:
 def measure(options: Options, preset: str, dtype: str, step: str) -> dict[str, Any]:
     """Compiles one program and counts what a step does."""
     start = time.perf_counter()
-    config = replace(PRESETS[preset].config, dtype=dtype, convolution="xla", parallelism=options.parallelism)
+    config = replace(PRESETS[preset].config, dtype=dtype, convolution="direct", parallelism=options.parallelism)
     streamed = config.data.dataset == "imagenet"
     batch_size = options.batch_size or (256 * options.devices if streamed else 128)
     steps = 1 if step == "predict" or streamed else options.steps_per_call or 25

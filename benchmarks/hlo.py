@@ -217,8 +217,11 @@ def _split_at_parenthesis(rest: str) -> tuple[str, str]:
 
 
 def _bits(dtype: str) -> int:
-    match = re.fullmatch(r"(?:bf|[fsuc])(\d+)\w*", dtype)
-    return int(match[1]) if match else {"pred": 8, "token": 0}[dtype]
+    if match := re.fullmatch(r"(?:bf|[fsuc])(\d+)\w*", dtype):
+        return int(match[1])
+    if dtype not in ("pred", "token"):
+        raise ValueError(f"HLO type {dtype}: its size is not known")
+    return 8 if dtype == "pred" else 0
 
 
 def _fusion_bytes(body: Computation, operands: Sequence[Instruction]) -> tuple[int, int]:

@@ -10,7 +10,8 @@ import pytest
 
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The second flag is the one that --deterministic sets: it is part of the key under which compiled programs are kept.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_gpu_deterministic_ops=true")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling takes most of the tests' time: XLA optimizes nothing, and keeps what it has compiled for the next session.

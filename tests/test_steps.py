@@ -1,4 +1,5 @@
 import functools
+import os
 
 import flax.linen as nn
 import jax
@@ -8,12 +9,14 @@ import numpy as np
 import optax
 import pytest
 
+from alexnet_jax import runtime
 from alexnet_jax.augment import preprocess
 from alexnet_jax.config.settings import AugmentationConfig
 from alexnet_jax.data.batches import Batch, batches, epoch_order
 from alexnet_jax.data.dataset import ArrayDataset, Examples
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.streamed import StreamedDataset
+from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import AXIS, replicate, select_devices
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import gradients, optimizer, predict
@@ -297,6 +300,29 @@ def test_select_devices():
     assert len(select_devices(None)) == 8
     with pytest.raises(UsageError, match="--num-devices 99, but JAX sees only 8"):
         select_devices(99)
+
+
+def test_deterministic_sets_xlas_flag_in_time(monkeypatch):
+    class Gpu:
+        platform = "gpu"
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_some=1")
+    monkeypatch.setenv("NPROC", "")
+    select_devices(1, deterministic=True)
+    assert os.environ["XLA_FLAGS"] == "--xla_some=1 --xla_gpu_deterministic_ops=true"
+    assert os.environ["NPROC"] == "8"
+    monkeypatch.setattr(runtime, "devices", lambda: [Gpu()])
+    monkeypatch.setattr(processes, "local", lambda devices: devices)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    assert len(select_devices(1, deterministic=True)) == 1
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax.config, "update", refused)  # as after JAX has started
+    with pytest.raises(UsageError, match="--deterministic: JAX has been used already"):
+        select_devices(1, deterministic=True)
+
+
+def refused(name, value):
+    raise RuntimeError(name)
 
 
 def test_label_smoothing_spreads_a_share_of_the_label(tiny):

@@ -131,6 +131,11 @@ class NetworkConfig:
     """Dtype of the computation.
 
     Parameters and loss are float32."""
+    matmul_precision: Annotated[Literal["default", "highest"], Mark.RARE] = "default"
+    """Precision of float32 convolutions and dense layers.
+
+    `default` is TF32 on GPUs since Ampere: factors of 11 significant bits, relative errors of 1e-3. `highest` is
+    float32 everywhere."""
     convolution: Annotated[Literal["auto", "direct", "products"], Mark.RARE] = "auto"
     """`direct` (XLA's), `products` (matrix products, faster on CPUs, rounding 1e-5), `auto`: products on a CPU."""
 

@@ -1,7 +1,6 @@
 """Choice of devices, and arrays on them."""
 
 import collections
-import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from alexnet_jax.distributed import processes
 from alexnet_jax.errors import UsageError
 
 AXIS = "batch"
+DETERMINISTIC_GPU = "--xla_gpu_deterministic_ops=true"  # deterministic algorithms only, none chosen by timing
 PyTree = Any
 T = TypeVar("T")
 
@@ -26,19 +26,32 @@ def select_devices(num_devices: int | None, deterministic: bool = False) -> list
     JAX can split a CPU into any number of devices, but only before it is first used in the process: call this early.
     With `deterministic`, a process that trains alone creates 8 CPU devices and 8 threads, whatever the number of
     devices used and of cores, because XLA splits sums on a CPU among its threads. By default, it uses one CPU device.
+    XLA's flag for GPUs is set, too.
 
     Raises:
-      UsageError: there are fewer devices, or the processes have different numbers of them.
+      UsageError: there are fewer devices, or the processes have different numbers of them; `deterministic` on a GPU
+        that JAX already uses without that flag.
       AlexNetError: JAX can't use the devices that JAX_PLATFORMS names.
     """
+    flags = os.environ.get("XLA_FLAGS", "")
+    too_late = False
     if deterministic:
         os.environ["NPROC"] = str(MICRO_BATCHES)  # XLA's own variable, which replaces the number of cores
+        if DETERMINISTIC_GPU not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_GPU}".strip()
     is_alone = not jax.distributed.is_initialized()
     cpu_devices = MICRO_BATCHES if deterministic and is_alone else num_devices
     if cpu_devices is not None:
-        with contextlib.suppress(RuntimeError):  # JAX has been used already; the number is checked below
+        try:
             jax.config.update("jax_num_cpu_devices", cpu_devices)
+        except RuntimeError:  # JAX has been used already; the number is checked below
+            too_late = True
     devices = runtime.devices()
+    if deterministic and too_late and devices[0].platform != "cpu" and DETERMINISTIC_GPU not in flags:
+        raise UsageError(
+            "--deterministic: JAX has been used already, and XLA reads its flags only at the start: set "
+            f"XLA_FLAGS={DETERMINISTIC_GPU}"
+        )
     own = processes.local(devices)
     if deterministic and num_devices is None and devices[0].platform == "cpu":
         num_devices = 1

@@ -154,6 +154,7 @@ class AlexNet(nn.Module):
       num_classes: number of logits.
       dropout_rate: probability that an input of a `dropped` layer is dropped; 0.5 in the paper.
       dtype: dtype of the computation, float32 or bfloat16; parameters and logits stay float32.
+      precision: of float32 products, "default" (TF32 on GPUs since Ampere) or "highest".
       convolution: `lax.conv_general_dilated` or a function with its signature.
       dense_axis: name of the device axis over which the dense layers are split (`split_dense`); None: not split.
     """
@@ -162,6 +163,7 @@ class AlexNet(nn.Module):
     num_classes: int = 1000
     dropout_rate: float = 0.5
     dtype: DTypeLike = jnp.float32
+    precision: str = "default"
     convolution: Callable[..., jax.Array] = lax.conv_general_dilated
     dense_axis: str | None = None
 
@@ -189,7 +191,7 @@ class AlexNet(nn.Module):
             if dropout_keys is not None and name in network.dropped:
                 x = dropout(x, self.dropout_rate, dropout_keys[:, network.dropped.index(name)])
             dense = functools.partial(dense_layer(self.dense_axis), **_initializers(network, name, x.shape[1]))
-            x = dense(features, dtype=self.dtype, name=name)(x)
+            x = dense(features, dtype=self.dtype, precision=self.precision, name=name)(x)
             x = after(name, ["activation"] if name != "logits" else [], x)
         return x.astype(jnp.float32)
 
@@ -202,6 +204,7 @@ class AlexNet(nn.Module):
             padding=[network.conv1_padding] * 2 if i == 0 else "SAME",
             feature_group_count=groups,
             dtype=self.dtype,
+            precision=self.precision,
             promote_dtype=bias_in_float32,
             conv_general_dilated=self.convolution,
             name=LAYERS[i],

@@ -29,6 +29,7 @@ def from_config(config: NetworkConfig, num_classes: int) -> nn.Module:
         config,
         num_classes=num_classes,
         dtype=jnp.dtype(config.dtype),
+        precision=config.matmul_precision,
         convolution=fast_convolution if fast else lax.conv_general_dilated,
     )
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -89,6 +89,7 @@ class ConvNet(nn.Module):
       activation: applied after each hidden layer.
       lrn: "own" or "none".
       dtype: dtype of the computation; parameters and logits stay float32.
+      precision: of float32 products, "default" (TF32 on GPUs since Ampere) or "highest".
       convolution: `lax.conv_general_dilated` or a function with its signature.
     """
 
@@ -97,6 +98,7 @@ class ConvNet(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     lrn: str = "own"
     dtype: DTypeLike = jnp.float32
+    precision: str = "default"
     convolution: Callable[..., jax.Array] = lax.conv_general_dilated
 
     @nn.compact
@@ -115,17 +117,18 @@ class ConvNet(nn.Module):
             "average pool": average_pool,
         }
         conv = functools.partial(nn.Conv, conv_general_dilated=self.convolution, promote_dtype=bias_in_float32)
+        common: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision}
         x = images.astype(self.dtype)
         for name, size, features, deviation, operations in CONVNETS[self.variant].hidden:
             layer = LocallyConnected if name.startswith("local") else conv
             initial = nn.initializers.normal(deviation)
-            x = layer(features, (size, size), dtype=self.dtype, kernel_init=initial, name=name)(x)
+            x = layer(features, (size, size), kernel_init=initial, name=name, **common)(x)
             chosen = [one for one in operations if self.lrn != "none" or not one.startswith("LRN")]
             x = apply_operations(self, functions, name, chosen, x)
         x = x.reshape(x.shape[0], -1)
         initial = nn.initializers.normal(0.01)
         logits = nn.Dense(
-            self.num_classes, dtype=self.dtype, promote_dtype=bias_in_float32, kernel_init=initial, name="logits"
+            self.num_classes, promote_dtype=bias_in_float32, kernel_init=initial, name="logits", **common
         )(x)
         return logits.astype(jnp.float32)
 
@@ -137,12 +140,14 @@ class LocallyConnected(nn.Module):
       features: output channels.
       kernel_size: height and width of the kernels, equal and odd.
       dtype: dtype of the computation.
+      precision: of float32 products.
       kernel_init: as in `flax.linen.Conv`.
     """
 
     features: int
     kernel_size: tuple[int, int]
     dtype: DTypeLike = jnp.float32
+    precision: str = "default"
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
@@ -151,4 +156,4 @@ class LocallyConnected(nn.Module):
         places = x.shape[1:3]
         kernel = self.param("kernel", self.kernel_init, (*places, *self.kernel_size, x.shape[3], self.features))
         bias = self.param("bias", nn.initializers.zeros, (*places, self.features))
-        return locally_connected(x.astype(self.dtype), kernel.astype(self.dtype)) + bias[None]
+        return locally_connected(x.astype(self.dtype), kernel.astype(self.dtype), self.precision) + bias[None]

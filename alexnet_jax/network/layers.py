@@ -150,7 +150,7 @@ def _pool(
 
 
 @jax.named_scope("locally_connected")
-def locally_connected(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def locally_connected(x: jax.Array, kernel: jax.Array, precision: str = "default") -> jax.Array:
     """A convolution with stride 1 and zero padding that has a different kernel at each position.
 
         y[h, w, f] = sum over r, s, c of kernel[h, w, r, s, c, f] * x[h + r - R // 2, w + s - R // 2, c]
@@ -161,6 +161,7 @@ def locally_connected(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Args:
       x: [B, H, W, C].
       kernel: [H, W, R, R, C, F], R odd.
+      precision: of float32 products, as for `jax.numpy.einsum`.
 
     Returns:
       [B, H, W, F].
@@ -174,7 +175,8 @@ def locally_connected(x: jax.Array, kernel: jax.Array) -> jax.Array:
     size = kernel.shape[2]
     padded = jnp.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
     patches = jnp.stack([padded[:, r : r + height, s : s + width] for r in range(size) for s in range(size)], axis=3)
-    return jnp.einsum("bhwkc,hwkcf->bhwf", patches, kernel.reshape(height, width, size * size, *kernel.shape[4:]))
+    kernels = kernel.reshape(height, width, size * size, *kernel.shape[4:])
+    return jnp.einsum("bhwkc,hwkcf->bhwf", patches, kernels, precision=precision)
 
 
 def bias_in_float32(*arrays: jax.Array | None, dtype: Any = None, inexact: bool = True) -> list[Any]:

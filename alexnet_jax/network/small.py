@@ -44,6 +44,7 @@ class AlexNetSmall(nn.Module):
         weights.
       dropout_after: "both" hidden dense layers or only "fc1".
       dtype: dtype of the computation, float32 or bfloat16; parameters and logits stay float32.
+      precision: of float32 products, "default" (TF32 on GPUs since Ampere) or "highest".
       convolution: `lax.conv_general_dilated` or a function with its signature.
       dense_axis: name of the device axis over which the dense layers are split (`split_dense`); None: not split.
     """
@@ -57,6 +58,7 @@ class AlexNetSmall(nn.Module):
     conv1_stride: int = 2
     dropout_after: str = "both"
     dtype: DTypeLike = jnp.float32
+    precision: str = "default"
     convolution: Callable[..., jax.Array] = lax.conv_general_dilated
     dense_axis: str | None = None
 
@@ -87,6 +89,7 @@ class AlexNetSmall(nn.Module):
         """Convolution, dense layer and operations after a layer, with this network's settings."""
         settings: dict[str, Any] = {
             "dtype": self.dtype,
+            "precision": self.precision,
             "kernel_init": nn.initializers.he_normal(),
             "bias_init": nn.initializers.constant(self.initial_bias),
         }

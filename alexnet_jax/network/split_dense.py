@@ -50,6 +50,7 @@ class SplitDense(nn.Module):
       features: number of outputs.
       axis: name of the device axis.
       dtype: dtype of the computation; parameters are float32.
+      precision: as in `flax.linen.Dense`.
       kernel_init: as in `flax.linen.Dense`.
       bias_init: as in `flax.linen.Dense`.
     """
@@ -57,6 +58,7 @@ class SplitDense(nn.Module):
     features: int
     axis: str
     dtype: DTypeLike = jnp.float32
+    precision: str = "default"
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
@@ -70,7 +72,7 @@ class SplitDense(nn.Module):
         x, kernel, bias = bias_in_float32(x, kernel, bias, dtype=self.dtype)
         x = jnp.pad(x, [(0, 0), (0, rows * devices - x.shape[1])])
         columns = lax.all_to_all(x, self.axis, split_axis=1, concat_axis=0, tiled=True)  # [B, rows]
-        parts = columns @ kernel  # [B, features]
+        parts = jnp.matmul(columns, kernel, precision=self.precision)  # [B, features]
         return lax.psum_scatter(parts, self.axis, scatter_dimension=0, tiled=True) + bias[None]
 
 

@@ -64,12 +64,13 @@ def train_step(
 
         def loss(params: PyTree) -> tuple[jax.Array, StepSums]:
             logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels) * batch.mask
+            labels = jax.nn.one_hot(batch.labels, logits.shape[-1])  # integer ones would need a scatter in the gradient
+            losses = optax.softmax_cross_entropy(logits, labels) * batch.mask
             correct = (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
             objective = losses
             if label_smoothing:
-                uniform = (jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)) * batch.mask
-                objective = (1 - label_smoothing) * losses + label_smoothing * uniform
+                objective = optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, label_smoothing))
+                objective *= batch.mask
             return objective.sum(), (losses.sum(), *(x.sum(dtype=jnp.int32) for x in (correct, batch.mask)))
 
         return jax.grad(loss, has_aux=True)(params)
