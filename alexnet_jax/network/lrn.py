@@ -93,8 +93,8 @@ WindowSum = Callable[[jax.Array, int, int], jax.Array]
 def normalize(x: jax.Array, size: int, a: float, beta: float, k: float, window_sum: WindowSum) -> jax.Array:
     """`x / (k + a * window_sum(x^2)) ^ beta`, with a gradient written by hand.
 
-    The gradient stores only `x`, which the layer before stores anyway, and recomputes the denominator, which is faster
-    than writing it to memory and reading it back.
+    The gradient needs only `x`, which the layer before stores anyway. It computes the denominator again, which is
+    faster than writing it to memory in float32 and reading it back.
     """
     wide = x.astype(jnp.float32)
     d = k + a * window_sum(wide * wide, size // 2, (size - 1) // 2)
@@ -114,12 +114,12 @@ def _backward(
     # With d_i = k + a sum_{j in W(i)} x_j^2 and y_i = x_i d_i^-beta:
     #   dL/dx_j = g_j d_j^-beta - 2 a beta x_j sum_{i: j in W(i)} g_i x_i d_i^(-beta-1)
     # The window {i: j in W(i)} is W mirrored, so `before` and `after` are swapped.
-    x = lax.optimization_barrier(x)
+    x = lax.optimization_barrier(x)  # else XLA merges `d` with the forward pass's, and stores it in float32
     wide, g = x.astype(jnp.float32), gradient.astype(jnp.float32)
     before, after = size // 2, (size - 1) // 2
     d = k + a * window_sum(wide * wide, before, after)
     scaled = g * _power(d, beta)
-    terms = lax.optimization_barrier((scaled * wide / d).astype(x.dtype))
+    terms = lax.optimization_barrier((scaled * wide / d).astype(x.dtype))  # XLA writes them: not in float32
     inner = window_sum(terms.astype(jnp.float32), after, before)
     return ((scaled - (2 * a * beta) * wide * inner).astype(x.dtype),)
 
