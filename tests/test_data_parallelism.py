@@ -60,5 +60,6 @@ def test_shard_map_gives_the_bits_and_the_program_of_pmap(tiny, compile_with_sha
     jax.tree.map(np.testing.assert_array_equal, expected_metrics, metrics)
     assert int(state.step) == 5
     assert sum(sums.count.sum() for sums in metrics) == 4 * 16 + 4
-    assert {"all-reduce", "dot"} <= set(program)
+    assert ("all-reduce" in program) == (num_devices > 1)
+    assert "dot" in program
     assert program == expected_program

@@ -36,7 +36,7 @@ def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAM
     >>> max_pool(jnp.arange(25.0).reshape(1, 5, 5, 1), padding="VALID")[0, :, :, 0].tolist()
     [[12.0, 14.0], [22.0, 24.0]]
     """
-    return _pool(x, window, stride, padding, _first_maximum, -jnp.inf)
+    return _pool(x, window, stride, padding, jnp.maximum, -jnp.inf)  # not differentiated: ties don't matter
 
 
 def max_pool_with_places(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.Array, jax.Array]:
