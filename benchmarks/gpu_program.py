@@ -15,7 +15,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import math
 import os
 import pathlib
 import platform
@@ -45,7 +44,7 @@ from alexnet_jax.data.batches import Batch, Batches
 from alexnet_jax.data.dataset import ArrayDataset, Examples
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.streamed import StreamedDataset
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, UsageError, shown
 from alexnet_jax.network import build
 from alexnet_jax.network.layer_outputs import layer_outputs
 from alexnet_jax.runs.folder import versions
@@ -144,7 +143,7 @@ class Options:
     steps: tuple[Literal["train", "predict"], ...] = ("train", "predict")
     """Which of the two compiled steps."""
     batch_size: PositiveInt | None = None
-    """Global batch size; default: 128 for CIFAR-10, 256 per device for ImageNet."""
+    """Global batch size; default: 128 per device for CIFAR-10, 256 for ImageNet."""
     steps_per_call: PositiveInt | None = None
     """Train steps in a call; default: 25, or 1 where images are streamed."""
     devices: PositiveInt = 1
@@ -162,7 +161,9 @@ def main(args: Sequence[str]) -> None:
     options = cli.parse(Options, args, "gpu_program.py")
     for preset in options.presets:
         if preset not in PRESETS:
-            raise AlexNetError(f"--presets {preset}: the presets are {', '.join(PRESETS)}")
+            raise UsageError(f"--presets {shown(preset)}: the presets are {', '.join(PRESETS)}")
+    if options.batch_size and options.batch_size % options.devices:
+        raise UsageError(f"--batch-size {options.batch_size} can't be divided over --devices {options.devices}")
     use_compiler(wheels())
     rows = []
     for preset in options.presets:
@@ -193,18 +194,8 @@ def wheels() -> pathlib.Path | None:
         part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
         names = [f"{name}=={version}" for name in ("jax-cuda12-pjrt", "jax-cuda12-plugin")]
         # Not into the environment: there, JAX would report in every process that the GPU's other libraries are missing.
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--no-compile",
-            "--target",
-            str(part),
-        ]
-        ended = subprocess.run([*command, *names], capture_output=True, text=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+        ended = subprocess.run([*pip, "--target", str(part), *names], capture_output=True, text=True)
         if ended.returncode:
             raise AlexNetError(f"pip could not install {' '.join(names)}: {ended.stderr.strip().splitlines()[-1]}")
         part.rename(folder)
@@ -229,7 +220,7 @@ def measure(options: Options, preset: str, dtype: str, step: str) -> dict[str, A
     start = time.perf_counter()
     config = replace(PRESETS[preset].config, dtype=dtype, convolution="direct", parallelism=options.parallelism)
     streamed = config.data.dataset == "imagenet"
-    batch_size = options.batch_size or (256 * options.devices if streamed else 128)
+    batch_size = options.batch_size or (256 if streamed else 128) * options.devices
     steps = 1 if step == "predict" or streamed else options.steps_per_call or 25
     stored, num_classes = ((256, 256, 3), 1000) if streamed else ((32, 32, 3), 10)
     lowered = lower(
@@ -361,27 +352,23 @@ def ideal(
     side = config.augmentation.enlarge_to or config.augmentation.crop_size or stored[0]
     images = jax.ShapeDtypeStruct((share, side, side, 3), np.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    maps = list(jax.eval_shape(functools.partial(layer_outputs, model), params, images).items())
-    size = {name: np.prod(array.shape) * np.dtype(config.network.dtype).itemsize for name, array in maps}
-    moved: collections.Counter[str] = collections.Counter()
-    for (before, _), (name, array) in itertools.pairwise(maps):
+    maps = jax.eval_shape(functools.partial(layer_outputs, model), params, images)
+    width = np.dtype(config.network.dtype).itemsize
+    moved: collections.Counter[str] = collections.Counter(augmentation=images.size * (1 + width))
+    for (_, before), (name, after) in itertools.pairwise(maps.items()):
         if "LRN" in name:
-            moved["LRN"] += (5 if with_gradient else 2) * size[name]
+            moved["LRN"] += (5 if with_gradient else 2) * after.size * width
         elif "pool" in name:
-            moved["pooling"] += (2 if with_gradient else 1) * (size[before] + size[name])
-            moved["pooling"] += 2 * math.prod(array.shape) if with_gradient else 0
-    pixels = share * side * side * 3
-    moved["augmentation"] = pixels * (1 + np.dtype(config.network.dtype).itemsize)
+            moved["pooling"] += (before.size + after.size) * width
+            moved["pooling"] += (before.size + after.size) * width + 2 * after.size if with_gradient else 0
     if with_gradient:
         rule, _ = optimizer.from_config(config.optimizer, 1, 1)
-        state = jax.eval_shape(lambda params: (params, rule.init(params)), params)
-        parts = len(jax.tree.leaves(state)) and sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        moved["update"] = 2 * parts + sum(leaf.size * 4 for leaf in jax.tree.leaves(params))
-    times = {kind: moved.get(kind, 0) / gpu.bandwidth * 1e6 for kind in KINDS}
+        state = jax.tree.leaves(jax.eval_shape(lambda params: (params, rule.init(params)), params))
+        gradient = jax.tree.leaves(params)
+        moved["update"] = sum(2 * leaf.size * leaf.dtype.itemsize for leaf in state) + sum(x.size * 4 for x in gradient)
+    times = {kind: moved[kind] / gpu.bandwidth * 1e6 for kind in KINDS}
     times |= {kind: figures["roofline_us"][kind] for kind in ("convolution", "dense")}
-    return {kind: round(float(value), 2) for kind, value in times.items()} | {
-        "all": round(float(sum(times.values())), 2)
-    }
+    return {kind: round(value, 2) for kind, value in times.items()} | {"all": round(sum(times.values()), 2)}
 
 
 def tables(rows: Sequence[Mapping[str, Any]], gpu: str) -> str:

@@ -76,8 +76,8 @@ def test_first_screen_of_the_readme():
     first = "\n".join(lines[:45])
     for part in ("cifar.html", "papers.nips.cc", "](docs/kernels.png)", "<!-- run -->", "| preset | test accuracy |"):
         assert part in first, part
-    for heading in ("a-new-network", "a-new-recipe", "a-new-data-set"):
-        assert f"](docs/how-to-change.md#{heading})" in first
+    for page in ("how-to-change.md#a-new-network", "how-to-change.md#a-new-recipe", "your-own-images.md"):
+        assert f"](docs/{page})" in first
 
 
 def test_the_readme_installs_runs_and_tests():

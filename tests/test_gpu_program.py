@@ -21,6 +21,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import hlo  # noqa: E402
 
+needs_compiler = pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="no compiler for GPUs"
+)
+
 # A loop of 3 turns with a convolution, a fusion that takes one row of a table and updates one row in place, and a copy.
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -63,6 +67,21 @@ backend_config={"known_trip_count":{"n":"3"}}
 """
 
 
+def compiled(folder: pathlib.Path, *flags: str) -> tuple[dict, str]:
+    """The figures and the text of one program; skips the test where the compiler can't be had."""
+    command = [sys.executable, "benchmarks/gpu_program.py", "--dtypes", "bfloat16", "--steps", "train", *flags]
+    command += ["--json", str(folder / "figures.json"), "--hlo", str(folder)]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # no flag that needs a GPU
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if "pip could not install" in ended.stderr:
+        pytest.skip(ended.stderr.strip())
+    assert ended.returncode == 0, ended.stderr
+    assert "Compiled for H100, not measured on it" in ended.stdout
+    (figures,) = json.loads((folder / "figures.json").read_text())["programs"]
+    (path,) = folder.glob("*.txt")
+    return figures, path.read_text()
+
+
 def test_kernels_their_bytes_and_flops():
     conv, fusion, compare, copy = hlo.kernels(hlo.parse(TEXT))
     assert (conv.target, conv.runs, conv.dtype) == ("__cudnn$convForward", 3, "bf16")
@@ -93,20 +112,10 @@ def test_sizes_of_types():
         _ = hlo.arrays("x7[2]")[0].nbytes
 
 
-@pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="no compiler for GPUs")
+@needs_compiler
 def test_the_step_compiled_for_an_h100(tmp_path):
     """Ceilings with some slack; the figures are in benchmarks/README.md."""
-    command = [sys.executable, "benchmarks/gpu_program.py", "--presets", "cifar10", "--dtypes", "bfloat16"]
-    command += ["--steps", "train", "--json", str(tmp_path / "figures.json"), "--hlo", str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
-    if "pip could not install" in ended.stderr:
-        pytest.skip(ended.stderr.strip())
-    assert ended.returncode == 0, ended.stderr
-    assert "Compiled for H100, not measured on it" in ended.stdout
-    (figures,) = json.loads((tmp_path / "figures.json").read_text())["programs"]
-    (path,) = tmp_path.glob("*.txt")
-    text = path.read_text()
-
+    figures, text = compiled(tmp_path, "--presets", "cifar10")
     rule, _ = optimizer.from_config(PRESETS["cifar10"].config.optimizer, 1, 1)
     state = jax.eval_shape(lambda key: create_state(AlexNetSmall(), rule, (32, 32, 3), key), jax.random.key(0))
     header = text.splitlines()[0]
@@ -120,3 +129,22 @@ def test_the_step_compiled_for_an_h100(tmp_path):
     assert figures["gigabytes"] <= 0.31
     assert figures["roofline_us"]["all"] <= 102
     assert figures["floored_us"]["all"] <= 250
+
+
+@pytest.mark.stress
+@needs_compiler
+def test_dense_gradients_are_sent_during_the_backward_pass(tmp_path):
+    """On 8 GPUs, before the gradients of the first two convolutions are computed."""
+    _, text = compiled(tmp_path, "--presets", "imagenet-paper", "--devices", "8", "--batch-size", "256")
+    lines = text[text.index("ENTRY") :].splitlines()
+
+    def place(pattern: str) -> int:
+        (found,) = (number for number, line in enumerate(lines) if re.search(pattern, line))
+        return found
+
+    for shape in ("9216,4096", "4096,4096", "4096,1000"):
+        begins = place(rf"= \(\(f32\[{shape}\].* all-reduce-start\(")
+        assert (
+            begins < place(r"= \(bf16\[256,5,5,48\].*BackwardFilter") < place(r"= \(bf16\[96,11,11,3\].*BackwardFilter")
+        )
+        assert begins < place(rf"= f32\[{shape}\].* all-reduce-done\(")

@@ -15,6 +15,7 @@ from alexnet_jax.network.layers import (
 )
 from alexnet_jax.network.lrn import local_response_norm, local_response_norm_by_the_book
 from alexnet_jax.network.lrn_within_channel import local_response_norm_within_channel
+from alexnet_jax.network.split_dense import dense_layer
 
 pytestmark = pytest.mark.both_lines
 
@@ -270,6 +271,23 @@ def test_max_pool_needs_no_select_and_scatter():
         jax.jit(jax.grad(lambda x: nn.max_pool(x, (3, 3), (2, 2)).sum())).lower(jnp.ones((1, 8, 8, 4))).as_text()
     )
     assert "select_and_scatter" in flax_text  # so the name above is the one that XLA uses
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_bias_gradients_are_summed_in_float32(devices):
+    """512 gradients of 1 and 512 of 2^-8: added to 512, the latter would vanish in bfloat16, one at a time."""
+    gradient = jnp.asarray([[1.0]] * 512 + [[2.0**-8]] * 512, jnp.bfloat16)
+    layer = dense_layer("devices" if devices > 1 else None)(1, dtype=jnp.bfloat16)
+
+    def bias_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        params = layer.init(jax.random.key(0), x)["params"]
+        _, vjp = jax.vjp(lambda params: layer.apply({"params": params}, x).astype(jnp.bfloat16), params)
+        return vjp(gradient)[0]["bias"]
+
+    parts = [array.reshape(devices, -1, array.shape[-1]) for array in (jnp.ones((1024, 4), jnp.bfloat16), gradient)]
+    sums = jax.vmap(bias_gradient, axis_name="devices")(*parts)
+    assert sums.dtype == jnp.float32
+    assert float(sums.sum()) == 512 + 2
 
 
 def test_dropout_masks_by_key_and_scales():

@@ -1,4 +1,5 @@
 import pathlib
+import re
 import runpy
 import typing
 
@@ -342,6 +343,21 @@ def test_every_network_keeps_to_what_the_rest_relies_on(name):
     followed = {call.split(" ")[0] for call in calls if " " in call}
     assert followed == set(layers) - {"logits"}
     assert {call.split(" ", 1)[1] for call in calls if " " in call} <= set(typing.get_args(Operation))
+
+
+@pytest.mark.parametrize("name", ["small", "paper", "convnet-11pct"])
+@pytest.mark.parametrize("precision", ["default", "highest"])
+def test_every_product_has_the_precision_of_the_settings(name, precision):
+    """Forward and in the gradient."""
+    config = NetworkConfig(network=name, matmul_precision=precision, convolution="direct")
+    side = build.input_size(config) or 32
+    model, images = build.from_config(config, 7), jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    loss = jax.grad(lambda params, images: model.apply({"params": params}, images).sum())
+    text = str(jax.make_jaxpr(loss)(params, images))
+    found = re.findall(r"\bprecision=(None|\(?Precision\.\w+)", text)
+    assert len(found) >= 3 * len(params) - 1
+    assert {one.removeprefix("(Precision.") for one in found} == {precision.upper()}
 
 
 def test_every_network_of_the_settings_can_be_built():

@@ -15,6 +15,7 @@ import pydantic
 from alexnet_jax.config.flags import C, argument, fields, flag, flat_items
 from alexnet_jax.config.settings import (
     AugmentationConfig,
+    DataConfig,
     EvalConfig,
     NetworkConfig,
     OptimizerConfig,
@@ -70,8 +71,11 @@ def _check_train(config: TrainConfig) -> None:
     _check_network(config.network)
     if data.train_on == "all" and optimizer.plateau_patience:
         raise UsageError("--plateau-patience needs validation images: set --train-on train")
-    if data.train_on == "all" and data.dataset == "imagenet":
+    if data.train_on == "all" and data.dataset in ("imagenet", "folder"):
         raise UsageError("--train-on all is for --dataset cifar10 and shapes")
+    for option in ("image_size", "validation_share"):
+        if data.dataset != "folder" and getattr(data, option) != getattr(DataConfig(), option):
+            raise UsageError(f"{flag(option)} is for --dataset folder")
     if config.augmentation.flip_schedule == "alternating" and not config.augmentation.flip:
         raise UsageError("--flip-schedule alternating needs --flip")
     if config.augmentation.crop_size and config.augmentation.crop_padding:

@@ -198,6 +198,28 @@ IMAGENET_2012 = preset(
     checkpoint_every=1,
 )
 
+FOLDER = preset(
+    "folder",
+    "Your own images: --data-dir has a folder of images for each class.",
+    "72.6% (3 seeds) from 732 images of 3 classes of CIFAR-10.",
+    dataset="folder",
+    crop_padding=4,
+    flip=True,
+    subtract_mean=True,
+    initial_bias=0.0,
+    optimizer="muon",
+    learning_rate=0.01,
+    rate_schedule="cosine",
+    warmup_epochs=1.0,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=0.1,
+    label_smoothing=0.1,
+    average_decay=0.99,
+    epochs=40,
+    batch_size=32,
+)
+
 PRESETS: Mapping[str, Preset] = types.MappingProxyType(
     {
         recipe.config.preset: recipe
@@ -211,6 +233,7 @@ PRESETS: Mapping[str, Preset] = types.MappingProxyType(
             CIFAR10_FULL,
             IMAGENET_PAPER,
             IMAGENET_2012,
+            FOLDER,
         )
     }
 )

@@ -32,13 +32,14 @@ from alexnet_jax.config.types import (
 class DataConfig:
     """Where the images come from."""
 
-    dataset: Literal["cifar10", "shapes", "imagenet"] = "cifar10"
+    dataset: Literal["cifar10", "shapes", "folder", "imagenet"] = "cifar10"
     """Images to train on.
 
-    `cifar10`: from --data-dir, else downloaded. `shapes`: drawn in memory, needs no files. `imagenet`: streamed from
-    --data-dir, which `python -m alexnet_jax.data.prepare imagenet` has written."""
+    `cifar10`: from --data-dir, else downloaded. `shapes`: drawn in memory, needs no files. `folder`: your own, with a
+    folder of images for each class in --data-dir. `imagenet`: streamed from --data-dir, which `python -m
+    alexnet_jax.data.prepare imagenet` has written."""
     data_dir: Annotated[Path | None, Mark.MAY_CHANGE, Mark.PER_PROCESS] = None
-    """An archive of CIFAR-10, a folder with the archive or its batches, or a folder with prepared ImageNet.
+    """An archive of CIFAR-10, a folder with the archive or its batches, of your own images or of prepared ImageNet.
 
     For CIFAR-10: cifar-10-python.tar.gz or cifar-10-binary.tar.gz, or a folder with one of them, with data_batch_1 and
     the other batches, or with a TFDS cifar10/3.0.2. Unset: ./data, then TFDS's own folder, then a download to the
@@ -46,6 +47,11 @@ class DataConfig:
     data_url: Annotated[WebAddress | None, Mark.MAY_CHANGE, Mark.PER_PROCESS, Mark.RARE] = None
     """Where to download CIFAR-10 from: a copy of one of the two published archives; its SHA-256 is checked. Unset: the
     environment variable ALEXNET_JAX_DATA_URL, then the authors' host, which is slow."""
+    image_size: Annotated[int, pydantic.Field(ge=8, le=1024, strict=True), Mark.RARE] = 32
+    """For `folder`: side in pixels to which the central square of each image is scaled."""
+    validation_share: Annotated[Fraction, Mark.RARE] = 0.2
+    """For `folder`: share of the images that is held out for validation, by a hash of their names, where there are no
+    folders for validation and testing."""
     train_on: Annotated[Literal["train", "all"], Mark.RARE] = "train"
     """CIFAR-10: `train`: 40,000 images (batches 1-4), batch 5 validates. `all`: 50,000, without validation."""
     loader_workers: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.PER_PROCESS, Mark.RARE] = 0

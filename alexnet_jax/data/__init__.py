@@ -1,4 +1,4 @@
-"""Data sets: CIFAR-10, ImageNet, drawn shapes; their batches and statistics."""
+"""Data sets: CIFAR-10, ImageNet, drawn shapes, folders of images; their batches and statistics."""
 
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,10 @@ def load(config: DataConfig) -> "Dataset":
             return streamed.open_prepared(config.data_dir, config.loader_workers)
         case "shapes":
             dataset = shapes.load()
+        case "folder":
+            from alexnet_jax.data import image_folder
+
+            dataset = image_folder.load(config.data_dir, config.image_size, config.validation_share)
         case "cifar10":
             dataset = cifar10.load(config.data_dir, url=config.data_url)
     return dataset.train_on_all() if config.train_on == "all" else dataset

@@ -1,0 +1,255 @@
+"""A data set of the user's own images: a folder with a folder of images for each class.
+
+Two layouts are read. `DIR/CLASS/...`: a part of the images is held out for validation. `DIR/train/CLASS/...` with
+`val`, `valid` or `validation`, and `test` beside it, of which at least one is there or else a part is held out as well.
+Images may lie in subfolders of their class.
+"""
+
+import collections
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from alexnet_jax import runtime
+from alexnet_jax.data import decode, image_files
+from alexnet_jax.data.dataset import ArrayDataset, Split
+from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown, warn
+from alexnet_jax.files import read_bytes
+
+FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
+MOST_CLASSES = 1000
+MOST_BYTES = 4 * 2**30  # of decoded images
+FEW = 10  # training images of a class below which a warning names it
+IMBALANCE = 10  # ratio of the largest class to the smallest from which on a warning names both
+NAMED = 3  # files or classes that a message names
+
+
+class Image(NamedTuple):
+    """An image file.
+
+    Attributes:
+      path: of the file.
+      label: class index.
+      position: SHA-256 of its class and its path within it, as a number in [0, 1).
+    """
+
+    path: pathlib.Path
+    label: int
+    position: float
+
+
+def load(root: pathlib.Path | None, image_size: int, validation_share: float) -> ArrayDataset:
+    """Reads a folder of images into memory.
+
+    Each image is decoded as viewers show it (EXIF orientation, transparent parts white), and its central square is
+    scaled to `image_size`. Files that can't be decoded are left out, with a warning that names the first.
+
+    Where there is neither a validation nor a test folder, an image is held out for validation if its position, a hash
+    of its name, is below `validation_share`: whatever is added to the folder later, it stays on its side.
+
+    Args:
+      root: the folder.
+      image_size: side of the images in pixels.
+      validation_share: share of the images that is held out, at least 0 and below 1.
+
+    Raises:
+      UsageError: `root` is None, or nothing would be held out.
+      AlexNetError: the folder is not of one of the two layouts, has fewer than two classes or more than `MOST_CLASSES`,
+        two whose names differ only in case or form, a class without training images, or more images than fit into
+        memory.
+    """
+    if root is None:
+        raise UsageError("--dataset folder needs --data-dir: a folder that has a folder of images for each class")
+    root = pathlib.Path(os.path.abspath(root))
+    found = _find(root)
+    classes = list(found["train"])
+    _check_classes(root, classes)
+    images = {
+        split: [
+            Image(path, classes.index(name), _position(name, path.relative_to(folder)))
+            for name, (folder, paths) in of_split.items()
+            for path in paths
+        ]
+        for split, of_split in found.items()
+    }
+    held_out = ""
+    if len(images) == 1:
+        if not validation_share:
+            raise UsageError(f"--validation-share 0: {root} has no validation or test images, so some are needed")
+        held_out = f", {validation_share:.0%} of the names held out for validation"
+        everything = images["train"]
+        images = {
+            "train": [image for image in everything if image.position >= validation_share],
+            "validation": [image for image in everything if image.position < validation_share],
+        }
+    count = sum(map(len, images.values()))
+    if (size := count * image_size**2 * 3) > MOST_BYTES:
+        raise AlexNetError(
+            f"{root}: {count:,} images of {image_size}x{image_size} take {size / 2**30:.1f} GiB of memory: choose a "
+            "smaller --image-size, or prepare them for streaming: python -m alexnet_jax.data.prepare imagenet"
+        )
+    splits = _read(images, image_size)
+    for split, read in splits.items():
+        if not len(read):
+            raise AlexNetError(
+                f"{root}: no image for {split} that can be decoded: add images, or raise --validation-share"
+            )
+    _report(root, splits, classes)
+    return ArrayDataset("folder", f"{root}{held_out}", tuple(classes), splits)
+
+
+_Classes = dict[str, tuple[pathlib.Path, list[pathlib.Path]]]  # by name, sorted: folder and images
+
+
+def _find(root: pathlib.Path) -> dict[str, _Classes]:
+    """The images of each split and class."""
+    if not os.path.exists(root):
+        raise AlexNetError(f"{root}: no such folder; give --data-dir an existing one")
+    if not os.path.isdir(root):
+        raise AlexNetError(f"{root} is a file: give --data-dir the folder that has a folder of images for each class")
+    train = root / "train"
+    inside = _classes(train) if train.is_dir() else {}
+    if not inside:
+        classes = _classes(root)
+        if not classes:
+            raise AlexNetError(
+                f"{root} has no images in folders: make a folder for each class and put its images there"
+            )
+        return {"train": classes}
+    if loose := _loose(train):
+        raise AlexNetError(
+            f"{train} has images beside folders of images ({shown(loose[0].name)}): is it a split or a class? Move "
+            "them into their class's folder"
+        )
+    found = {"train": inside}
+    for split in ("validation", "test"):
+        folders = [folder for name in FOLDERS[split] if (folder := root / name).is_dir()]
+        if len(folders) > 1:
+            raise AlexNetError(f"{root} has {' and '.join(folder.name for folder in folders)}: keep one of them")
+        if folders and (classes := _classes(folders[0])):
+            if unknown := [name for name in classes if name not in inside]:
+                raise AlexNetError(f"{folders[0]}: class {shown(unknown[0])} has no folder in {train}")
+            found[split] = classes
+    others = sorted(path.name for path in _entries(root) if path.is_dir())
+    if unused := [name for name in others if not any(name in names for names in FOLDERS.values())]:
+        warn(f"{root}: not read, because there is a folder train: {shown(', '.join(unused), 200)}")
+    return found
+
+
+def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What a folder has, without system files, sorted by name."""
+    try:
+        return sorted(path for path in folder.iterdir() if not image_files.is_system_file(path.name))
+    except OSError as error:
+        raise AlexNetError(f"{folder}: can't be read ({reason(error)})") from error
+
+
+def _loose(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in _entries(folder) if path.is_file() and image_files.looks_like_image(path)]
+
+
+def _classes(folder: pathlib.Path) -> _Classes:
+    """The folders with images in a folder, by name."""
+
+    def stop(error: OSError) -> None:
+        raise AlexNetError(f"{error.filename}: can't be read ({reason(error)})") from error
+
+    classes: _Classes = {}
+    empty = []
+    for path in _entries(folder):
+        if path.is_dir() and not image_files.is_loop(path):
+            if not is_one_line(path.name):
+                raise AlexNetError(f"{folder}: the name {path.name!r} contains a control character: rename it")
+            images = [file for file in image_files.files_in(path, stop) if image_files.looks_like_image(file)]
+            if images:
+                classes[unicodedata.normalize("NFC", path.name)] = (path, images)
+            else:
+                empty.append(path.name)
+    if classes and empty:
+        warn(f"{folder}: {len(empty)} folder(s) without images are left out: {shown(', '.join(empty[:NAMED]), 200)}")
+    if classes and (loose := _loose(folder)):
+        warn(f"{folder}: {len(loose)} image(s) in no class's folder are left out: {shown(loose[0].name)}")
+    return classes
+
+
+def _check_classes(root: pathlib.Path, classes: Sequence[str]) -> None:
+    if len(classes) == 1:
+        raise AlexNetError(f"{root} has images of one class, {shown(classes[0])}: at least two are needed")
+    if len(classes) > MOST_CLASSES:
+        raise AlexNetError(f"{root} has {len(classes):,} classes; at most {MOST_CLASSES:,} are possible")
+    folded: dict[str, str] = {}
+    for name in classes:
+        other = folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            raise AlexNetError(
+                f"{root}: {shown(other)} and {shown(name)} differ only in case or form: one class or two?"
+            )
+
+
+def _position(name: str, within: pathlib.PurePath) -> float:
+    text = unicodedata.normalize("NFC", f"{name}/{within.as_posix()}")
+    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:6]) / 2**48
+
+
+def _read(images: Mapping[str, Sequence[Image]], size: int) -> dict[str, Split]:
+    """Decodes all images, in the order of their positions, which mixes the classes."""
+    broken: list[tuple[pathlib.Path, str]] = []
+
+    def pixels(image: Image) -> np.ndarray | None:
+        try:
+            data = read_bytes(image.path, decode.MAX_BYTES)
+            return decode.central_square(decode.decode(data, as_seen=True), size)
+        except (OSError, ValueError, decode.ImageError) as error:
+            broken.append((image.path, reason(error)))
+            return None
+
+    total = sum(map(len, images.values()))
+    splits = {}
+    with (
+        concurrent.futures.ThreadPoolExecutor(runtime.available_cores()) as pool,
+        tqdm.tqdm(total=total, unit=" images", desc="decoding", leave=False, delay=1, disable=None) as bar,
+    ):
+        for split, listed in images.items():
+            ordered = sorted(listed, key=lambda image: (image.position, str(image.path)))
+            kept, labels = [], []
+            for image, found in zip(ordered, pool.map(pixels, ordered), strict=True):
+                bar.update()
+                if found is not None:
+                    kept.append(found)
+                    labels.append(image.label)
+            stacked = np.stack(kept) if kept else np.zeros((0, size, size, 3), np.uint8)
+            splits[split] = Split(stacked, np.array(labels, np.int32))
+    for path, why in sorted(broken)[:NAMED]:
+        warn(f"{path}: left out: {why}")
+    if len(broken) > NAMED:
+        warn(f"{len(broken) - NAMED:,} more files are left out")
+    return splits
+
+
+def _report(root: pathlib.Path, splits: Mapping[str, Split], classes: Sequence[str]) -> None:
+    """Refuses classes without training images; warns of few, of imbalance and of copies on both sides."""
+    counts = np.bincount(splits["train"].labels, minlength=len(classes))
+    by_count = sorted(zip(counts.tolist(), classes, strict=True))
+    if not by_count[0][0]:
+        raise AlexNetError(f"{root}: class {shown(by_count[0][1])} has no image to train on: add some or remove it")
+    few = [f"{shown(name)} {count}" for count, name in by_count if count < FEW]
+    if few:
+        warn(f"{len(few)} class(es) with fewer than {FEW} images to train on: {', '.join(few[:NAMED])}")
+    if by_count[-1][0] >= IMBALANCE * by_count[0][0]:
+        (least, smallest), (most, largest) = by_count[0], by_count[-1]
+        warn(f"the classes are unequal: {most:,} images of {shown(largest)}, {least:,} of {shown(smallest)}")
+    seen = collections.Counter(_digests(splits["train"]))
+    for split in splits.keys() - {"train"}:
+        if copies := sum(digest in seen for digest in _digests(splits[split])):
+            warn(f"{copies:,} of the {len(splits[split]):,} images for {split} are also among those to train on")
+
+
+def _digests(split: Split) -> Iterator[bytes]:
+    return (hashlib.sha256(image.tobytes()).digest() for image in split.images)

@@ -1,0 +1,196 @@
+"""A folder of the user's own images."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import alexnet_jax
+from alexnet_jax import data
+from alexnet_jax.config import cli
+from alexnet_jax.config.settings import DataConfig
+from alexnet_jax.data import image_folder, shapes
+from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.inspection.classify import classify_images
+from alexnet_jax.inspection.evaluate import evaluate
+from alexnet_jax.network import build
+from alexnet_jax.training import loop
+from tests.tiny_runs import TINY_NETWORKS
+
+
+def write(root, names, count, first=0):
+    """Drawn shapes as PNG files, `count` in each class's folder."""
+    split = shapes.load(train=10 * (first + count), validation=0, test=0)["train"]
+    for label, name in enumerate(names):
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, index in enumerate(np.flatnonzero(split.labels == label)[first:]):
+            Image.fromarray(split.images[index]).save(folder / f"{first + number:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    write(root, ("Katze", "狗", "ёж"), 30)
+    return root
+
+
+@pytest.fixture
+def own(source, tmp_path):
+    return shutil.copytree(source, tmp_path / "own")
+
+
+def load(root, image_size=32, validation_share=0.2):
+    return image_folder.load(root, image_size, validation_share)
+
+
+def test_pixels_labels_and_names(own):
+    dataset = load(own)
+    assert dataset.class_names == ("Katze", "ёж", "狗")
+    assert sum(dataset.counts.values()) == 90
+    assert 5 < dataset.counts["validation"] < 35
+    stored = {
+        np.asarray(Image.open(path)).tobytes(): name for name in dataset.class_names for path in (own / name).iterdir()
+    }
+    for split in dataset.splits.values():
+        assert [stored[image.tobytes()] for image in split.images] == [dataset.class_names[i] for i in split.labels]
+
+
+def test_what_is_held_out_stays_so_when_images_are_added(own):
+    before = load(own)
+    write(own, ("Katze", "狗", "ёж"), 10, first=30)
+    (own / "Katze" / "deeper").mkdir()
+    (own / "Katze" / "000.png").rename(own / "Katze" / "deeper" / "000.png")  # another name: perhaps another side
+    after = load(own)
+    sides = [{image.tobytes() for image in dataset["train"].images} for dataset in (before, after)]
+    moved = np.asarray(Image.open(own / "Katze" / "deeper" / "000.png")).tobytes()
+    for image in before["validation"].images:
+        assert image.tobytes() == moved or image.tobytes() not in sides[1]
+    assert len(after["train"]) + len(after["validation"]) == 120
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+def test_given_splits_are_taken(own, tmp_path, name):
+    root = tmp_path / "split"
+    root.mkdir()
+    own.rename(root / "train")
+    write(root / name, ("Katze", "狗"), 5, first=30)
+    dataset = load(root)
+    split = "test" if name == "test" else "validation"
+    assert dataset.counts == {"train": 90, split: 10}
+    assert "held out" not in dataset.source
+
+
+def test_a_run_from_first_to_last(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
+    flags = ["folder", "--data-dir", str(own), "--workdir", str(tmp_path / "run"), "--num-devices", "1"]
+    flags += ["--optimizer", "sgd", "--learning-rate", "1e-3", "--epochs"]
+    config = cli.parse_train([*flags, "2", "--rate-schedule", "drops", "--warmup-epochs", "0"])
+    loop.train_and_evaluate(config, data.load(config.data))
+    assert "20% of the names held out for validation" in capsys.readouterr().out
+    run = alexnet_jax.open_run(tmp_path / "run")
+    assert run.class_names == ("Katze", "ёж", "狗")
+    evaluate(cli.parse_eval([str(tmp_path / "run")]))
+    assert (tmp_path / "run" / "eval" / "validation.json").exists()
+    photo = next((own / "狗").iterdir())
+    (row,) = classify_images(cli.parse_eval([str(tmp_path / "run"), "--images", str(photo)]))
+    assert {entry["class"] for entry in row["top"]} == set(run.class_names)
+    (own / "Katze" / "000.png").unlink()
+    with pytest.raises((AlexNetError, UsageError), match=r"data set|images"):
+        loop.train_and_evaluate(config, data.load(config.data))
+
+
+def test_broken_files_are_left_out_and_named(own, capsys):
+    (own / "Katze" / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    (own / "Katze" / "empty.png").write_bytes(b"")
+    (own / "Katze" / "notes.txt").write_text("no image")
+    (own / "nothing").mkdir()
+    shutil.copy(own / "Katze" / "000.png", own / "loose.png")
+    dataset = load(own)
+    err = capsys.readouterr().err
+    assert sum(dataset.counts.values()) == 90
+    for words in ("broken.jpg: left out: ", "empty.png: left out: the file is empty", "1 folder(s) without images"):
+        assert words in err, words
+    assert "1 image(s) in no class's folder are left out: loose.png" in err
+    assert "notes.txt" not in err
+
+
+def test_few_unequal_and_copied_images_are_reported(own, tmp_path, capsys):
+    for path in sorted((own / "Katze").iterdir())[2:]:
+        path.unlink()
+    root = tmp_path / "split"
+    root.mkdir()
+    own.rename(root / "train")
+    shutil.copytree(root / "train" / "狗", root / "val" / "狗")
+    load(root)
+    err = capsys.readouterr().err
+    assert "1 class(es) with fewer than 10 images to train on: Katze 2" in err
+    assert "the classes are unequal: 30 images of 狗, 2 of Katze" in err
+    assert "30 of the 30 images for validation are also among those to train on" in err
+
+
+def test_links_to_a_folder_above_end(own):
+    (own / "Katze" / "loop").symlink_to(own)
+    (own / "back").symlink_to(own.parent)
+    assert load(own).class_names == ("Katze", "ёж", "狗")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: [shutil.rmtree(root / name) for name in ("狗", "ёж")], "has images of one class, Katze"),
+        (lambda root: [shutil.rmtree(path) for path in root.iterdir()], "has no images in folders"),
+        (lambda root: shutil.copytree(root / "Katze", root / "KATZE"), "KATZE and Katze differ only in case"),
+        (lambda root: shutil.rmtree(root), "no such folder"),
+        (lambda root: (shutil.rmtree(root), root.write_text("")), "is a file"),
+    ],
+    ids=["one class", "no images", "two cases", "missing", "a file"],
+)
+def test_what_is_no_folder_of_classes_is_refused(own, change, message):
+    change(own)
+    with pytest.raises(AlexNetError, match=message):
+        load(own)
+
+
+def test_a_class_may_be_called_train(own):
+    (own / "狗").rename(own / "train")
+    assert load(own).class_names == ("Katze", "train", "ёж")
+
+
+def test_a_split_with_loose_images_is_refused(own, tmp_path):
+    root = tmp_path / "split"
+    root.mkdir()
+    own.rename(root / "train")
+    shutil.copy(root / "train" / "Katze" / "000.png", root / "train" / "000.png")
+    with pytest.raises(AlexNetError, match="has images beside folders of images"):
+        load(root)
+
+
+def test_an_unknown_class_to_validate_on_is_refused(own, tmp_path):
+    root = tmp_path / "split"
+    root.mkdir()
+    own.rename(root / "train")
+    write(root / "val", ("Hund",), 2)
+    with pytest.raises(AlexNetError, match="class Hund has no folder in"):
+        load(root)
+
+
+def test_too_many_classes_or_pixels_are_refused(own, monkeypatch):
+    with pytest.raises(UsageError, match="--validation-share 0"):
+        load(own, validation_share=0.0)
+    monkeypatch.setattr(image_folder, "MOST_BYTES", 10_000)
+    with pytest.raises(AlexNetError, match=r"90 images of 32x32 take 0\.0 GiB of memory"):
+        load(own)
+    monkeypatch.setattr(image_folder, "MOST_CLASSES", 2)
+    with pytest.raises(AlexNetError, match="has 3 classes; at most 2"):
+        load(own)
+
+
+def test_the_folder_must_be_given():
+    with pytest.raises(UsageError, match="--dataset folder needs --data-dir"):
+        data.load(DataConfig("folder"))
+    with pytest.raises(UsageError, match="--image-size is for --dataset folder"):
+        cli.parse_train(["quickstart", "--image-size", "64"])
+    with pytest.raises(UsageError, match="--train-on all is for"):
+        cli.parse_train(["folder", "--train-on", "all"])
