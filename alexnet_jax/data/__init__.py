@@ -1,4 +1,4 @@
-"""Data sets: CIFAR-10, ImageNet, drawn shapes, folders of images; their batches and statistics."""
+"""Data sets: CIFAR-10, ImageNet, shapes, image folders; batches and statistics."""
 
 from typing import TYPE_CHECKING
 
