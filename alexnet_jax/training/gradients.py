@@ -109,9 +109,9 @@ def in_fixed_order(loss_and_gradient: LossAndGradient, common: PyTree, batch: Ba
 def all_finite(loss: jax.Array, gradient: PyTree) -> jax.Array:
     """Whether a loss and its gradient contain neither Inf nor NaN: bool scalar.
 
-    The kernels of dense layers (matrices) are not examined, because they are most of the bytes: Inf or NaN in the
-    gradient of a layer's output is also in that of its bias, and in its input, in the loss. What remains are products
-    of finite numbers that overflow; the next step's loss shows them.
+    The kernels of dense layers (matrices) are not examined, because they are most of the bytes. If the gradient of such
+    a layer's output contains Inf or NaN, so does that of its bias; if the layer's input does, so does the loss. What
+    remains is a sum of finite products that overflows; the next step's loss shows it.
     """
     others = [leaf.ravel() for leaf in jax.tree.leaves(gradient) if leaf.ndim != 2]
     return jnp.isfinite(loss) & jnp.isfinite(jnp.concatenate(others)).all()
