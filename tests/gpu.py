@@ -1,4 +1,4 @@
-"""What only a GPU can tell: `python -m tests.gpu`, one command for whoever has one, under ten minutes.
+"""What only a GPU can tell: `python -m tests.gpu`, one command for whoever has one.
 
 It compares a GPU with the CPU of the same machine, from the same state: train steps, resumption, `--deterministic`,
 evaluation, export, LRN and pooling. Then it runs `benchmarks/run.py` and, with --data-dir, trains `cifar10-best` to
@@ -156,7 +156,7 @@ def value_and_gradient(
 
 
 def train(folder: pathlib.Path, *flags: str) -> alexnet_jax.Run:
-    """`python train.py quickstart`, two steps of which are tested in the other checks; returns the run."""
+    """`python train.py quickstart --deterministic` with further flags, on one device; returns the run."""
     run_script("train.py", "quickstart", "--workdir", str(folder), "--deterministic", "--num-devices", "1", *flags)
     return alexnet_jax.open_run(folder)
 

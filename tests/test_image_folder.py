@@ -1,6 +1,7 @@
 """A folder of the user's own images."""
 
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -156,6 +157,29 @@ def test_what_is_no_folder_of_classes_is_refused(own, change, message):
 def test_a_class_may_be_called_train(own):
     (own / "狗").rename(own / "train")
     assert load(own).class_names == ("Katze", "train", "ёж")
+
+
+def test_splits_without_classes_are_not_taken_for_classes(own):
+    shutil.rmtree(own / "ёж")
+    (own / "狗").rename(own / "train")
+    (own / "Katze").rename(own / "val")
+    with pytest.raises(AlexNetError, match="train and val have images but no folder for each class"):
+        load(own)
+
+
+def test_images_to_test_on_without_classes_are_not_read(own, tmp_path, capsys):
+    root = tmp_path / "split"
+    shutil.copytree(own, root / "train")
+    shutil.copytree(own / "Katze", root / "test")
+    assert set(load(root).counts) == {"train", "validation"}
+    assert "test: not read, because it has no folder of images for each class" in capsys.readouterr().err
+
+
+def test_two_forms_of_one_name_are_refused(own):
+    (own / "Katze").rename(own / unicodedata.normalize("NFC", "é"))
+    (own / "狗").rename(own / unicodedata.normalize("NFD", "é"))
+    with pytest.raises(AlexNetError, match="has two folders é in different Unicode forms"):
+        load(own)
 
 
 def test_a_split_with_loose_images_is_refused(own, tmp_path):

@@ -258,6 +258,14 @@ def test_the_first_of_equals_gets_the_gradient(window, stride, padding, dtype):
         np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(another, np.float32))
 
 
+def test_max_pool_refuses_windows_whose_places_need_more_than_8_bits():
+    x = jnp.zeros((1, 16, 16, 1))
+    for function in (max_pool, jax.grad(lambda x, window: max_pool(x, window).sum())):
+        function(x, 11)
+        with pytest.raises(ValueError, match="window=12: at most 11"):
+            function(x, 12)
+
+
 def test_max_pool_passes_nan_on():
     x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 2].set(jnp.nan)
     for y in (max_pool(x, 2, 2), max_pool_with_places(x, 2, 2, "SAME")[0]):

@@ -2,7 +2,7 @@
 
 Two layouts are read. `DIR/CLASS/...`: a part of the images is held out for validation. `DIR/train/CLASS/...` with
 `val`, `valid` or `validation`, and `test` beside it, of which at least one is there or else a part is held out as well.
-Images may lie in subfolders of their class.
+Images may be in subfolders of their class.
 """
 
 import collections
@@ -99,7 +99,7 @@ def load(root: pathlib.Path | None, image_size: int, validation_share: float) ->
     for split, read in splits.items():
         if not len(read):
             raise AlexNetError(
-                f"{root}: no image for {split} that can be decoded: add images, or raise --validation-share"
+                f"{root}: no image for {split} that can be decoded: add images, or change --validation-share"
             )
     _report(root, splits, classes)
     return ArrayDataset("folder", f"{root}{held_out}", tuple(classes), splits)
@@ -122,6 +122,11 @@ def _find(root: pathlib.Path) -> dict[str, _Classes]:
             raise AlexNetError(
                 f"{root} has no images in folders: make a folder for each class and put its images there"
             )
+        if all(any(name in names for names in FOLDERS.values()) for name in classes):
+            raise AlexNetError(
+                f"{root}: {shown(' and '.join(classes))} have images but no folder for each class: are they splits? "
+                "Make a folder for each class in them"
+            )
         return {"train": classes}
     if loose := _loose(train):
         raise AlexNetError(
@@ -133,7 +138,12 @@ def _find(root: pathlib.Path) -> dict[str, _Classes]:
         folders = [folder for name in FOLDERS[split] if (folder := root / name).is_dir()]
         if len(folders) > 1:
             raise AlexNetError(f"{root} has {' and '.join(folder.name for folder in folders)}: keep one of them")
-        if folders and (classes := _classes(folders[0])):
+        if not folders:
+            continue
+        classes = _classes(folders[0])
+        if not classes:
+            warn(f"{folders[0]}: not read, because it has no folder of images for each class")
+        else:
             if unknown := [name for name in classes if name not in inside]:
                 raise AlexNetError(f"{folders[0]}: class {shown(unknown[0])} has no folder in {train}")
             found[split] = classes
@@ -169,7 +179,10 @@ def _classes(folder: pathlib.Path) -> _Classes:
                 raise AlexNetError(f"{folder}: the name {path.name!r} contains a control character: rename it")
             images = [file for file in image_files.files_in(path, stop) if image_files.looks_like_image(file)]
             if images:
-                classes[unicodedata.normalize("NFC", path.name)] = (path, images)
+                name = unicodedata.normalize("NFC", path.name)
+                if name in classes:
+                    raise AlexNetError(f"{folder} has two folders {shown(name)} in different Unicode forms: merge them")
+                classes[name] = (path, images)
             else:
                 empty.append(path.name)
     if classes and empty:

@@ -32,10 +32,14 @@ def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAM
     Returns:
       [B, H', W', C] of the dtype of `x`.
 
+    Raises:
+      ValueError: `window` is above 11.
+
     >>> import jax.numpy as jnp
     >>> max_pool(jnp.arange(25.0).reshape(1, 5, 5, 1), padding="VALID")[0, :, :, 0].tolist()
     [[12.0, 14.0], [22.0, 24.0]]
     """
+    _check_window(window)
     return _pool(x, window, stride, padding, jnp.maximum, -jnp.inf)  # not differentiated: ties don't matter
 
 
@@ -63,6 +67,8 @@ def gradient_from_places(
 
 @jax.named_scope("max_pool")
 def _forward(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    _check_window(window)
+
     def on_cpu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         y = _pool(x, window, stride, padding, _first_maximum, -jnp.inf)
         return y, jnp.zeros(y.shape, jnp.int8)  # not used
@@ -107,6 +113,11 @@ def average_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     """
     sums, counts = (_pool(y, window, stride, "SAME", jnp.add, 0.0) for y in (x, jnp.ones_like(x[:1, :, :, :1])))
     return sums / counts
+
+
+def _check_window(window: int) -> None:
+    if window > 11:
+        raise ValueError(f"max_pool: {window=}: at most 11, because places in a window are stored in 8 bits")
 
 
 def _windows(x: jax.Array, window: int, stride: int, padding: str) -> list[jax.Array]:

@@ -112,7 +112,8 @@ class Trainer:
             if not np.isfinite(leaf).all():
                 name = "/".join(str(key.key) for key in path)
                 raise AlexNetError(
-                    f"{name} contains Inf or NaN after step {self.step:,}; not saved. Try a lower --learning-rate"
+                    f"{name} contains Inf or NaN after step {self.step:,}, which is not saved. Try a lower "
+                    "--learning-rate"
                 )
 
     def learning_rate(self) -> float:
@@ -120,7 +121,12 @@ class Trainer:
         return float(self._schedule(self.step - 1))
 
     def validate(self) -> dict[str, float]:
-        """Loss (mean cross entropy, nats), accuracy and count on the validation images."""
+        """Loss (mean cross entropy, nats), accuracy and count on the validation images.
+
+        Raises:
+          AlexNetError: a parameter is Inf or NaN.
+        """
+        self.require_finite()
         state = self.gather()
         params = replicate(optimizer.averaged(state.opt_state, state.params), self.devices)
         logits, labels = predict_split(
