@@ -6,12 +6,14 @@ from alexnet_jax.config import cli
 
 
 def main(args: Sequence[str]) -> None:
-    """Classifies image files, compares runs or evaluates one, as the flags say."""
+    """Classifies image files or extracts their features, compares runs or evaluates one, as the flags say."""
     config = cli.parse_eval(args)
     # After parsing, because importing JAX and Flax takes longer than printing --help should.
-    from alexnet_jax.inspection import classify, compare, evaluate
+    from alexnet_jax.inspection import classify, compare, evaluate, extract
 
-    if config.images:
+    if config.features:
+        extract.extract_features(config)
+    elif config.images:
         classify.classify_images(config)
     elif config.others:
         compare.compare(config)

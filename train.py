@@ -11,12 +11,17 @@ def main(args: Sequence[str]) -> None:
     # Imported after parsing, because importing JAX and Flax takes longer than printing --help should.
     from alexnet_jax import data
     from alexnet_jax.distributed import devices, processes
+    from alexnet_jax.exchange import pretrained
     from alexnet_jax.training import loop
 
     with processes.joined(config.run):
         # Before the data: jax.distributed gives up after two minutes if a process has not registered its devices.
         devices.select_devices(config.run.num_devices, config.run.deterministic)
-        loop.train_and_evaluate(config, data.load(config.data))
+        weights = None
+        if config.network.init_from:
+            weights = pretrained.load(config.network.init_from)
+            config = cli.parse_train(args, weights.adopted(config.data.dataset))
+        loop.train_and_evaluate(config, data.load(config.data), weights)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def test_help_is_two_screens_of_presets_and_flags(preset, columns, capsys, monke
     assert f"--learning-rate {settings.optimizer.learning_rate} Learning rate at the start. " in text
     flip = "on" if settings.augmentation.flip else "off"
     assert f"--flip, --no-flip Mirror images left to right at random. Default: {flip}. " in text
-    assert "--pca-std 0.1 Standard deviation of the colour noise's coefficients. " in text
+    assert f"--dropout-rate {settings.network.dropout_rate} Probability of dropping an output of a hidden" in text
     assert f"--optimizer {settings.optimizer.optimizer} Update rule: adam, sgd, muon" in text
 
 

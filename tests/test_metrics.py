@@ -7,10 +7,17 @@ import time
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.inspection.scores import accuracy_interval, calibration, confusion_matrix, mcnemar, top_k_correct
+from alexnet_jax.inspection.scores import (
+    accuracy_interval,
+    calibration,
+    confusion_matrix,
+    mcnemar,
+    score,
+    top_k_correct,
+)
 from alexnet_jax.runs.log import JsonlWriter, TensorBoardWriter, read_jsonl
 from alexnet_jax.training.predict import cross_entropies, softmax
 
@@ -169,3 +176,20 @@ def test_wilsons_interval_by_hand():
     middle, half = (p + z**2 / 2 / n) / (1 + z**2 / n), z * (p * (1 - p) / n + (z / 2 / n) ** 2) ** 0.5 / (1 + z**2 / n)
     assert accuracy_interval(80, 100) == pytest.approx((middle - half, middle + half), abs=1e-6)
     assert accuracy_interval(0, 10)[0] == 0
+
+
+def test_class_scores_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, 2, 3, 5], 200)  # none of class 4
+    logits = rng.normal(size=(200, 6)) + 2 * np.eye(6)[labels] - 9 * np.eye(6)[3]  # and class 3 is never predicted
+    result = score(logits, labels, "abcdef")
+    rows = result["per_class"]
+    expected = precision_recall_fscore_support(labels, logits.argmax(axis=1), labels=range(6), zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "count"), expected, strict=True):
+        np.testing.assert_allclose([row[name] or 0 for row in rows], values)
+    assert rows[3]["precision"] is None
+    assert rows[4]["recall"] is None
+    macro = precision_recall_fscore_support(
+        labels, logits.argmax(axis=1), labels=[0, 1, 2, 3, 5], average="macro", zero_division=0
+    )
+    np.testing.assert_allclose(list(result["macro"].values()), macro[:3])

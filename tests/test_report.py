@@ -161,7 +161,7 @@ def test_figures_are_the_evaluations(open_page, tiny_evaluation):
     cells = page.locator(".matrix button").all_inner_texts()
     assert [int(cell) for cell in cells] == np.array(results["confusion"]).ravel().tolist()
     assert page.locator("#mistakes figure").count() == min(report.MISTAKES, results["count"] - results["correct"])
-    assert page.locator(".bars .name").count() == sum(row["count"] > 0 for row in results["per_class"])
+    assert page.locator(".scores tbody tr").count() == sum(row["count"] > 0 for row in results["per_class"])
     assert "</script><script>" in page.inner_text(".matrix tbody tr:first-child th")  # as text
 
 

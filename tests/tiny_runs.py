@@ -68,9 +68,9 @@ def make_config(workdir: pathlib.Path, epochs: int = 3, **run: Any) -> TrainConf
     )
 
 
-def train_until(config: TrainConfig, dataset: Dataset, step: int, number: int) -> None:
+def train_until(config: TrainConfig, dataset: Dataset, step: int, number: int, *pretrained: Any) -> None:
     """Trains; the process sends itself a signal after `step`."""
-    for call in loop.training(config, dataset):
+    for call in loop.training(config, dataset, *pretrained):
         if call.step == step:
             os.kill(os.getpid(), number)
             time.sleep(0.1)  # a thread notes it

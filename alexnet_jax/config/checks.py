@@ -27,6 +27,7 @@ from alexnet_jax.errors import UsageError, shown
 
 # --deterministic divides every batch into this many parts, whose gradients are added in a fixed order.
 MICRO_BATCHES = 8
+ALL_BUT_HEAD = "all-but-head"  # what --freeze calls all layers but the last
 
 
 def from_settings(config_type: type[C], settings: Mapping[str, Any], context: str | None = None) -> C:
@@ -76,6 +77,10 @@ def _check_train(config: TrainConfig) -> None:
     for option in ("image_size", "validation_share"):
         if data.dataset != "folder" and getattr(data, option) != getattr(DataConfig(), option):
             raise UsageError(f"{flag(option)} is for --dataset folder")
+    if data.scaling != "square" and data.dataset in ("cifar10", "shapes"):
+        raise UsageError("--scaling is for --dataset folder")
+    if config.network.init_from and config.network.conv1_init != "he":
+        raise UsageError("--init-from and --conv1-init: choose one")
     if config.augmentation.flip_schedule == "alternating" and not config.augmentation.flip:
         raise UsageError("--flip-schedule alternating needs --flip")
     if config.augmentation.crop_size and config.augmentation.crop_padding:
@@ -145,6 +150,10 @@ def _check_eval(config: EvalConfig) -> None:
         raise UsageError("--images needs image files, or folders of them")
     if config.images and (config.others or config.report or config.split or config.data_dir):
         raise UsageError("--images is for one run, without --report, --split and --data-dir")
+    if (config.features or config.layer) and not config.images:
+        raise UsageError("--features and --layer need --images: files, or folders of them")
+    if config.layer and not config.features:
+        raise UsageError("--layer needs --features: the file to write")
     if config.others and config.report:
         raise UsageError("--report is for one run: leave it out to compare several")
 
@@ -225,8 +234,22 @@ def _check_layers(config: TrainConfig, layers: Sequence[str]) -> None:
             raise UsageError(
                 f"--layer-decays {shown(layer)}: the layers of --network {network} are {', '.join(layers)}"
             )
+    for layer in config.optimizer.freeze:
+        if layer not in (*layers, ALL_BUT_HEAD):
+            raise UsageError(
+                f"--freeze {shown(layer)}: the layers of --network {network} are {', '.join(layers)}; {ALL_BUT_HEAD} "
+                "is short for all but the last"
+            )
+    if len(frozen_layers(config.optimizer.freeze, layers)) == len(layers):
+        raise UsageError("--freeze names every layer: there is nothing left to train")
     if config.run.parallelism == "hybrid" and "fc1" not in layers:
         raise UsageError(f"--parallelism hybrid: --network {network} has no hidden dense layers to split")
+
+
+def frozen_layers(freeze: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]:
+    """The layers that --freeze names, in the network's order."""
+    named = {*freeze, *layers[:-1]} if ALL_BUT_HEAD in freeze else set(freeze)
+    return tuple(layer for layer in layers if layer in named)
 
 
 def check_views(views: int, augmentation: AugmentationConfig, run: pathlib.Path) -> None:

@@ -7,13 +7,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import tyro
 
 from alexnet_jax import signals, terminal
 from alexnet_jax.config.checks import validate
-from alexnet_jax.config.flags import C, flags_of
+from alexnet_jax.config.flags import C, flags_of, replace
 from alexnet_jax.config.help import help_text, table
 from alexnet_jax.config.recipes import DEFAULT_PRESET, PRESETS
 from alexnet_jax.config.settings import EvalConfig, TrainConfig
@@ -55,8 +57,8 @@ def parse(config_type: type[C], args: Sequence[str], prog: str, description: str
     return validate(config)
 
 
-def parse_train(args: Sequence[str]) -> TrainConfig:
-    """Parses `[PRESET] [FLAGS]`.
+def parse_train(args: Sequence[str], settings: Mapping[str, Any] = types.MappingProxyType({})) -> TrainConfig:
+    """Parses `[PRESET] [FLAGS]`; `settings`, by flat name, take the place of the preset's, and flags that of both.
 
     Raises:
       UsageError: for an unknown preset or flag, or an impossible value.
@@ -71,7 +73,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
         "Train an AlexNet. Flags change settings of a preset; repeating the command resumes the run.\n\n"
         f"presets, with measured test accuracy and time:\n{presets}"
     )
-    return parse(TrainConfig, flags, "train.py [PRESET]", description, PRESETS[name].config)
+    return parse(TrainConfig, flags, "train.py [PRESET]", description, replace(PRESETS[name].config, **settings))
 
 
 def parse_eval(args: Sequence[str]) -> EvalConfig:

@@ -48,7 +48,12 @@ class DataConfig:
     """Where to download CIFAR-10 from: a copy of one of the two published archives; its SHA-256 is checked. Unset: the
     environment variable ALEXNET_JAX_DATA_URL, then the authors' host, which is slow."""
     image_size: Annotated[int, pydantic.Field(ge=8, le=1024, strict=True), Mark.RARE] = 32
-    """For `folder`: side in pixels to which the central square of each image is scaled."""
+    """For `folder`: side in pixels to which each image is scaled."""
+    scaling: Annotated[Literal["square", "torchvision", "caffe"], Mark.RARE] = "square"
+    """For `folder` and eval.py --images: how an image becomes square.
+
+    `square`: its central square is scaled, bicubic. `torchvision`: the same, but bilinear, as in torchvision's
+    transforms. `caffe`: it is stretched."""
     validation_share: Annotated[Fraction, Mark.RARE] = 0.2
     """For `folder`: share of the images that is held out for validation, by a hash of their names, where there are no
     folders for validation and testing."""
@@ -89,7 +94,7 @@ class AugmentationConfig:
 
     `per-image`: along each image's own axes (the original post). Along those of the training set, scaled by standard
     deviations (`dataset-std`, the 2012 program) or by eigenvalues (`dataset-eigenvalue`)."""
-    pca_std: NonNegativeFloat = 0.1
+    pca_std: Annotated[NonNegativeFloat, Mark.RARE] = 0.1
     """Standard deviation of the colour noise's coefficients."""
     pca_off_epoch: Annotated[NonNegativeInt | None, Mark.RARE] = None
     """First epoch (from 0) without colour noise."""
@@ -100,7 +105,7 @@ class NetworkConfig:
     """Which network is trained."""
 
     network: Literal[
-        "small", "paper", "2012", "caffe", "one-column", "torchvision", "convnet-18pct", "convnet-11pct"
+        "small", "paper", "2012", "caffe", "caffenet", "one-column", "torchvision", "convnet-18pct", "convnet-11pct"
     ] = "small"
     """The network.
 
@@ -131,6 +136,11 @@ class NetworkConfig:
     conv1_init: Annotated[Literal["he", "whitening"], Mark.RARE] = "he"
     """Initial kernels of conv1 in `small`: random (He-normal), or the eigenvectors of patches of the training images,
     which whiten them."""
+    init_from: Path | None = None
+    """Begin with the weights of a run, or of torchvision's or Caffe's AlexNet.
+
+    A run's folder, a .safetensors, .pth, .caffemodel or .npy. The last layer is drawn anew unless it has the same
+    classes. The network, its input and the size of the images are those of the weights."""
     initial_bias: Annotated[FiniteFloat | None, Mark.RARE] = None
     """Initial value of every bias, for `small`. Unset: 1 (the original post). The other networks have their own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -179,6 +189,10 @@ class OptimizerConfig:
     """Layers with another weight decay, and its value: `--layer-decays local3 0.004 logits 0.01`."""
     bias_rate: Annotated[PositiveFloat, Mark.RARE] = 1.0
     """Factor on the learning rate of biases; 2 in the 2012 program."""
+    freeze: tuple[str, ...] = ()
+    """Layers that keep their initial weights, or all-but-head.
+
+    Where only the last layer is trained, without augmentation and dropout, its inputs are computed once."""
     conv1_slow_epoch: Annotated[NonNegativeInt | None, Mark.RARE] = None
     """First epoch (from 0) in which conv1 learns at a tenth of the rate."""
     conv1_stop_epoch: Annotated[NonNegativeInt | None, Mark.RARE] = None
@@ -215,7 +229,7 @@ class RunConfig:
 
     It receives the settings, metrics, checkpoints and plots."""
     num_devices: Annotated[PositiveInt | None, Mark.MAY_CHANGE] = None
-    """Number of devices over which each batch is divided. Unset: all, or 1 on a CPU.
+    """Devices over which each batch is divided. Unset: all, or 1 on a CPU.
 
     A CPU can be split into any number. With --distributed: number of devices per process."""
     distributed: Annotated[Bool, Mark.MAY_CHANGE, Mark.RARE] = False
@@ -289,6 +303,10 @@ class EvalConfig:
     """Classify these image files, or folders of them; eval/images.png shows the results.
 
     Prints the top 5 classes of each."""
+    features: Path | None = None
+    """Instead of classifying them, write a layer's outputs for --images to this .npz file."""
+    layer: Annotated[str | None, Mark.RARE] = None
+    """Layer, or operation after it, for --features: "fc2", "conv5 pool". Unset: the input of the last layer."""
     report: Bool = False
     """Also write eval/report.html, one page with curves, mistakes and kernels.
 

@@ -33,7 +33,7 @@ def load(config: DataConfig) -> "Dataset":
         case "folder":
             from alexnet_jax.data import image_folder
 
-            dataset = image_folder.load(config.data_dir, config.image_size, config.validation_share)
+            dataset = image_folder.load(config.data_dir, config.image_size, config.validation_share, config.scaling)
         case "cifar10":
             dataset = cifar10.load(config.data_dir, url=config.data_url)
     return dataset.train_on_all() if config.train_on == "all" else dataset

@@ -50,7 +50,22 @@ class Placement(NamedTuple):
     rows: slice
 
 
-class Dataset(Protocol):
+class Splits(Protocol):
+    """What prediction needs of a data set."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The number of images in each split."""
+
+    def batches(self, split: str, batch_size: int, placement: Placement) -> Iterator[Batch]:
+        """One pass over a split in its own order.
+
+        Yields:
+          NumPy arrays [d, B / D, ...] for the d devices of this process.
+        """
+
+
+class Dataset(Splits, Protocol):
     """A labelled image data set.
 
     Its splits are "train" and at least one of "validation" and "test". Each data set chooses its own types `Resident`
@@ -73,10 +88,6 @@ class Dataset(Protocol):
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(H, W, C) of every image."""
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """The number of images in each split."""
 
     def statistics(self) -> Statistics:
         """Mean image and PCA basis of the training images."""
@@ -113,13 +124,6 @@ class Dataset(Protocol):
     def fetch(self, resident: Any, call: Any) -> Batch:
         """The batch of one device and one step: `call` without its first two axes. Runs inside the compiled call."""
 
-    def batches(self, split: str, batch_size: int, placement: Placement) -> Iterator[Batch]:
-        """One pass over a split in its own order.
-
-        Yields:
-          NumPy arrays [d, B / D, ...] for the d devices of this process.
-        """
-
 
 class Examples(NamedTuple):
     """Examples on a device.
@@ -131,6 +135,37 @@ class Examples(NamedTuple):
 
     images: jax.Array | np.ndarray
     labels: jax.Array | np.ndarray
+
+
+def calls_by_index(
+    number: int,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    placement: Placement,
+    first: int,
+    length: Callable[[int], int],
+) -> Iterator[Batches]:
+    """The `calls` of a data set whose `number` training examples are on the devices: the indices of each step's."""
+    layout = batches(epoch_order(seed, epoch, number), batch_size, placement.num_devices)
+    layout = layout.of_devices(placement.rows)
+    while first < steps_per_epoch(number, batch_size):
+        count = length(first)
+        yield layout.part(first, count)
+        first += count
+
+
+def select(resident: Examples, call: Batches) -> Batch:
+    """The examples with a call's indices."""
+    images, labels = (jnp.take(array, call.indices, axis=0, mode="clip") for array in resident)
+    return Batch(images, labels, call.mask)
+
+
+def in_batches(images: Any, labels: Any, batch_size: int, placement: Placement) -> Iterator[Batch]:
+    """The `batches` of a split in memory."""
+    layout = batches(np.arange(len(labels)), batch_size, placement.num_devices).of_devices(placement.rows)
+    for indices, mask in zip(layout.indices.swapaxes(0, 1), layout.mask.swapaxes(0, 1), strict=True):
+        yield Batch(images[indices], labels[indices], mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,26 +229,16 @@ class ArrayDataset:
         self, seed: int, epoch: int, batch_size: int, placement: Placement, first: int, length: Callable[[int], int]
     ) -> Iterator[Batches]:
         """Indices of the examples of each step."""
-        number = len(self["train"])
-        layout = batches(epoch_order(seed, epoch, number), batch_size, placement.num_devices)
-        layout = layout.of_devices(placement.rows)
-        while first < steps_per_epoch(number, batch_size):
-            count = length(first)
-            yield layout.part(first, count)
-            first += count
+        return calls_by_index(len(self["train"]), seed, epoch, batch_size, placement, first, length)
 
     @staticmethod
     def fetch(resident: Examples, call: Batches) -> Batch:
         """Selects the examples on the device."""
-        images, labels = (jnp.take(array, call.indices, axis=0, mode="clip") for array in resident)
-        return Batch(images, labels, call.mask)
+        return select(resident, call)
 
     def batches(self, split: str, batch_size: int, placement: Placement) -> Iterator[Batch]:
         """One pass over a split in its own order."""
-        images, labels = self[split].images, self[split].labels
-        layout = batches(np.arange(len(labels)), batch_size, placement.num_devices).of_devices(placement.rows)
-        for indices, mask in zip(layout.indices.swapaxes(0, 1), layout.mask.swapaxes(0, 1), strict=True):
-            yield Batch(images[indices], labels[indices], mask)
+        return in_batches(self[split].images, self[split].labels, batch_size, placement)
 
     def train_on_all(self) -> "ArrayDataset":
         """Appends the validation images to the training images; no validation split remains."""

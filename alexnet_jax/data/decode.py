@@ -6,6 +6,8 @@ Does not import JAX, because every process that prepares images would have to wa
 import io
 import re
 import warnings
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -229,3 +231,25 @@ def central_square(image: PIL.Image.Image, size: int) -> np.ndarray:
     left, top = (image.width - short) / 2, (image.height - short) / 2
     box = (left, top, left + short, top + short)
     return np.asarray(image.resize((size, size), PIL.Image.Resampling.BICUBIC, box))
+
+
+def central_square_bilinear(image: PIL.Image.Image, size: int) -> np.ndarray:
+    """The same, as torchvision's transforms do it: the whole image is scaled, with a bilinear filter, and then cropped.
+
+    The longer side is rounded down to whole pixels.
+    """
+    short = min(image.size)
+    width, height = (size * side // short for side in image.size)
+    scaled = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(scaled.crop((left, top, left + size, top + size)))
+
+
+def stretched(image: PIL.Image.Image, size: int) -> np.ndarray:
+    """The whole image, stretched to a square with a bilinear filter, as Caffe's programs prepare ImageNet."""
+    return np.asarray(image.resize((size, size), PIL.Image.Resampling.BILINEAR))
+
+
+SCALINGS: Mapping[str, Callable[[PIL.Image.Image, int], np.ndarray]] = MappingProxyType(
+    {"square": central_square, "torchvision": central_square_bilinear, "caffe": stretched}
+)

@@ -11,10 +11,11 @@ import hashlib
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 import tqdm
 
 from alexnet_jax import runtime
@@ -45,11 +46,11 @@ class Image(NamedTuple):
     position: float
 
 
-def load(root: pathlib.Path | None, image_size: int, validation_share: float) -> ArrayDataset:
+def load(root: pathlib.Path | None, image_size: int, validation_share: float, scaling: str = "square") -> ArrayDataset:
     """Reads a folder of images into memory.
 
-    Each image is decoded as viewers show it (EXIF orientation, transparent parts white), and its central square is
-    scaled to `image_size`. Files that can't be decoded are left out, with a warning that names the first.
+    Each image is decoded as viewers show it (EXIF orientation, transparent parts white) and scaled. Files that can't be
+    decoded are left out, with a warning that names the first.
 
     Where there is neither a validation nor a test folder, an image is held out for validation if its position, a hash
     of its name, is below `validation_share`: whatever is added to the folder later, it stays on its side.
@@ -58,6 +59,7 @@ def load(root: pathlib.Path | None, image_size: int, validation_share: float) ->
       root: the folder.
       image_size: side of the images in pixels.
       validation_share: share of the images that is held out, at least 0 and below 1.
+      scaling: a key of `decode.SCALINGS`.
 
     Raises:
       UsageError: `root` is None, or nothing would be held out.
@@ -95,7 +97,7 @@ def load(root: pathlib.Path | None, image_size: int, validation_share: float) ->
             f"{root}: {count:,} images of {image_size}x{image_size} take {size / 2**30:.1f} GiB of memory: choose a "
             "smaller --image-size, or prepare them for streaming: python -m alexnet_jax.data.prepare imagenet"
         )
-    splits = _read(images, image_size)
+    splits = _read(images, image_size, decode.SCALINGS[scaling])
     for split, read in splits.items():
         if not len(read):
             raise AlexNetError(
@@ -211,14 +213,16 @@ def _position(name: str, within: pathlib.PurePath) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:6]) / 2**48
 
 
-def _read(images: Mapping[str, Sequence[Image]], size: int) -> dict[str, Split]:
+def _read(
+    images: Mapping[str, Sequence[Image]], size: int, to_square: Callable[[PIL.Image.Image, int], np.ndarray]
+) -> dict[str, Split]:
     """Decodes all images, in the order of their positions, which mixes the classes."""
     broken: list[tuple[pathlib.Path, str]] = []
 
     def pixels(image: Image) -> np.ndarray | None:
         try:
             data = read_bytes(image.path, decode.MAX_BYTES)
-            return decode.central_square(decode.decode(data, as_seen=True), size)
+            return to_square(decode.decode(data, as_seen=True), size)
         except (OSError, ValueError, decode.ImageError) as error:
             broken.append((image.path, reason(error)))
             return None

@@ -28,6 +28,8 @@ from alexnet_jax.files import expanded, to_bytes, write_atomically
 if TYPE_CHECKING:
     from alexnet_jax.inspection.run import Run
 
+MOST_METADATA = 16 * 1024**2  # bytes
+
 # JAX, and modules that need it, are imported in the functions: `--help` should not wait for them.
 
 
@@ -197,7 +199,32 @@ def load(path: str | os.PathLike[str]) -> Exported:
         raise AlexNetError(f"{path}: can't be loaded as an exported network ({reason(error)})") from error
 
 
+def read_run(path: pathlib.Path) -> "Run | None":
+    """The run in a safetensors file that `save` has written; None if the file is something else.
+
+    Its folder has no files.
+
+    Raises:
+      AlexNetError: the file can't be read, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 0 < size <= MOST_METADATA or b'"config"' not in file.read(size):
+                return None
+        return _run_of(path.read_bytes())
+    except OSError as error:
+        raise AlexNetError(f"{path}: can't be read ({reason(error)})") from error
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise AlexNetError(f"{path}: can't be loaded as an exported network ({reason(error)})") from error
+
+
 def _load_safetensors(data: bytes) -> Exported:
+    run = _run_of(data)
+    return Exported(run.dataset.class_names, run.dataset.image_shape, run.predict)
+
+
+def _run_of(data: bytes) -> "Run":
     import numpy as np
     import pydantic
     import safetensors.numpy
@@ -225,7 +252,7 @@ def _load_safetensors(data: bytes) -> Exported:
         params.setdefault(layer, {})[kind] = array
     run = Run(RunFolder(config.workdir), config, dataset, statistics, int(metadata["step"]), params)
     _check_arrays(run, arrays)
-    return Exported(dataset.class_names, dataset.image_shape, run.predict)
+    return run
 
 
 def _check_arrays(run: "Run", found: dict[str, Any]) -> None:

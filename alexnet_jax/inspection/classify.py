@@ -17,7 +17,7 @@ from alexnet_jax.data import decode, image_files
 from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.errors import AlexNetError, shown, warn
 from alexnet_jax.files import read_bytes, to_bytes, write_together
-from alexnet_jax.inspection.run import open_run
+from alexnet_jax.inspection.run import Run, open_run
 from alexnet_jax.inspection.task import results_folder
 from alexnet_jax.runs.folder import versions
 from alexnet_jax.runs.log import Record
@@ -31,8 +31,8 @@ TOP = 5  # classes reported for an image
 def classify_images(config: EvalConfig) -> list[dict[str, Any]]:
     """Classifies image files, prints the top 5 of each, writes `eval/images.json` and `.png`.
 
-    Each image is rotated according to its EXIF orientation, drawn on white where it is transparent, cropped to its
-    central square and scaled to the size of the run's images.
+    Each image is rotated according to its EXIF orientation, drawn on white where it is transparent, and scaled to the
+    size of the run's images as those were (--scaling).
 
     Returns:
       One row for each image, as in the file.
@@ -49,7 +49,7 @@ def classify_images(config: EvalConfig) -> list[dict[str, Any]]:
     params = replicate(run.params, devices)
     paths, broken = find_images(config.images or ())
     batch_size = min(config.batch_size, max(len(paths), 1))
-    images = read_images(paths, run.dataset.image_shape[0], broken)
+    images = read_images(paths, run, broken)
     rows: list[dict[str, Any]] = []
     drawn: list[np.ndarray] = []
     with tqdm.tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
@@ -69,10 +69,15 @@ def classify_images(config: EvalConfig) -> list[dict[str, Any]]:
         write_together(folder, {"images.png": _sheet(rows, drawn), "images.json": to_bytes(described)})
         of = f" (the first {len(drawn)} of {len(rows):,} images)" if len(rows) > len(drawn) else ""
         print(f"sheet{of} in {folder / 'images.png'}, all predictions in {folder / 'images.json'}")
-    if broken:
-        count = f"{len(broken)} of {len(rows) + len(broken):,}"
-        raise AlexNetError(f"{count} could not be read as an image; the first is {shown(str(broken[0]), 300)}")
+    refuse_broken(broken, len(rows))
     return rows
+
+
+def refuse_broken(broken: Sequence[pathlib.Path], read: int) -> None:
+    """Raises AlexNetError if there are files that could not be read, beside `read` others."""
+    if broken:
+        count = f"{len(broken)} of {read + len(broken):,}"
+        raise AlexNetError(f"{count} could not be read as an image; the first is {shown(str(broken[0]), 300)}")
 
 
 def find_images(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
@@ -110,10 +115,11 @@ def find_images(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list
 
 
 def read_images(
-    paths: Sequence[pathlib.Path], size: int, broken: list[pathlib.Path]
+    paths: Sequence[pathlib.Path], run: Run, broken: list[pathlib.Path]
 ) -> Iterator[tuple[pathlib.Path, np.ndarray]]:
-    """Each file's image as uint8 [size, size, 3]; those that can't be read are reported and appended to `broken`."""
+    """Each file's image, uint8, scaled as the run's are; files that can't be read are reported and go to `broken`."""
     reasons: collections.Counter[str] = collections.Counter()
+    size, to_square = run.dataset.image_shape[0], decode.SCALINGS[run.config.data.scaling]
     for path in paths:
         try:
             image = decode.decode(read_bytes(path, decode.MAX_BYTES), as_seen=True)
@@ -124,7 +130,7 @@ def read_images(
                 warn(f"skipped {shown(str(path), 300)}: {reason}")
             broken.append(path)
             continue
-        yield path, decode.central_square(image, size)
+        yield path, to_square(image, size)
     for reason, count in reasons.items():
         if count > MOST_NAMED:
             warn(f"skipped {count - MOST_NAMED:,} more: {reason}")

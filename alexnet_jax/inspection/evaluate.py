@@ -77,12 +77,22 @@ def print_results(results: Record, folder: pathlib.Path | None) -> None:
     """Prints an evaluation, and the folder of its files."""
     rows = [row for row in results["per_class"] if row["count"]]
     if len(rows) > MOST_CLASSES_PRINTED:
-        rows = sorted(rows, key=lambda row: -row["accuracy"])
+        rows = sorted(rows, key=lambda row: -row["f1"])
         rows = rows[: MOST_CLASSES_PRINTED // 2] + rows[-MOST_CLASSES_PRINTED // 2 :]
         print(f"The {len(rows) // 2} best and the {len(rows) // 2} worst of {len(results['per_class'])} classes:")
     width = max(len(row["class"]) for row in rows)
+    print(f"{'':>{width}}  precision   recall       F1   images")
     for row in rows:
-        print(f"{row['class']:>{width}}  {row['accuracy']:7.2%}  {terminal.bar(row['accuracy'])}")
+        print(f"{row['class']:>{width}}{_percentages(row)}  {row['count']:>7,}  {terminal.bar(row['f1'], 30)}")
+    print(f"{'mean':>{width}}{_percentages(results['macro'])}")
     print(f"\n{results['split']} accuracy: {results['accuracy']:.4f} ({results['correct']:,} of {results['count']:,})")
     print(f"top-5 accuracy: {results['top5_accuracy']:.4f}, mean cross entropy: {results['loss']:.4f}")
     print(f"step {results['step']:,}" + (f"; details and plots in {folder}" if folder is not None else ""))
+
+
+def _percentages(scores: Record) -> str:
+    """Precision, recall and F1 in columns; a dash for a precision of no predictions."""
+    return "".join(
+        f"{'-' if scores[name] is None else format(scores[name], '.2%'):>{column}}"
+        for name, column in (("precision", 11), ("recall", 9), ("f1", 9))
+    )

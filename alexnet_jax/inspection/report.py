@@ -48,7 +48,7 @@ def page(evaluation: Evaluation, records: Sequence[Mapping[str, Any]]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alexnet_jax.inspection", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f}%"
+    environment.filters["percent"] = lambda value, digits=2: "-" if value is None else f"{100 * value:.{digits}f}%"
     return environment.get_template("report.html.jinja").render(
         plotly=base64.b64encode(gzip.compress(plotly.offline.get_plotlyjs().encode(), mtime=0)).decode(),
         name=run.folder.path.absolute().name,
@@ -176,8 +176,8 @@ def _as_json(figure: go.Figure) -> dict[str, Any]:
 
 
 def _classes(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Rows of the per-class accuracy, best first; of more than `LARGEST_TABLE` classes, only the best and the worst."""
-    rows = sorted((row for row in results["per_class"] if row["count"]), key=lambda row: -row["accuracy"])
+    """Scores of the classes, highest F1 first; of more than `LARGEST_TABLE` classes, only the best and the worst."""
+    rows = sorted((row for row in results["per_class"] if row["count"]), key=lambda row: -row["f1"])
     return rows if len(rows) <= LARGEST_TABLE else rows[: LARGEST_TABLE // 2] + rows[-LARGEST_TABLE // 2 :]
 
 

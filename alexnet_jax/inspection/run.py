@@ -61,8 +61,8 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in one pass over the training images."""
-        return batches.steps_per_epoch(self.dataset.counts["train"], self.config.schedule.batch_size)
+        """Updates in one pass over the training images; 1 for converted weights, whose training is not known."""
+        return batches.steps_per_epoch(self.dataset.counts.get("train", 1), self.config.schedule.batch_size)
 
     @property
     def model(self) -> nn.Module:
@@ -147,7 +147,7 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
         raise AlexNetError(
             f"{folder.dataset} has images {dataset.image_shape}, but {folder.statistics} {statistics.mean_image.shape}"
         )
-    if "train" not in dataset.counts:
+    if dataset.counts and "train" not in dataset.counts:
         raise AlexNetError(f"{folder.dataset}: counts has no number of training images")
     tree = _restored(folder, str(checkpoint))
     outputs, classes = len(tree["params"]["logits"]["bias"]), len(dataset.class_names)

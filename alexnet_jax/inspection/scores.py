@@ -111,24 +111,53 @@ def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
 
 
 def score(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Counts and means over N examples, of float32 logits [N, classes] and int labels [N].
+    """Counts, means over N examples and means over classes, of float32 logits [N, classes] and int labels [N].
 
     Returns:
       JSON-ready: accuracy, top5_accuracy (the label is among the five largest logits), loss (mean cross entropy, nats),
-      calibration_error (`Calibration.error`), count, correct, per_class, confusion (row = true class).
+      calibration_error (`Calibration.error`), count, correct, per_class (`class_scores`), confusion (row = true class),
+      and macro: the means of precision, recall and F1 over the classes that have examples.
     """
     matrix = confusion_matrix(labels, logits.argmax(axis=1), len(class_names))
-    correct, counts = matrix.diagonal(), matrix.sum(axis=1)
+    correct, rows = int(matrix.trace()), class_scores(matrix, class_names)
+    present = [row for row in rows if row["count"]]
     return {
-        "accuracy": int(correct.sum()) / len(labels),
+        "accuracy": correct / len(labels),
         "top5_accuracy": top_k_correct(logits, labels, 5) / len(labels),
         "loss": float(cross_entropies(logits, labels).mean()),
         "calibration_error": calibration(softmax(logits).max(axis=1), logits.argmax(axis=1) == labels).error,
         "count": len(labels),
-        "correct": int(correct.sum()),
-        "per_class": [
-            {"class": name, "count": int(n), "correct": int(c), "accuracy": int(c) / int(n) if n else None}
-            for name, n, c in zip(class_names, counts, correct, strict=True)
-        ],
+        "correct": correct,
+        "macro": {
+            name: sum(row[name] or 0.0 for row in present) / len(present) for name in ("precision", "recall", "f1")
+        },
+        "per_class": rows,
         "confusion": matrix.tolist(),
     }
+
+
+def class_scores(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each class of a confusion matrix (row = true class): its name, counts, precision, recall and F1.
+
+        precision = correct / predicted,  recall = correct / count,  F1 = 2 correct / (count + predicted)
+
+    where `count` examples are of the class (its support) and `predicted` are taken for it. A quotient whose denominator
+    is 0 is None; a macro mean counts it as 0, as scikit-learn does.
+    """
+
+    def share(part: int, of: int) -> float | None:
+        return part / of if of else None
+
+    columns = (confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal())
+    return [
+        {
+            "class": name,
+            "count": count,
+            "predicted": predicted,
+            "correct": correct,
+            "precision": share(correct, predicted),
+            "recall": share(correct, count),
+            "f1": share(2 * correct, count + predicted),
+        }
+        for name, count, predicted, correct in zip(class_names, *(column.tolist() for column in columns), strict=True)
+    ]

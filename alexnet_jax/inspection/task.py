@@ -14,7 +14,7 @@ from alexnet_jax.config.settings import EvalConfig
 from alexnet_jax.data import load
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.distributed.devices import replicate
-from alexnet_jax.errors import AlexNetError, warn
+from alexnet_jax.errors import AlexNetError, shown, warn
 from alexnet_jax.inspection.run import Run, open_run
 from alexnet_jax.inspection.scores import score
 from alexnet_jax.runs.folder import versions
@@ -77,12 +77,34 @@ def open_task(path: pathlib.Path, config: EvalConfig) -> Task:
     run = open_run(path, config.checkpoint)
     check_views(config.views, run.config.augmentation, path)
     dataset = _load_data(run, config)
-    if dataset.fingerprint() != run.dataset.fingerprint:
-        raise AlexNetError(f"{path} was not trained on the images from {dataset.source}")
+    _check_same(run, dataset)
     split = config.split or ("test" if "test" in dataset.counts else "validation")
     if split not in dataset.counts:
         raise AlexNetError(f"{dataset.source} has no split {split!r}; it has {', '.join(dataset.counts)}")
     return Task(run, dataset, split)
+
+
+def _check_same(run: Run, dataset: Dataset) -> None:
+    """Raises AlexNetError unless the data is that of the run or, for converted weights, has their classes."""
+    if run.dataset.counts:
+        if dataset.fingerprint() != run.dataset.fingerprint:
+            raise AlexNetError(f"{run.folder.path} was not trained on the images from {dataset.source}")
+        return
+    if len(dataset.class_names) != len(run.class_names):
+        raise AlexNetError(
+            f"{dataset.source} has {len(dataset.class_names):,} classes, but the network of {run.folder.path} has "
+            f"{len(run.class_names):,} outputs"
+        )
+    for index, (theirs, ours) in enumerate(zip(dataset.class_names, run.class_names, strict=True)):
+        if theirs != ours:
+            raise AlexNetError(
+                f"class {index} is {shown(theirs)} in {dataset.source}, but {shown(ours)} in {run.folder.path}: "
+                "convert the weights again, with these names in --class-names"
+            )
+    if dataset.image_shape != run.dataset.image_shape:
+        raise AlexNetError(
+            f"{dataset.source} has images of {dataset.image_shape[0]} pixels; {run.dataset.image_shape[0]} are needed"
+        )
 
 
 def _load_data(run: Run, config: EvalConfig) -> Dataset:

@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +23,14 @@ def layer_outputs(model: nn.Module, params: Mapping[str, Any], inputs: jax.Array
     _, state = model.apply({"params": params}, inputs, capture_intermediates=is_layer, mutable=["intermediates"])
     kept = state["intermediates"]
     return {name: value["__call__"][0] if name in params else value[0] for name, value in kept.items()}
+
+
+def layer_names(model: nn.Module, params: Mapping[str, Any], input_shape: Sequence[int]) -> list[str]:
+    """The names of `layer_outputs`, for an input (H, W, C)."""
+    names: list[str] = []
+    inputs = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    jax.eval_shape(lambda x: names.extend(layer_outputs(model, params, x)), inputs)
+    return names
 
 
 @functools.partial(jax.jit, static_argnames=("model", "names"))

@@ -47,7 +47,7 @@ _Text = Annotated[str, pydantic.Field(min_length=1, max_length=10_000), pydantic
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """Description of a run's data set, as in dataset.json."""
+    """Description of a run's data set, as in dataset.json; `counts` is empty if the weights were converted."""
 
     name: _Text
     source: _Text

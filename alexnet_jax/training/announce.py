@@ -8,6 +8,7 @@ from alexnet_jax.augment.preprocess import Preprocessing, visible_noise
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.distributed import processes
 from alexnet_jax.runs.folder import RunFolder
+from alexnet_jax.training.initial import Pretrained
 from alexnet_jax.training.trainer import SAMPLE, Trainer
 
 
@@ -19,8 +20,8 @@ def noise_levels(preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray
     return np.asarray(draws(keys, images)).std(axis=(0, 1))
 
 
-def announce(trainer: Trainer, folder: RunFolder) -> None:
-    """Prints data, network, noise and run, and draws samples of the data, before the first step."""
+def announce(trainer: Trainer, folder: RunFolder, pretrained: Pretrained | None = None) -> None:
+    """Prints data, network, weights, noise and run, and draws samples of the data, before the first step."""
     if not processes.is_main():
         return
     config, dataset, devices = trainer.config, trainer.dataset, trainer.devices
@@ -31,6 +32,12 @@ def announce(trainer: Trainer, folder: RunFolder) -> None:
         f"network  {type(trainer.model).__name__}, {parameters:,} parameters, {config.network.dtype}, "
         f"on {len(devices)} x {devices[0].device_kind}, JAX {jax.__version__}"
     )
+    if pretrained is not None and not trainer.step:
+        taken = pretrained.layers(dataset.class_names)
+        drawn = [layer for layer in trainer.shapes.params if layer not in taken]
+        print(f"weights  {', '.join(taken)} from {pretrained.source}" + (f"; drawn: {', '.join(drawn)}" * bool(drawn)))
+    if trainer.frozen:
+        print(f"frozen   {', '.join(trainer.frozen)}")
     augmentation = config.augmentation
     if augmentation.pca != "none":
         red, green, blue = noise_levels(trainer.preprocessing, dataset.sample(SAMPLE).images)

@@ -13,6 +13,7 @@ from alexnet_jax.config import checks
 from alexnet_jax.config.flags import shared_settings
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.dataset import Dataset, Placement
+from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import default_steps_per_call, select_devices, sent_ahead
 from alexnet_jax.errors import AlexNetError, StoppedError
@@ -22,13 +23,16 @@ from alexnet_jax.runs.folder import RunFolder, describe, versions
 from alexnet_jax.runs.log import JsonlWriter, TensorBoardWriter, read_jsonl
 from alexnet_jax.signals import StopSignals
 from alexnet_jax.training.announce import announce
+from alexnet_jax.training.initial import Pretrained
 from alexnet_jax.training.monitor import Call, Meter, StallWatch, Totals, refused_update
 from alexnet_jax.training.optimizer import Plateau
 from alexnet_jax.training.trainer import Trainer
 
 
-def train_and_evaluate(config: TrainConfig, dataset: Dataset) -> None:
+def train_and_evaluate(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | None = None) -> None:
     """Trains as `config` says on `dataset`, validates, saves; resumes the run in `config.workdir` if there is one.
+
+    A new run begins with the `pretrained` weights of `--init-from`, if they are given.
 
     Raises:
       UsageError: settings contradict each other, the data, the devices or the run in the folder.
@@ -36,11 +40,11 @@ def train_and_evaluate(config: TrainConfig, dataset: Dataset) -> None:
         finite.
       StoppedError: SIGINT, SIGTERM or SIGHUP was received; the state was saved.
     """
-    for _ in training(config, dataset):
+    for _ in training(config, dataset, pretrained):
         pass
 
 
-def training(config: TrainConfig, dataset: Dataset) -> Iterator[Call]:
+def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | None = None) -> Iterator[Call]:
     """`train` as a generator: it yields after each call of the train step, once everything that is due is done.
 
     Leaving the generator ends the training without saving, as a killed process does.
@@ -56,17 +60,23 @@ def training(config: TrainConfig, dataset: Dataset) -> Iterator[Call]:
         network_input=build.input_size(config.network),
         layers=build.layers(config.network),
     )
+    if pretrained is not None:
+        pretrained.check(config)
     folder = RunFolder(config.workdir)
     with contextlib.ExitStack() as resources:
-        claim(folder, config, dataset, resources)
-        trainer = Trainer(config, dataset, devices)
+        statistics = dataset.statistics()
+        if pretrained is not None:
+            statistics = pretrained.statistics(statistics)
+        claim(folder, config, dataset, statistics, resources)
+        trainer = Trainer(config, dataset, devices, folder.read_statistics(), pretrained)
         checkpoints = resources.enter_context(
             contextlib.closing(Checkpoints(folder.checkpoints, read_only=not processes.is_main()))
         )
         totals, plateau = resume(trainer, checkpoints, folder)
         writers = open_writers(folder, trainer.step, config.run.tensorboard, resources)
         accuracy, best = processes.on_main(lambda: past_accuracies(folder))  # of the records that remain
-        announce(trainer, folder)
+        announce(trainer, folder, pretrained)
+        trainer.keep_features()
 
         meter = Meter(
             totals,
@@ -125,14 +135,12 @@ def training(config: TrainConfig, dataset: Dataset) -> Iterator[Call]:
 
 def take_steps(trainer: Trainer) -> Iterator[Call]:
     """Takes the steps that remain; yields after each call of the compiled train step, without waiting for it."""
-    schedule, dataset, per_epoch = trainer.config.schedule, trainer.dataset, trainer.steps_per_epoch
+    schedule, per_epoch = trainer.config.schedule, trainer.steps_per_epoch
     placement = Placement(len(trainer.devices), processes.local_rows(trainer.devices))
-    examples = dataset.counts["train"]
+    examples = trainer.dataset.counts["train"]
     first_epoch, first_batch = divmod(trainer.step, per_epoch)
     for epoch in range(first_epoch, schedule.epochs):
-        calls = dataset.calls(
-            schedule.seed, epoch, schedule.batch_size, placement, first_batch, functools.partial(steps_in_call, trainer)
-        )
+        calls = trainer.calls(epoch, placement, first_batch, functools.partial(steps_in_call, trainer))
         for call in sent_ahead(calls, trainer.devices):
             processes.advance()
             metrics = trainer.call(call)
@@ -175,9 +183,15 @@ def due_after(call: Call, config: TrainConfig, dataset: Dataset) -> Due:
     )
 
 
-def claim(folder: RunFolder, config: TrainConfig, dataset: Dataset, resources: contextlib.ExitStack) -> None:
+def claim(
+    folder: RunFolder,
+    config: TrainConfig,
+    dataset: Dataset,
+    statistics: Statistics,
+    resources: contextlib.ExitStack,
+) -> None:
     """Locks the folder and describes the run in it; with several processes, the first does so for all."""
-    info, statistics = describe(dataset), dataset.statistics()
+    info = describe(dataset)
     processes.agree(
         shared_settings(config) | {"data set": info.fingerprint, "versions of Python or packages": versions()}
     )

@@ -187,13 +187,13 @@ def averaging(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state: Any, params: Any) -> Any:
-    """The parameters to predict with: the average in an optimizer's state, or `params` if it keeps none.
+    """The parameters to predict with: `params`, or their average if the optimizer's state keeps one.
 
-    The state may be the plain dict that a checkpoint holds.
+    Layers that are not trained have no average. The state may be the plain dict that a checkpoint holds.
     """
     for part in flax.serialization.to_state_dict(opt_state).values():
         if isinstance(part, dict) and "average" in part:
-            return part["average"]
+            return {**params, **part["average"]}
     return params
 
 

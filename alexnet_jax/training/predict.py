@@ -1,9 +1,8 @@
 """Prediction: logits of images, and of a whole split."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +11,22 @@ import tqdm
 from alexnet_jax.augment.crops import CENTRE, VIEWS, View
 from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.data.batches import batches
-from alexnet_jax.data.dataset import Dataset, Placement
+from alexnet_jax.data.dataset import Placement, Splits
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import AXIS, fetched
 
 PyTree = Any
 
 
+class Network(Protocol):
+    """What prediction needs of a Flax module."""
+
+    def apply(self, variables: Mapping[str, Any], images: jax.Array, /) -> Any:
+        """Logits, float32 [B, classes], of the network's input."""
+
+
 def make_predict_step(
-    model: nn.Module, preprocessing: Preprocessing, devices: Sequence[jax.Device], views: int = 1
+    model: Network, preprocessing: Preprocessing, devices: Sequence[jax.Device], views: int = 1
 ) -> Callable[[PyTree, np.ndarray], jax.Array]:
     """Builds `step(params, images) -> logits`: [D, B / D, H, W, 3] in grey levels -> float32 [D, B / D, classes].
 
@@ -29,7 +35,7 @@ def make_predict_step(
     """
 
     def of_view(params: PyTree, images: jax.Array, view: View) -> jax.Array:
-        return model.apply({"params": params}, preprocessing.evaluation(images, view))  # type: ignore[return-value]
+        return model.apply({"params": params}, preprocessing.evaluation(images, view))
 
     def predict_step(params: PyTree, images: jax.Array) -> jax.Array:
         if views == 1:
@@ -74,7 +80,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def predict_split(
     predict_step: Callable[[PyTree, np.ndarray], jax.Array],
     params: PyTree,
-    dataset: Dataset,
+    dataset: Splits,
     split: str,
     batch_size: int,
     devices: Sequence[jax.Device],

@@ -1,7 +1,7 @@
 """The train state, the metrics of a step, and the layout of a state over devices."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -57,21 +57,30 @@ def create_state(
     optimizer: optax.GradientTransformation,
     image_shape: Sequence[int],
     key: jax.Array,
-    conv1_kernel: np.ndarray | None = None,
+    begin: Callable[[PyTree], PyTree] = lambda params: params,
+    frozen: Collection[str] = (),
 ) -> TrainState:
     """Draws the initial parameters.
 
     Args:
       model: the network.
-      optimizer: creates its state for them.
+      optimizer: creates its state for those that are trained.
       image_shape: (H, W, C).
       key: for the draws.
-      conv1_kernel: replaces the one drawn.
+      begin: replaces some of them.
+      frozen: names of the layers that are not trained.
     """
-    params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"]
-    if conv1_kernel is not None:
-        params["conv1"]["kernel"] = jnp.asarray(conv1_kernel, jnp.float32)
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params), finite=jnp.bool_(True))
+    params = begin(jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"])
+    trained, _ = divide_frozen(params, frozen)
+    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(trained), finite=jnp.bool_(True))
+
+
+def divide_frozen(params: PyTree, frozen: Collection[str]) -> tuple[PyTree, PyTree]:
+    """The parameters of the layers that are trained, and those of the `frozen` ones."""
+    trained, kept = (
+        {layer: arrays for layer, arrays in params.items() if (layer in frozen) == want} for want in (False, True)
+    )
+    return trained, kept
 
 
 class SplitState(NamedTuple):

@@ -1,7 +1,7 @@
 """The train step, and the compiled call that takes it on all devices."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.data.batches import Batch
 from alexnet_jax.distributed.devices import AXIS
 from alexnet_jax.training.gradients import StepSums, SumGradients, all_finite, at_once
-from alexnet_jax.training.state import REPLICATED, StateLayout, StepMetrics, TrainState
+from alexnet_jax.training.state import REPLICATED, StateLayout, StepMetrics, TrainState, divide_frozen
 
 PyTree = Any
 DRAWS = 8  # keys of an example in a step: two for dropout, six for augmentation
@@ -32,6 +32,7 @@ def train_step(
     preprocess: Preprocessing,
     label_smoothing: float = 0.0,
     sum_gradients: SumGradients = at_once,
+    frozen: Collection[str] = (),
 ) -> tuple[TrainState, StepMetrics]:
     """Augments a batch, computes the gradient of its mean cross entropy, and updates.
 
@@ -49,6 +50,7 @@ def train_step(
       label_smoothing: share of each label that is spread evenly over all classes. `StepMetrics.loss` is computed
         without it.
       sum_gradients: one of the functions in `gradients`.
+      frozen: names of the layers that are not trained: no gradient is computed for them.
     """
     examples = batch.mask.shape[0]
     with jax.named_scope("keys"):
@@ -62,8 +64,10 @@ def train_step(
         with jax.named_scope("augmentation"):
             images = preprocess.training(augmentation_keys, batch.images, step)
 
-        def loss(params: PyTree) -> tuple[jax.Array, StepSums]:
-            logits: jax.Array = model.apply({"params": params}, images, dropout_keys)  # type: ignore[assignment]
+        trained, kept = divide_frozen(params, frozen)
+
+        def loss(trained: PyTree) -> tuple[jax.Array, StepSums]:
+            logits: Any = model.apply({"params": kept | trained}, images, dropout_keys)
             labels = jax.nn.one_hot(batch.labels, logits.shape[-1])  # integer ones would need a scatter in the gradient
             losses = optax.softmax_cross_entropy(logits, labels) * batch.mask
             correct = (jnp.argmax(logits, axis=-1) == batch.labels) & batch.mask
@@ -73,15 +77,17 @@ def train_step(
                 objective *= batch.mask
             return objective.sum(), (losses.sum(), *(x.sum(dtype=jnp.int32) for x in (correct, batch.mask)))
 
-        return jax.grad(loss, has_aux=True)(params)
+        return jax.grad(loss, has_aux=True)(trained)
 
     gradient, (loss, correct, count) = sum_gradients(loss_and_gradient, (state.params, state.step), batch, keys)
     with jax.named_scope("finite"):
         finite = state.finite & all_finite(loss, gradient)
     with jax.named_scope("update"):
         mean = jax.tree.map(lambda x: x / count, gradient)
-        updates, opt_state = optimizer.update(mean, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, finite)
+        trained, kept = divide_frozen(state.params, frozen)
+        updates, opt_state = optimizer.update(mean, state.opt_state, trained)
+        params = kept | optax.apply_updates(trained, updates)
+        new = TrainState(state.step + 1, params, opt_state, finite)
         state = jax.tree.map(lambda old, new: jnp.where(finite, new, old), state.replace(finite=finite), new)
     return state, StepMetrics(loss, correct, count, finite)
 

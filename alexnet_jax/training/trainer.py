@@ -1,31 +1,40 @@
 """The program and state of a training run: network, optimizer, compiled steps, progress."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.augment.preprocess import Preprocessing
+from alexnet_jax.config.checks import frozen_layers
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.batches import steps_per_epoch
-from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.data.dataset import Dataset, Placement
+from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import AXIS, replicate
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.network import build
-from alexnet_jax.training import gradients, health, optimizer
+from alexnet_jax.training import gradients, health, optimizer, whitening
+from alexnet_jax.training.features import Features, Head, Unchanged, stay_the_same
+from alexnet_jax.training.initial import Pretrained
 from alexnet_jax.training.predict import cross_entropies, make_predict_step, predict_split
 from alexnet_jax.training.state import REPLICATED, SPLIT_DENSE, StepMetrics, TrainState, create_state
 from alexnet_jax.training.step import Step, compile_train_step, train_step
-from alexnet_jax.training.whitening import conv1_kernel
 
 SAMPLE = 512  # training images for plots and measurements
 
 
 def build_step(
-    config: TrainConfig, model: Any, update_rule: Any, preprocessing: Preprocessing, devices: Sequence[jax.Device]
+    config: TrainConfig,
+    model: Any,
+    update_rule: Any,
+    preprocessing: Preprocessing,
+    devices: Sequence[jax.Device],
+    frozen: Collection[str] = (),
 ) -> Step:
     """The train step of a configuration, not compiled."""
     sum_gradients: Any = gradients.at_once
@@ -44,6 +53,7 @@ def build_step(
         preprocess=preprocessing,
         label_smoothing=config.optimizer.label_smoothing,
         sum_gradients=sum_gradients,
+        frozen=frozen,
     )
 
 
@@ -62,30 +72,82 @@ class Trainer:
       steps_per_epoch: updates in an epoch.
       model: the network.
       preprocessing: from stored images to its input.
+      frozen: names of the layers that are not trained.
       shapes: a `TrainState` of shapes and dtypes, into whose tree checkpoints are restored.
       step: updates made.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, devices: Sequence[jax.Device]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        devices: Sequence[jax.Device],
+        statistics: Statistics | None = None,
+        pretrained: Pretrained | None = None,
+    ) -> None:
+        """Draws the initial state.
+
+        Args:
+          config: validated.
+          dataset: the data.
+          devices: of all processes.
+          statistics: of the training images; None: measured.
+          pretrained: weights to begin with; None: all are drawn.
+
+        Raises:
+          UsageError: the weights don't fit the network.
+        """
         self.config, self.dataset, self.devices = config, dataset, devices
         self.steps_per_epoch = steps_per_epoch(dataset.counts["train"], config.schedule.batch_size)
-        self.preprocessing = Preprocessing(config.augmentation, dataset.statistics(), self.steps_per_epoch)
+        statistics = statistics or dataset.statistics()
+        self.preprocessing = Preprocessing(config.augmentation, statistics, self.steps_per_epoch)
         self.model = build.from_config(config.network, len(dataset.class_names))
-        update_rule, self._schedule = optimizer.from_config(
+        self.frozen = frozen_layers(config.optimizer.freeze, build.layers(config.network))
+        self._update_rule, self._schedule = optimizer.from_config(
             config.optimizer, self.steps_per_epoch, config.schedule.epochs
         )
         self._layout = SPLIT_DENSE if is_split(config, devices) else REPLICATED
-        step = build_step(config, self.model, update_rule, self.preprocessing, devices)
-        self._train_step = compile_train_step(step, devices, dataset.fetch, self._layout)
-        self._predict_step = make_predict_step(self.model, self.preprocessing, processes.local(devices))
+        self._compile(dataset, self.model, self.preprocessing)
         initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))  # all randomness of the run
         self._key = replicate(run_key, devices)
-        self._resident = replicate(dataset.resident(), devices)
         input_shape = self.preprocessing.input_shape(dataset.image_shape)
-        conv1 = conv1_kernel(config.network.conv1_init, self.model, self.preprocessing, dataset)
-        state = create_state(self.model, update_rule, input_shape, initial_key, conv1)
+
+        def begin(params: Any) -> Any:
+            if pretrained is not None:
+                return pretrained.into(params, dataset.class_names)
+            if config.network.conv1_init == "whitening":
+                return whitening.into(params, self.preprocessing, dataset)
+            return params
+
+        state = create_state(self.model, self._update_rule, input_shape, initial_key, begin, self.frozen)
         self.shapes = jax.eval_shape(lambda: state)
         self.restore(state)
+
+    def _compile(self, dataset: Dataset | Features, model: Any, preprocessing: Any) -> None:
+        """Builds the steps, which are compiled when they are first called, for these images."""
+        self._fed = dataset
+        step = build_step(self.config, model, self._update_rule, preprocessing, self.devices, self.frozen)
+        self._train_step = compile_train_step(step, self.devices, dataset.fetch, self._layout)
+        self._predict_step = make_predict_step(model, preprocessing, processes.local(self.devices))
+        self._resident = replicate(dataset.resident(), self.devices)
+
+    def keep_features(self) -> bool:
+        """Computes the last layer's inputs once, if only it is trained and they stay the same; whether they do."""
+        params = self.params()
+        if is_split(self.config, self.devices) or not stay_the_same(self.config, self.frozen, params, self.dataset):
+            return False
+        features = Features.of(
+            self.dataset, self.model, self.preprocessing, params, self.config.run.eval_batch_size, self.devices
+        )
+        network = self.config.network
+        head = Head(len(self.dataset.class_names), jnp.dtype(network.dtype), network.matmul_precision)
+        self._compile(features, head, Unchanged())
+        return True
+
+    def calls(self, epoch: int, placement: Placement, first: int, length: Callable[[int], int]) -> Iterator[Any]:
+        """What `call` takes, for the remaining steps of an epoch; see `Dataset.calls`."""
+        schedule = self.config.schedule
+        return self._fed.calls(schedule.seed, epoch, schedule.batch_size, placement, first, length)
 
     def restore(self, state: TrainState) -> None:
         """Continues from a complete state."""
@@ -130,7 +192,7 @@ class Trainer:
         state = self.gather()
         params = replicate(optimizer.averaged(state.opt_state, state.params), self.devices)
         logits, labels = predict_split(
-            self._predict_step, params, self.dataset, "validation", self.config.run.eval_batch_size, self.devices
+            self._predict_step, params, self._fed, "validation", self.config.run.eval_batch_size, self.devices
         )
         return {
             "loss": float(cross_entropies(logits, labels).mean()),

@@ -1,7 +1,7 @@
 """Initial kernels for the first layer: the directions in which patches of the training images vary most."""
 
-import flax.linen as nn
-import jax
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,15 +13,12 @@ IMAGES = 1000  # of the training set, of which patches are taken
 SMALLEST = 5e-4  # added to each variance, in squared units of the network's input
 
 
-def conv1_kernel(init: str, model: nn.Module, preprocessing: Preprocessing, dataset: Dataset) -> np.ndarray | None:
-    """The initial kernels of `conv1` for `--conv1-init`: computed for "whitening"; None for "he", which draws them."""
-    if init == "he":
-        return None
-    shape = preprocessing.input_shape(dataset.image_shape)
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+def into(params: Any, preprocessing: Preprocessing, dataset: Dataset) -> Any:
+    """`params` with kernels of `conv1` that whiten patches of the training images."""
     images = np.asarray(preprocessing.evaluation(dataset.sample(IMAGES).images))
     kernel = whiten(images, params["conv1"]["kernel"].shape)
-    return processes.gathered(kernel[None])[0]  # rounding may differ between hosts
+    kernel = processes.gathered(kernel[None])[0]  # rounding may differ between hosts
+    return params | {"conv1": params["conv1"] | {"kernel": jnp.asarray(kernel, jnp.float32)}}
 
 
 def whiten(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
