@@ -105,7 +105,15 @@ class NetworkConfig:
     """Which network is trained."""
 
     network: Literal[
-        "small", "paper", "2012", "caffe", "caffenet", "one-column", "torchvision", "convnet-18pct", "convnet-11pct"
+        "small",
+        "paper",
+        "2012",
+        "caffe",
+        "caffenet",
+        "one-column",
+        "torchvision",
+        "convnet-18pct",
+        "convnet-11pct",
     ] = "small"
     """The network.
 
