@@ -144,6 +144,13 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
                 Variant("... and dropout 0.2", (*REGULARIZED, "--dropout-rate", "0.2")),
                 Variant("... and dropout 0.5", (*REGULARIZED, "--dropout-rate", "0.5")),
                 Variant("... and weight decay 0.2", (*REGULARIZED, "--dropout-rate", "0.2", "--weight-decay", "0.2")),
+                Variant("weight decay 0.2 without dropout", (*REGULARIZED, "--weight-decay", "0.2")),
+                Variant("weight decay 0.4 without dropout", (*REGULARIZED, "--weight-decay", "0.4")),
+                Variant("weight decay 0.2 alone", ("--weight-decay", "0.2")),
+                Variant(
+                    "... and dropout 0.2, weight decay 0.4",
+                    (*REGULARIZED, "--dropout-rate", "0.2", "--weight-decay", "0.4"),
+                ),
                 Variant("... and colour noise", (*REGULARIZED, "--dropout-rate", "0.2", "--pca", "dataset-std")),
             ),
             views=(1, 2, 6),
