@@ -4,6 +4,7 @@ import shutil
 import unicodedata
 
 import numpy as np
+import platformdirs
 import pytest
 from PIL import Image
 
@@ -11,7 +12,7 @@ import alexnet_jax
 from alexnet_jax import data
 from alexnet_jax.config import cli
 from alexnet_jax.config.settings import DataConfig
-from alexnet_jax.data import image_folder, shapes
+from alexnet_jax.data import image_folder, prepare, shapes
 from alexnet_jax.errors import AlexNetError, UsageError
 from alexnet_jax.inspection.classify import classify_images
 from alexnet_jax.inspection.evaluate import evaluate
@@ -203,12 +204,43 @@ def test_an_unknown_class_to_validate_on_is_refused(own, tmp_path):
 def test_too_many_classes_or_pixels_are_refused(own, monkeypatch):
     with pytest.raises(UsageError, match="--validation-share 0"):
         load(own, validation_share=0.0)
-    monkeypatch.setattr(image_folder, "MOST_BYTES", 10_000)
-    with pytest.raises(AlexNetError, match=r"90 images of 32x32 take 0\.0 GiB of memory"):
-        load(own)
     monkeypatch.setattr(image_folder, "MOST_CLASSES", 2)
     with pytest.raises(AlexNetError, match="has 3 classes; at most 2"):
         load(own)
+
+
+def test_many_images_are_prepared_once_and_streamed(own, monkeypatch, tmp_path, capsys):
+    small = load(own)
+    monkeypatch.setattr(image_folder, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    large = load(own)
+    assert "90 images don't fit into memory: they are scaled once" in capsys.readouterr().out
+    assert (large.name, large.class_names, large.counts) == ("folder", small.class_names, small.counts)
+    stored = large.examples("train", np.arange(small.counts["train"]))
+    np.testing.assert_array_equal(stored.labels, small["train"].labels)
+    assert np.abs(stored.images.astype(int) - small["train"].images).mean() < 4  # JPEG
+    (shards,) = (tmp_path / "alexnet_jax" / "folders").iterdir()
+    before = (shards / "dataset.json").stat().st_mtime_ns
+    assert load(own).fingerprint() == large.fingerprint()
+    assert (shards / "dataset.json").stat().st_mtime_ns == before
+    next(shards.glob("train-*")).unlink()  # the copy is damaged
+    assert load(own).fingerprint() == large.fingerprint()
+    assert "prepare it again: it is done now" in capsys.readouterr().err
+    (own / "Katze" / "000.png").touch()  # the image may be another one
+    load(own)
+    assert len(list((tmp_path / "alexnet_jax" / "folders").iterdir())) == 2
+    with pytest.raises(UsageError, match=r"--image-size 64: .* was prepared with 32; give --image-size 32"):
+        load(shards, image_size=64)
+
+
+def test_a_folder_is_prepared_by_hand(own, tmp_path):
+    prepare.main(["folder", "--source", str(own), "--out", str(tmp_path / "out"), "--size", "32", "--store", "raw"])
+    large, small = load(tmp_path / "out"), load(own)
+    assert (large.name, large.counts) == ("folder", small.counts)
+    stored = large.examples("validation", np.arange(small.counts["validation"]))
+    np.testing.assert_array_equal(stored.images, small["validation"].images)
+    with pytest.raises(UsageError, match=r"prepare imagenet, or python -m alexnet_jax\.data\.prepare folder"):
+        prepare.main(["cifar10"])
 
 
 def test_the_folder_must_be_given():

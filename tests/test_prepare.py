@@ -99,7 +99,7 @@ def test_a_resumed_preparation_equals_one_that_was_not_stopped(folder, prepared,
         patch.setattr(prepare, "write_shard", kill_at_the_last)
         with pytest.raises(AlexNetError, match=r"a worker process was killed.* resumes"):
             prepare.prepare(configure(folder, out, store="raw"))
-    with pytest.raises(AlexNetError, match="contains no prepared ImageNet"):
+    with pytest.raises(AlexNetError, match="contains no prepared images"):
         open_prepared(out)
     with pytest.raises(UsageError, match="contains a stopped preparation with other settings"):
         prepare.prepare(configure(folder, out, store="jpeg"))

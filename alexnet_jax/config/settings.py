@@ -60,7 +60,7 @@ class DataConfig:
     train_on: Annotated[Literal["train", "all"], Mark.RARE] = "train"
     """CIFAR-10: `train`: 40,000 images (batches 1-4), batch 5 validates. `all`: 50,000, without validation."""
     loader_workers: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.PER_PROCESS, Mark.RARE] = 0
-    """Processes that decode the images of `imagenet`; 0: threads of this process."""
+    """Processes that decode prepared images; 0: threads of this process."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,9 @@ def load(config: DataConfig) -> "Dataset":
         case "folder":
             from alexnet_jax.data import image_folder
 
-            dataset = image_folder.load(config.data_dir, config.image_size, config.validation_share, config.scaling)
+            return image_folder.load(
+                config.data_dir, config.image_size, config.validation_share, config.scaling, config.loader_workers
+            )
         case "cifar10":
             dataset = cifar10.load(config.data_dir, url=config.data_url)
     return dataset.train_on_all() if config.train_on == "all" else dataset

@@ -10,23 +10,26 @@ import concurrent.futures
 import hashlib
 import os
 import pathlib
+import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
+import platformdirs
 import tqdm
 
 from alexnet_jax import runtime
-from alexnet_jax.data import decode, image_files
-from alexnet_jax.data.dataset import ArrayDataset, Split
+from alexnet_jax.data import decode, image_files, sources
+from alexnet_jax.data.dataset import ArrayDataset, Dataset, Split
+from alexnet_jax.data.imagenet_tfds import TfdsExample
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown, warn
 from alexnet_jax.files import read_bytes
 
 FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 MOST_CLASSES = 1000
-MOST_BYTES = 4 * 2**30  # of decoded images
+MOST_BYTES = 2 * 2**30  # of decoded images in memory
 FEW = 10  # training images of a class below which a warning names it
 IMBALANCE = 10  # ratio of the largest class to the smallest from which on a warning names both
 NAMED = 3  # files or classes that a message names
@@ -46,65 +49,146 @@ class Image(NamedTuple):
     position: float
 
 
-def load(root: pathlib.Path | None, image_size: int, validation_share: float, scaling: str = "square") -> ArrayDataset:
-    """Reads a folder of images into memory.
+class Listing(NamedTuple):
+    """The images of a folder, not yet decoded.
+
+    Attributes:
+      source: the folder, and what was held out, in words.
+      classes: their names, sorted.
+      images: of each split, in the order of their positions, which mixes the classes.
+    """
+
+    source: str
+    classes: list[str]
+    images: dict[str, list[Image]]
+
+
+def load(
+    root: pathlib.Path | None,
+    image_size: int,
+    validation_share: float,
+    scaling: str = "square",
+    loader_workers: int = 0,
+) -> Dataset:
+    """Reads a folder of images: into memory, or, if they are more than `MOST_BYTES`, prepared once and then streamed.
 
     Each image is decoded as viewers show it (EXIF orientation, transparent parts white) and scaled. Files that can't be
     decoded are left out, with a warning that names the first.
 
-    Where there is neither a validation nor a test folder, an image is held out for validation if its position, a hash
-    of its name, is below `validation_share`: whatever is added to the folder later, it stays on its side.
-
     Args:
-      root: the folder.
+      root: the folder; or one that `prepare.prepare_folder` has written.
       image_size: side of the images in pixels.
-      validation_share: share of the images that is held out, at least 0 and below 1.
+      validation_share: as for `find`.
       scaling: a key of `decode.SCALINGS`.
+      loader_workers: processes that decode images while they are streamed; 0: threads.
 
     Raises:
-      UsageError: `root` is None, or nothing would be held out.
-      AlexNetError: the folder is not of one of the two layouts, has fewer than two classes or more than `MOST_CLASSES`,
-        two whose names differ only in case or form, a class without training images, or more images than fit into
-        memory.
+      UsageError: `root` is None, nothing would be held out, or prepared images have another size.
+      AlexNetError: as `find`, or a class has no training images.
     """
     if root is None:
         raise UsageError("--dataset folder needs --data-dir: a folder that has a folder of images for each class")
     root = pathlib.Path(os.path.abspath(root))
-    found = _find(root)
-    classes = list(found["train"])
-    _check_classes(root, classes)
-    images = {
-        split: [
-            Image(path, classes.index(name), _position(name, path.relative_to(folder)))
-            for name, (folder, paths) in of_split.items()
-            for path in paths
-        ]
-        for split, of_split in found.items()
-    }
-    held_out = ""
-    if len(images) == 1:
-        if not validation_share:
-            raise UsageError(f"--validation-share 0: {root} has no validation or test images, so some are needed")
-        held_out = f", {validation_share:.0%} of the names held out for validation"
-        everything = images["train"]
-        images = {
-            "train": [image for image in everything if image.position >= validation_share],
-            "validation": [image for image in everything if image.position < validation_share],
-        }
-    count = sum(map(len, images.values()))
-    if (size := count * image_size**2 * 3) > MOST_BYTES:
-        raise AlexNetError(
-            f"{root}: {count:,} images of {image_size}x{image_size} take {size / 2**30:.1f} GiB of memory: choose a "
-            "smaller --image-size, or prepare them for streaming: python -m alexnet_jax.data.prepare imagenet"
-        )
-    splits = _read(images, image_size, decode.SCALINGS[scaling])
+    if (root / "dataset.json").is_file():
+        return _open(root, image_size, loader_workers)
+    listing = find(root, validation_share)
+    if sum(map(len, listing.images.values())) * image_size**2 * 3 > MOST_BYTES:
+        labels = [image.label for image in listing.images["train"]]
+        _report_classes(root, np.bincount(labels, minlength=len(listing.classes)), listing.classes)
+        return _prepared(listing, image_size, scaling, loader_workers)
+    splits = _read(listing.images, image_size, decode.SCALINGS[scaling])
     for split, read in splits.items():
         if not len(read):
             raise AlexNetError(
                 f"{root}: no image for {split} that can be decoded: add images, or change --validation-share"
             )
-    _report(root, splits, classes)
-    return ArrayDataset("folder", f"{root}{held_out}", tuple(classes), splits)
+    _report_classes(root, np.bincount(splits["train"].labels, minlength=len(listing.classes)), listing.classes)
+    _report_copies(splits)
+    return ArrayDataset("folder", listing.source, tuple(listing.classes), splits)
+
+
+def find(root: pathlib.Path, validation_share: float) -> Listing:
+    """Lists the images of a folder.
+
+    Where there is neither a validation nor a test folder, an image is held out for validation if its position, a hash
+    of its name, is below `validation_share`: whatever is added to the folder later, it stays on its side.
+
+    Raises:
+      UsageError: nothing would be held out.
+      AlexNetError: the folder is not of one of the two layouts, has fewer than two classes or more than `MOST_CLASSES`,
+        or two whose names differ only in case or form.
+    """
+    root = pathlib.Path(os.path.abspath(root))
+    found = _find(root)
+    classes = list(found["train"])
+    _check_classes(root, classes)
+    images = {
+        split: sorted(
+            (
+                Image(path, classes.index(name), _position(name, path.relative_to(folder)))
+                for name, (folder, paths) in of_split.items()
+                for path in paths
+            ),
+            key=lambda image: (image.position, str(image.path)),
+        )
+        for split, of_split in found.items()
+    }
+    if len(images) > 1:
+        return Listing(str(root), classes, images)
+    if not validation_share:
+        raise UsageError(f"--validation-share 0: {root} has no validation or test images, so some are needed")
+    everything = images["train"]
+    images = {
+        "train": [image for image in everything if image.position >= validation_share],
+        "validation": [image for image in everything if image.position < validation_share],
+    }
+    return Listing(f"{root}, {validation_share:.0%} of the names held out for validation", classes, images)
+
+
+def as_source(listing: Listing) -> sources.Source:
+    """The listing as `prepare.write` takes it."""
+    splits: dict[str, Sequence[sources.Example | TfdsExample]] = {
+        split: [sources.Example(str(image.path), image.label, str(image.path)) for image in images]
+        for split, images in listing.images.items()
+    }
+    return sources.Source(listing.source, listing.classes, {}, splits, {}, [])
+
+
+def _prepared(listing: Listing, image_size: int, scaling: str, loader_workers: int) -> Dataset:
+    """The images from the user's cache, where they are prepared if they are not there, or not complete.
+
+    The folder's name is a hash of the settings and of the files' names, sizes and times.
+    """
+    from alexnet_jax.data import prepare
+
+    digest = hashlib.sha256(f"{listing.source}\0{image_size}\0{scaling}\0".encode(errors="surrogateescape"))
+    for split, images in listing.images.items():
+        for image in images:
+            found = image.path.stat()
+            text = f"{split}\0{image.label}\0{image.path}\0{found.st_size}\0{found.st_mtime_ns}\0"
+            digest.update(text.encode(errors="surrogateescape"))
+    out = platformdirs.user_cache_path("alexnet_jax") / "folders" / digest.hexdigest()[:16]
+    if (out / "dataset.json").exists():
+        try:
+            return _open(out, image_size, loader_workers)
+        except AlexNetError as error:
+            warn(f"{error}: it is done now")
+            shutil.rmtree(out)
+    count = sum(map(len, listing.images.values()))
+    print(f"{count:,} images don't fit into memory: they are scaled once, into {out}", flush=True)
+    output = prepare.Output(out, image_size, "jpeg", None, "folder", scaling, as_seen=True)
+    prepare.write(as_source(listing), output)
+    return _open(out, image_size, loader_workers)
+
+
+def _open(folder: pathlib.Path, image_size: int, loader_workers: int) -> Dataset:
+    """Opens prepared images."""
+    from alexnet_jax.data import streamed
+
+    dataset = streamed.open_prepared(folder, loader_workers)
+    if (size := dataset.image_shape[0]) != image_size:
+        raise UsageError(f"--image-size {image_size}: {folder} was prepared with {size}; give --image-size {size}")
+    return dataset
 
 
 _Classes = dict[str, tuple[pathlib.Path, list[pathlib.Path]]]  # by name, sorted: folder and images
@@ -216,7 +300,7 @@ def _position(name: str, within: pathlib.PurePath) -> float:
 def _read(
     images: Mapping[str, Sequence[Image]], size: int, to_square: Callable[[PIL.Image.Image, int], np.ndarray]
 ) -> dict[str, Split]:
-    """Decodes all images, in the order of their positions, which mixes the classes."""
+    """Decodes all images."""
     broken: list[tuple[pathlib.Path, str]] = []
 
     def pixels(image: Image) -> np.ndarray | None:
@@ -233,8 +317,7 @@ def _read(
         concurrent.futures.ThreadPoolExecutor(runtime.available_cores()) as pool,
         tqdm.tqdm(total=total, unit=" images", desc="decoding", leave=False, delay=1, disable=None) as bar,
     ):
-        for split, listed in images.items():
-            ordered = sorted(listed, key=lambda image: (image.position, str(image.path)))
+        for split, ordered in images.items():
             kept, labels = [], []
             for image, found in zip(ordered, pool.map(pixels, ordered), strict=True):
                 bar.update()
@@ -250,9 +333,8 @@ def _read(
     return splits
 
 
-def _report(root: pathlib.Path, splits: Mapping[str, Split], classes: Sequence[str]) -> None:
-    """Refuses classes without training images; warns of few, of imbalance and of copies on both sides."""
-    counts = np.bincount(splits["train"].labels, minlength=len(classes))
+def _report_classes(root: pathlib.Path, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Refuses classes without training images; warns of few and of imbalance."""
     by_count = sorted(zip(counts.tolist(), classes, strict=True))
     if not by_count[0][0]:
         raise AlexNetError(f"{root}: class {shown(by_count[0][1])} has no image to train on: add some or remove it")
@@ -262,6 +344,10 @@ def _report(root: pathlib.Path, splits: Mapping[str, Split], classes: Sequence[s
     if by_count[-1][0] >= IMBALANCE * by_count[0][0]:
         (least, smallest), (most, largest) = by_count[0], by_count[-1]
         warn(f"the classes are unequal: {most:,} images of {shown(largest)}, {least:,} of {shown(smallest)}")
+
+
+def _report_copies(splits: Mapping[str, Split]) -> None:
+    """Warns of images that are in two splits."""
     seen = collections.Counter(_digests(splits["train"]))
     for split in splits.keys() - {"train"}:
         if copies := sum(digest in seen for digest in _digests(splits[split])):

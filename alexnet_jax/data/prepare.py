@@ -1,4 +1,4 @@
-"""Prepares ImageNet for training: `python -m alexnet_jax.data.prepare imagenet --source DIR --out DIR`.
+"""Prepares images for training: `python -m alexnet_jax.data.prepare imagenet|folder --source DIR --out DIR`.
 
 Every image becomes a square of 256x256 pixels (paper, section 2) in array_record shards. The exact mean image and PCA
 basis of the training images are computed at the same time. A preparation that was killed can be resumed.
@@ -29,7 +29,7 @@ import numpy as np
 import tqdm
 
 from alexnet_jax.config import cli
-from alexnet_jax.config.types import Path, PositiveInt
+from alexnet_jax.config.types import Fraction, Path, PositiveInt
 from alexnet_jax.data.shards import Shard, write_shard
 from alexnet_jax.data.sources import Source, find
 from alexnet_jax.data.statistics import PcaBasis, Statistics, basis_from_sums
@@ -66,16 +66,83 @@ class PrepareConfig:
     """`jpeg`: with quality 95. `raw`: the pixels, about 5 times the size and a quarter of the time to read."""
 
 
+@dataclasses.dataclass(frozen=True)
+class FolderConfig:
+    """Prepare a folder of your own images, with a folder for each class, as train.py folder reads it."""
+
+    source: Path
+    """Folder with a folder of images for each class, or with train/ and val/ or test/ that have them."""
+    out: Path
+    """Folder to write to: a new one, or one with a preparation that was stopped."""
+    validation_share: Fraction = 0.2
+    """Share of the images held out for validation where there are no folders for validation and testing."""
+    workers: PositiveInt | None = None
+    """Number of processes; does not change the result. Unset: the number of cores."""
+    size: PositiveInt = 256
+    """Side of the squares in pixels."""
+    scaling: Literal["square", "torchvision", "caffe"] = "square"
+    """How an image becomes square, as for train.py."""
+    store: Literal["jpeg", "raw"] = "jpeg"
+    """`jpeg`: with quality 95. `raw`: the pixels, about 5 times the size and a quarter of the time to read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What is written.
+
+    Attributes:
+      out: the folder.
+      size: side of the squares in pixels.
+      store: "jpeg" or "raw".
+      workers: number of processes; None: the number of cores.
+      name: of the data set, "imagenet" or "folder".
+      scaling: a key of `decode.SCALINGS`.
+      as_seen: whether images are turned and made opaque as viewers show them; ImageNet's are not.
+    """
+
+    out: pathlib.Path
+    size: int
+    store: str
+    workers: int | None = None
+    name: str = "imagenet"
+    scaling: str = "square"
+    as_seen: bool = False
+
+
 def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Prepares a data set; returns the contents of dataset.json.
+    """Prepares ImageNet; returns the contents of dataset.json.
 
     Raises:
       UsageError: `out` contains something else, or a preparation with other settings.
       AlexNetError: the source can't be used, `out` can't be written, or array_record is not installed.
     """
     require_array_record()
-    out, lock = config.out, config.out / "prepare.lock"
-    source = find(config.source, config.labels)
+    return write(find(config.source, config.labels), Output(config.out, config.size, config.store, config.workers))
+
+
+def prepare_folder(config: FolderConfig) -> dict[str, Any]:
+    """The same for a folder of the user's own images.
+
+    Raises:
+      UsageError: as `prepare`, or nothing would be held out.
+      AlexNetError: as `prepare`, or the folder does not have the classes that `image_folder.load` asks for.
+    """
+    require_array_record()
+    from alexnet_jax.data import image_folder
+
+    listing = image_folder.find(config.source, config.validation_share)
+    output = Output(config.out, config.size, config.store, config.workers, "folder", config.scaling, as_seen=True)
+    return write(image_folder.as_source(listing), output)
+
+
+def write(source: Source, output: Output) -> dict[str, Any]:
+    """Writes the images of a source; returns the contents of dataset.json.
+
+    Raises:
+      UsageError: the folder contains something else, or a preparation with other settings.
+      AlexNetError: it can't be written.
+    """
+    out, lock = output.out, output.out / "prepare.lock"
     for note in source.notes:
         print(note)
     if "validation" not in source.splits:
@@ -85,43 +152,49 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             raise UsageError(f"--out {out} is not empty: choose another folder")
         out.mkdir(parents=True, exist_ok=True)
         with locked(lock, "is preparing images there; wait for it, or choose another --out"):
-            _begin(source, config)
-            shards = plan_shards(source, config)
-            write_missing([shard for split in shards.values() for shard in split], config.workers)
-            return _finish(source, shards, config)
+            _begin(source, output)
+            shards = plan_shards(source, output)
+            write_missing([shard for split in shards.values() for shard in split], output.workers)
+            return _finish(source, shards, output)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise AlexNetError(f"{out}: the preparation can't continue ({reason})") from error
 
 
-def _begin(source: Source, config: PrepareConfig) -> None:
+def _begin(source: Source, output: Output) -> None:
     """Writes .work/plan.json, or compares it with that of the preparation to resume."""
     digest = hashlib.sha256(repr(source.wnids).encode())
     for split, examples in source.splits.items():
         digest.update(split.encode())
         for example in examples:
             digest.update(repr(example).encode())
-    plan = {"size": config.size, "store": config.store, "images": digest.hexdigest()}
-    path = config.out / ".work" / "plan.json"
-    if (config.out / "dataset.json").exists():
-        raise UsageError(f"--out {config.out} is already prepared: choose another folder")
+    settings = {name: getattr(output, name) for name in ("size", "store", "name", "scaling")}
+    plan = settings | {"images": digest.hexdigest()}
+    path = output.out / ".work" / "plan.json"
+    if (output.out / "dataset.json").exists():
+        raise UsageError(f"--out {output.out} is already prepared: choose another folder")
     if path.exists() and json.loads(path.read_bytes()) != plan:
         raise UsageError(
-            f"--out {config.out} contains a stopped preparation with other settings or images: delete it, or choose "
+            f"--out {output.out} contains a stopped preparation with other settings or images: delete it, or choose "
             "another folder"
         )
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, to_bytes(plan))
 
 
-def plan_shards(source: Source, config: PrepareConfig) -> dict[str, list[Shard]]:
+def plan_shards(source: Source, output: Output) -> dict[str, list[Shard]]:
     """Divides each split into shards of `RECORDS_PER_SHARD` examples."""
     shards: dict[str, list[Shard]] = {}
     for split, examples in source.splits.items():
         parts = [examples[i : i + RECORDS_PER_SHARD] for i in range(0, len(examples), RECORDS_PER_SHARD)]
         shards[split] = [
             Shard(
-                config.out / f"{split}-{number:05d}-of-{len(parts):05d}.array_record", part, config.size, config.store
+                output.out / f"{split}-{number:05d}-of-{len(parts):05d}.array_record",
+                part,
+                output.size,
+                output.store,
+                output.scaling,
+                output.as_seen,
             )
             for number, part in enumerate(parts)
         ]
@@ -173,7 +246,7 @@ def begin_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _finish(source: Source, shards: Mapping[str, Sequence[Shard]], config: PrepareConfig) -> dict[str, Any]:
+def _finish(source: Source, shards: Mapping[str, Sequence[Shard]], output: Output) -> dict[str, Any]:
     """Writes the files that describe the data set, dataset.json last, and prints a summary."""
     results = {split: [shard.result() for shard in group] for split, group in shards.items()}
     counts = {split: sum(result.records for result in group) for split, group in results.items()}
@@ -181,7 +254,7 @@ def _finish(source: Source, shards: Mapping[str, Sequence[Shard]], config: Prepa
     pairs += [(split, pair) for split, group in source.skipped.items() for pair in group]
     skipped = [{"split": split, "file": file, "reason": reason} for split, (file, reason) in pairs]
     if not counts["train"]:
-        raise AlexNetError(f"{config.source}: none of its {len(skipped):,} training files is an image")
+        raise AlexNetError(f"{source.kind}: none of its {len(skipped):,} training files is an image")
     statistics = _measure(shards["train"], counts["train"])
     files = {
         split: [
@@ -192,22 +265,23 @@ def _finish(source: Source, shards: Mapping[str, Sequence[Shard]], config: Prepa
     }
     hashes = "".join(result.sha256 for group in results.values() for result in group)
     description = {
-        "name": "imagenet",
+        "name": output.name,
         "source": source.kind,
-        "size": config.size,
-        "store": config.store,
+        "size": output.size,
+        "store": output.store,
         "classes": [f"{source.words[w]} ({w})" if w in source.words else w for w in source.wnids],
         "counts": counts,
         "skipped": len(skipped),
         "fingerprint": hashlib.sha256(hashes.encode()).hexdigest(),
         "shards": files,
     }
-    write_atomically(config.out / "statistics.npz", statistics.to_bytes())
+    out = output.out
+    write_atomically(out / "statistics.npz", statistics.to_bytes())
     lines = "".join(json.dumps(entry) + "\n" for entry in skipped)
-    write_atomically(config.out / "skipped.jsonl", lines.encode())
-    write_atomically(config.out / "dataset.json", to_bytes(description))
-    shutil.rmtree(config.out / ".work")
-    _print_summary(config.out, counts, statistics.basis, len(skipped))
+    write_atomically(out / "skipped.jsonl", lines.encode())
+    write_atomically(out / "dataset.json", to_bytes(description))
+    shutil.rmtree(out / ".work")
+    _print_summary(out, counts, statistics.basis, len(skipped))
     return description
 
 
@@ -233,12 +307,16 @@ def _print_summary(out: pathlib.Path, counts: Mapping[str, int], basis: PcaBasis
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags and prepares a data set."""
-    command = "python -m alexnet_jax.data.prepare imagenet"
+    command = "python -m alexnet_jax.data.prepare"
     if args and args[0] in ("-h", "--help"):
         args = ["imagenet", "--help"]
-    if not args or args[0] != "imagenet":
-        raise UsageError(f"the name of the data set is missing: {command}")
-    prepare(cli.parse(PrepareConfig, args[1:], command))
+    match args:
+        case ["imagenet", *flags]:
+            prepare(cli.parse(PrepareConfig, flags, f"{command} imagenet"))
+        case ["folder", *flags]:
+            prepare_folder(cli.parse(FolderConfig, flags, f"{command} folder"))
+        case _:
+            raise UsageError(f"the name of the data set is missing: {command} imagenet, or {command} folder")
 
 
 if __name__ == "__main__":

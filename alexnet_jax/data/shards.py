@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_jax.data.decode import ImageError, central_square, decode
+from alexnet_jax.data.decode import SCALINGS, ImageError, decode
 from alexnet_jax.data.imagenet_tfds import TfdsExample
 from alexnet_jax.data.records import decode_record, encode_record
 from alexnet_jax.data.sources import Example
@@ -43,12 +43,16 @@ class Shard:
       examples: in order.
       size: side S of the squares.
       store: "jpeg" or "raw".
+      scaling: a key of `decode.SCALINGS`.
+      as_seen: as for `decode.decode`.
     """
 
     path: pathlib.Path
     examples: Sequence[Example | TfdsExample]
     size: int
     store: str
+    scaling: str = "square"
+    as_seen: bool = False
 
     @property
     def result_path(self) -> pathlib.Path:
@@ -86,7 +90,7 @@ def write_shard(shard: Shard) -> None:
     for example in shard.examples:
         try:
             data, label = example.read()
-            pixels = central_square(decode(data), shard.size)
+            pixels = SCALINGS[shard.scaling](decode(data, as_seen=shard.as_seen), shard.size)
         except (ImageError, OSError) as error:
             skipped.append((example.name, str(error)))
             continue

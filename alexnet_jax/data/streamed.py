@@ -82,7 +82,11 @@ class StreamedDataset:
     folder: pathlib.Path
     description: Mapping[str, Any]
     workers: int = 0
-    name: str = "imagenet"
+
+    @property
+    def name(self) -> str:
+        """The value of `--dataset`."""
+        return str(self.description.get("name", "imagenet"))
 
     @property
     def source(self) -> str:
@@ -233,8 +237,8 @@ def open_prepared(folder: pathlib.Path, loader_workers: int = 0) -> StreamedData
             raise ValueError("an entry is missing")
     except FileNotFoundError:
         raise AlexNetError(
-            f"{folder} contains no prepared ImageNet: python -m alexnet_jax.data.prepare imagenet --source DIR "
-            f"--out {folder}"
+            f"{folder} contains no prepared images: python -m alexnet_jax.data.prepare imagenet --source DIR --out "
+            f"{folder}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AlexNetError(f"{path}: damaged ({type(error).__name__}: {error})") from error
