@@ -2,6 +2,11 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
+import subprocess
+import sys
+import tarfile
 
 import jax
 import numpy as np
@@ -18,6 +23,7 @@ from alexnet_jax.data.dataset import ArrayDataset, Split
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.exchange import convert, export, pretrained
 from alexnet_jax.exchange.weights import load_weights
+from alexnet_jax.inspection.classify import read_images
 from alexnet_jax.inspection.extract import extract_features
 from alexnet_jax.network import build
 from alexnet_jax.training import features, loop
@@ -267,6 +273,52 @@ def test_class_names_that_are_not_those_of_the_outputs(tmp_path, text, message):
     (tmp_path / "names.txt").write_text(text)
     with pytest.raises(UsageError, match=message):
         convert.read_class_names(tmp_path / "names.txt", 7)
+
+
+TORCHVISIONS = """
+import sys, numpy as np, torch, torchvision
+from PIL import Image
+network = torchvision.models.alexnet().eval()
+torch.save(network.state_dict(), sys.argv[1])
+transform = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()
+with torch.no_grad():
+    inputs = torch.stack([transform(Image.open(path).convert("RGB")) for path in sys.argv[3:]])
+    np.savez(sys.argv[2], inputs=inputs.permute(0, 2, 3, 1), logits=network(inputs))
+"""
+
+
+def test_photographs_have_the_logits_of_torchvisions_own_program(tmp_path, monkeypatch):
+    """Its transforms and its network, whose weights are random, on JPEG files of several shapes."""
+    pytest.importorskip("torchvision")
+    monkeypatch.undo()
+    photographs = sorted(map(str, photographs_in(tmp_path)))
+    subprocess.run(
+        [sys.executable, "-c", TORCHVISIONS, str(tmp_path / "x.pth"), str(tmp_path / "x.npz"), *photographs], check=True
+    )
+    convert.main([str(tmp_path / "x.pth"), "--out", str(tmp_path / "run")])
+    run = alexnet_jax.open_run(tmp_path / "run")
+    pixels = np.stack([image for _, image in read_images([pathlib.Path(path) for path in photographs], run, [])])
+    with np.load(tmp_path / "x.npz") as theirs:
+        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        np.testing.assert_allclose((pixels[:, 16:240, 16:240] / 255 - mean) / std, theirs["inputs"], atol=1e-5)
+        np.testing.assert_allclose(run.logits(pixels), theirs["logits"], atol=1e-4)
+
+
+def photographs_in(folder):
+    """20 JPEGs of the tar that IMAGENET_SAMPLE names, else drawn ones."""
+    if sample := os.environ.get("IMAGENET_SAMPLE"):
+        with tarfile.open(sample) as tar:
+            members = [member for member in tar if member.name.lower().endswith("jpeg")][::50]
+            tar.extractall(folder / "photographs", members, filter="data")
+        return [path for path in (folder / "photographs").rglob("*") if path.is_file()]
+    paths = []
+    for number, size in enumerate([(500, 375), (375, 500), (333, 500), (300, 300), (200, 150)]):
+        image = PIL.Image.fromarray(RNG.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+            size, PIL.Image.Resampling.BICUBIC
+        )
+        image.save(path := folder / f"{number}.jpeg")
+        paths.append(path)
+    return paths
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 301), (256, 256), (90, 61), (640, 427)])
