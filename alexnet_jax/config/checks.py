@@ -73,11 +73,11 @@ def _check_train(config: TrainConfig) -> None:
     if data.train_on == "all" and optimizer.plateau_patience:
         raise UsageError("--plateau-patience needs validation images: set --train-on train")
     if data.train_on == "all" and data.dataset in ("imagenet", "folder"):
-        raise UsageError("--train-on all is for --dataset cifar10 and shapes")
+        raise UsageError("--train-on all is for --dataset cifar10, cifar100 and shapes")
     for option in ("image_size", "validation_share"):
         if data.dataset != "folder" and getattr(data, option) != getattr(DataConfig(), option):
             raise UsageError(f"{flag(option)} is for --dataset folder")
-    if data.scaling != "square" and data.dataset in ("cifar10", "shapes"):
+    if data.scaling != "square" and data.dataset in ("cifar10", "cifar100", "shapes"):
         raise UsageError("--scaling is for --dataset folder")
     if config.network.init_from and config.network.conv1_init != "he":
         raise UsageError("--init-from and --conv1-init: choose one")

@@ -32,12 +32,12 @@ from alexnet_jax.config.types import (
 class DataConfig:
     """Where the images come from."""
 
-    dataset: Literal["cifar10", "shapes", "folder", "imagenet"] = "cifar10"
+    dataset: Literal["cifar10", "cifar100", "shapes", "folder", "imagenet"] = "cifar10"
     """Images to train on.
 
-    `cifar10`: from --data-dir, else downloaded. `shapes`: drawn in memory, needs no files. `folder`: your own, with a
-    folder of images for each class in --data-dir. `imagenet`: streamed from --data-dir, which `python -m
-    alexnet_jax.data.prepare imagenet` has written."""
+    `cifar10`: from --data-dir, else downloaded. `cifar100`: from --data-dir. `shapes`: drawn in memory, needs no files.
+    `folder`: your own, with a folder of images for each class in --data-dir. `imagenet`: streamed from --data-dir,
+    which `python -m alexnet_jax.data.prepare imagenet` has written."""
     data_dir: Annotated[Path | None, Mark.MAY_CHANGE, Mark.PER_PROCESS] = None
     """An archive of CIFAR-10, a folder with the archive or its batches, of your own images or of prepared ImageNet.
 
@@ -58,7 +58,8 @@ class DataConfig:
     """For `folder`: share of the images that is held out for validation, by a hash of their names, where there are no
     folders for validation and testing."""
     train_on: Annotated[Literal["train", "all"], Mark.RARE] = "train"
-    """CIFAR-10: `train`: 40,000 images (batches 1-4), batch 5 validates. `all`: 50,000, without validation."""
+    """For `cifar10` and `cifar100`: `train`: 40,000 images, and the last 10,000 validate. `all`: 50,000, without
+    validation."""
     loader_workers: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.PER_PROCESS, Mark.RARE] = 0
     """Processes that decode prepared images; 0: threads of this process."""
 

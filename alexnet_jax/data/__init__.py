@@ -16,7 +16,7 @@ def load(config: DataConfig) -> "Dataset":
       AlexNetError: it is missing and can't be downloaded, or is damaged.
     """
     # Imported here: a process that prepares images needs none of them, nor JAX.
-    from alexnet_jax.data import cifar10, shapes
+    from alexnet_jax.data import cifar10, cifar100, shapes
 
     match config.dataset:
         case "imagenet":
@@ -36,6 +36,8 @@ def load(config: DataConfig) -> "Dataset":
             return image_folder.load(
                 config.data_dir, config.image_size, config.validation_share, config.scaling, config.loader_workers
             )
+        case "cifar100":
+            dataset = cifar100.load(config.data_dir)
         case "cifar10":
             dataset = cifar10.load(config.data_dir, url=config.data_url)
     return dataset.train_on_all() if config.train_on == "all" else dataset

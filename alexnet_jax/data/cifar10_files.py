@@ -68,7 +68,9 @@ class Layout:
 
 def _check_binary_size(size: int, records: int) -> None:
     if size == records * _CIFAR_100_RECORD_BYTES:
-        raise ValueError("it has records of 3,074 bytes, as CIFAR-100 has, instead of 3,073")
+        raise ValueError(
+            "it has records of 3,074 bytes, as CIFAR-100 has, instead of 3,073: is --dataset cifar100 meant?"
+        )
     if size != records * _RECORD_BYTES:
         fault = "truncated" if size < records * _RECORD_BYTES else "too long"
         raise ValueError(f"{fault}: {size:,} bytes instead of {records * _RECORD_BYTES:,}")
@@ -78,7 +80,7 @@ def _parse_binary(data: bytes, records: int) -> Split:
     """Records of a label byte and 3,072 bytes of pixels in planes."""
     _check_binary_size(len(data), records)
     rows = np.frombuffer(data, np.uint8).reshape(records, _RECORD_BYTES)
-    return _split(rows[:, 1:], rows[:, 0])
+    return to_split(rows[:, 1:], rows[:, 0])
 
 
 def _check_pickle_size(size: int, records: int) -> None:
@@ -94,7 +96,7 @@ def _parse_pickle(data: bytes, records: int) -> Split:
         raise ValueError(f"truncated, or no pickle of a CIFAR-10 batch ({reason(error)})") from error
     match content:
         case {b"fine_labels": _}:
-            raise ValueError("it has CIFAR-100's labels, which are not supported")
+            raise ValueError("it has CIFAR-100's labels: --dataset cifar100 reads them")
         case {b"data": pickles.PickledArray(values=np.ndarray() as pixels), b"labels": list(labels)}:
             pass
         case _:
@@ -108,14 +110,19 @@ def _parse_pickle(data: bytes, records: int) -> Split:
     for record, label in enumerate(labels):
         if type(label) is not int:
             raise ValueError(f"record {record} has a {type(label).__name__} as label")
-    return _split(pixels, np.array(labels))
+    return to_split(pixels, np.array(labels))
 
 
-def _split(pixels: np.ndarray, labels: np.ndarray) -> Split:
-    """Checks labels [N]; turns planes [N, 3072] into images [N, 32, 32, 3]."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASS_NAMES)))
+def to_split(pixels: np.ndarray, labels: np.ndarray, num_classes: int = len(CLASS_NAMES)) -> Split:
+    """Checks labels [N]; turns planes [N, 3072] into images [N, 32, 32, 3].
+
+    Raises:
+      ValueError: a label is not that of a class.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
-        raise ValueError(f"record {wrong[0]} has label {shown(str(labels[wrong[0]]))} instead of 0 to 9")
+        label = shown(str(labels[wrong[0]]))
+        raise ValueError(f"record {wrong[0]} has label {label} instead of 0 to {num_classes - 1}")
     planes = pixels.reshape(-1, 3, 32, 32)
     return Split(images=np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels=labels.astype(np.int32))
 
@@ -173,7 +180,7 @@ def _read_file(path: pathlib.Path, layout: Layout, records: int) -> Split:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(512)
-        if head and (other := _other_kind(head)):
+        if head and (other := other_kind(head)):
             raise ValueError(other)
         layout.check_size(size, records)
         return layout.parse(head + file.read(size - len(head)), records)
@@ -192,7 +199,7 @@ def read_archive(path: pathlib.Path, records: int) -> list[Split]:
       AlexNetError: it is damaged, incomplete, or not an archive of CIFAR-10.
     """
     try:
-        with _open_tar(path, MAX_ARCHIVE_BYTES) as tar:
+        with open_tar(path, MAX_ARCHIVE_BYTES) as tar:
             parts = _read_members(tar, records)
             tar.drain()  # the checksum of gzip is at the end
     except EOFError as error:
@@ -209,13 +216,13 @@ def read_archive(path: pathlib.Path, records: int) -> list[Split]:
 def holds_cifar10(path: pathlib.Path) -> bool:
     """Whether the first MB of an archive contains a batch of CIFAR-10."""
     try:
-        with _open_tar(path, _GLANCE_BYTES) as tar:
+        with open_tar(path, _GLANCE_BYTES) as tar:
             return any(member.name.rpartition("/")[2] in _FILES for member in tar.members())
     except (EOFError, OSError, ValueError, zlib.error, tarfile.TarError, AlexNetError):
         return False
 
 
-def _read_members(tar: "_Tar", records: int) -> dict[str, Split]:
+def _read_members(tar: "Tar", records: int) -> dict[str, Split]:
     parts: dict[str, Split] = {}
     sizes: dict[str, int] = {}
     home = None
@@ -246,7 +253,7 @@ def _read_members(tar: "_Tar", records: int) -> dict[str, Split]:
 
 
 @contextlib.contextmanager
-def _open_tar(path: pathlib.Path, limit: int) -> Iterator["_Tar"]:
+def open_tar(path: pathlib.Path, limit: int) -> Iterator["Tar"]:
     """Opens an archive, of which at most `limit` decompressed bytes are read.
 
     Raises:
@@ -259,14 +266,14 @@ def _open_tar(path: pathlib.Path, limit: int) -> Iterator["_Tar"]:
         file.seek(0)
         if head[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-                yield _Tar(unpacked, limit)
+                yield Tar(unpacked, limit)
         elif _is_tar_header(head):
-            yield _Tar(file, limit)
+            yield Tar(file, limit)
         elif path.name in _FILES:
             raise AlexNetError(f"{path}: this is one of six batches; give --data-dir its folder")
         else:
             version = other_version({path.name: os.path.getsize(path)})
-            raise ValueError(_other_kind(head) or version or "this is neither a gzip nor a tar file")
+            raise ValueError(other_kind(head) or version or "this is neither a gzip nor a tar file")
 
 
 def _is_tar_header(head: bytes) -> bool:
@@ -277,7 +284,7 @@ def _is_tar_header(head: bytes) -> bool:
     return True
 
 
-class _Tar:
+class Tar:
     """A decompressed tar file, read once from beginning to end, and refused after `limit` bytes."""
 
     def __init__(self, file: BinaryIO | gzip.GzipFile, limit: int) -> None:
@@ -332,13 +339,13 @@ def other_version(sizes: Mapping[str, int]) -> str | None:
         or len({"train", "test", "meta"} & {name for name, size in sizes.items() if size}) >= 2
         or any(size % _CIFAR_100_RECORD_BYTES == 0 for name in ("train.bin", "test.bin") if (size := sizes.get(name)))
     ):
-        return "this is CIFAR-100, which is not supported"
+        return "this is CIFAR-100, which --dataset cifar100 reads"
     if "cifar-10-batches-mat" in sizes or any(f"{batch}.mat" in sizes for batch in BATCHES):
         return "this is the MATLAB version of CIFAR-10, which is not supported"
     return None
 
 
-def _other_kind(head: bytes) -> str | None:
+def other_kind(head: bytes) -> str | None:
     """Which kind of file begins with `head`, if choosing it is a known mistake."""
     if not head:
         return "the file is empty"
