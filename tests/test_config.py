@@ -71,7 +71,7 @@ def test_every_value_survives_json():
             {"accumulate": 2, "deterministic": True},
             "--accumulate and --deterministic, which has 8 parts of its own: choose one",
         ),
-        ({"dataset": "imagenet", "train_on": "all"}, "--train-on all is for --dataset cifar10 and shapes"),
+        ({"dataset": "imagenet", "train_on": "all"}, "--train-on all is for --dataset cifar10, cifar100 and shapes"),
         ({"nesterov": True}, "--nesterov and --layer-decays are for --optimizer sgd and muon"),
         (
             {"optimizer": "sgd", "layer_decays": [["fc1", 0.1], ["fc1", 0.2]]},

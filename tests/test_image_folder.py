@@ -209,6 +209,24 @@ def test_too_many_classes_or_pixels_are_refused(own, monkeypatch):
         load(own)
 
 
+def test_tiny_imagenet_is_named(own, tmp_path):
+    root = tmp_path / "tiny"
+    root.mkdir()
+    own.rename(root / "train")
+    write(root / "val", ("images",), 2)
+    (root / "val" / "val_annotations.txt").write_text("000.png\tKatze\t0\t0\t31\t31\n")
+    with pytest.raises(AlexNetError, match=r"has its labels in val_annotations\.txt \(Tiny ImageNet\): use python -m"):
+        load(root)
+
+
+def test_a_huge_file_is_left_out(own, capsys):
+    with (own / "Katze" / "huge.tif").open("wb") as file:
+        file.write(b"II*\0")
+        file.truncate(2 * 2**30)
+    assert sum(load(own).counts.values()) == 90
+    assert "huge.tif: left out: it has 2,147,483,648 bytes, more than 536,870,912" in capsys.readouterr().err
+
+
 def test_many_images_are_prepared_once_and_streamed(own, monkeypatch, tmp_path, capsys):
     small = load(own)
     monkeypatch.setattr(image_folder, "MOST_BYTES", 10_000)

@@ -24,6 +24,7 @@ from alexnet_jax import runtime
 from alexnet_jax.data import decode, image_files, sources
 from alexnet_jax.data.dataset import ArrayDataset, Dataset, Split
 from alexnet_jax.data.imagenet_tfds import TfdsExample
+from alexnet_jax.data.labels import ANNOTATIONS
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown, warn
 from alexnet_jax.files import read_bytes
 
@@ -226,6 +227,11 @@ def _find(root: pathlib.Path) -> dict[str, _Classes]:
             raise AlexNetError(f"{root} has {' and '.join(folder.name for folder in folders)}: keep one of them")
         if not folders:
             continue
+        if (folders[0] / ANNOTATIONS).exists():
+            raise AlexNetError(
+                f"{folders[0]} has its labels in {ANNOTATIONS} (Tiny ImageNet): use python -m alexnet_jax.data.prepare "
+                "imagenet, and --dataset imagenet"
+            )
         classes = _classes(folders[0])
         if not classes:
             warn(f"{folders[0]}: not read, because it has no folder of images for each class")
