@@ -52,6 +52,7 @@ class Spec:
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32.
       batch_size: images per step.
       devices: devices that share a batch; peers have 1.
+      frozen: for "torchvision", whether the convolutions are not trained.
       data: .npz with `images`, uint8 [N, 32, 32, 3], and `labels`, int32 [N], for "small"; the other's are drawn.
     """
 
@@ -63,6 +64,7 @@ class Spec:
     dtype: str = "float32"
     batch_size: int = 128
     devices: int = 1
+    frozen: bool = False
     data: str = ""
 
 

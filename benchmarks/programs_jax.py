@@ -29,7 +29,7 @@ from alexnet_jax.data import statistics
 from alexnet_jax.data.batches import Batches, batches
 from alexnet_jax.data.dataset import ArrayDataset, Examples
 from alexnet_jax.distributed.devices import default_steps_per_call, replicate, select_devices
-from alexnet_jax.network import layers, lrn
+from alexnet_jax.network import alexnet, layers, lrn
 from alexnet_jax.network.build import from_config
 from alexnet_jax.training import optimizer
 from alexnet_jax.training.state import create_state
@@ -53,10 +53,11 @@ def train(spec: Spec) -> Program:
     model = from_config(network, 10 if small else IMAGENET_CLASSES)
     rule = OptimizerConfig() if small else OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4)
     update_rule, _ = optimizer.from_config(rule, turns, 1)
-    step = functools.partial(train_step, model=model, optimizer=update_rule, preprocess=preprocessing)
+    frozen = alexnet.LAYERS[:5] if spec.frozen else ()
+    step = functools.partial(train_step, model=model, optimizer=update_rule, preprocess=preprocessing, frozen=frozen)
     call = compile_train_step(step, devices, ArrayDataset.fetch)
     key = replicate(jax.random.key(0), devices)
-    state = replicate(create_state(model, update_rule, images.shape[1:], jax.random.key(1)), devices)
+    state = replicate(create_state(model, update_rule, images.shape[1:], jax.random.key(1), frozen=frozen), devices)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     data = replicate(Examples(images, labels), devices)
     layout = batches(np.arange(len(images)), spec.batch_size, spec.devices)

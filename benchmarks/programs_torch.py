@@ -98,6 +98,7 @@ def train(spec: Spec) -> Program:
         images, labels = examples(spec)
         parts = range(0, len(images), spec.batch_size)
         network = alexnet()
+        network.features.requires_grad_(not spec.frozen)
         data = [(images[i : i + spec.batch_size], labels[i : i + spec.batch_size].astype(np.int64)) for i in parts]
     network = network.to(DEVICE).to(memory_format=torch.channels_last)
     optimizer: torch.optim.Optimizer

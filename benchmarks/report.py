@@ -37,6 +37,7 @@ def summarize(results: Record) -> dict[str, Any]:
         "epoch": _epoch,
         "scaling": lambda programs: [_speed(program) for program in programs],
         "imagenet": _imagenet,
+        "tuning": _imagenet,
     }
     found = {section: summary(results[section]) for section, summary in summaries.items() if results.get(section)}
     return {section: summary for section, summary in found.items() if summary}
@@ -109,11 +110,11 @@ def _imagenet(measured: Record) -> list[dict[str, Any]]:
     peaks = {
         product["dtype"]: operations * product["steps"] / min(product["seconds"]) for product in measured["products"]
     }
-    # A multiplication and an addition each, forward and for both gradients; the first layer's input needs none.
-    layers = layer_counts.count_layers("torchvision")
-    per_image = 2 * (
-        3 * sum(layer.multiply_accumulates for layer in layers.values()) - layers["conv1"].multiply_accumulates
-    )
+    # A multiplication and an addition each, forward and for both gradients of the layers that are trained; the input of
+    # the first of these needs none.
+    counts = [layer.multiply_accumulates for layer in layer_counts.count_layers("torchvision").values()]
+    trained = counts[5:] if measured.get("frozen") else counts
+    per_image = 2 * (sum(counts) + 2 * sum(trained) - trained[0])
     rows = []
     for program in measured["programs"]:
         same = [other for other in measured["programs"] if other["batch_size"] == program["batch_size"]]
@@ -153,6 +154,7 @@ def tables(results: Record) -> str:
         "epoch": _epoch_table,
         "scaling": _scaling_table,
         "imagenet": _imagenet_table,
+        "tuning": _imagenet_table,
     }
     parts += [table(summary[section]) for section, table in render.items() if section in summary]
     parts += ["Left out:\n\n" + "\n".join(f"- {line}" for line in results["left_out"])] if results["left_out"] else []

@@ -1,5 +1,7 @@
 """A folder of the user's own images."""
 
+import pathlib
+import re
 import shutil
 import unicodedata
 
@@ -9,6 +11,8 @@ import pytest
 from PIL import Image
 
 import alexnet_jax
+import eval
+import train
 from alexnet_jax import data
 from alexnet_jax.config import cli
 from alexnet_jax.config.settings import DataConfig
@@ -259,6 +263,27 @@ def test_a_folder_is_prepared_by_hand(own, tmp_path):
     np.testing.assert_array_equal(stored.images, small["validation"].images)
     with pytest.raises(UsageError, match=r"prepare imagenet, or python -m alexnet_jax\.data\.prepare folder"):
         prepare.main(["cifar10"])
+
+
+def test_the_commands_of_the_page_run(own, tiny, tmp_path, monkeypatch, capsys):
+    """On few images, with a tiny network, and weights of the same."""
+    monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    own.rename("pictures")
+    shutil.copy(next((tmp_path / "pictures" / "狗").iterdir()), "photo.png")
+    best = cli.parse_train(
+        ["cifar10-best", "--dataset", "shapes", "--epochs", "1", "--batch-size", "50", "--num-devices", "1"]
+    )
+    loop.train_and_evaluate(best, tiny.train_on_all())
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "your-own-images.md").read_text("utf-8")
+    commands = re.findall(r"^\$ python (\S+)\.py (.+)$", page, re.MULTILINE)
+    assert len(commands) >= 6
+    for script, flags in commands:
+        {"train": train.main, "eval": eval.main}[script]([*flags.split(), "--num-devices", "1"])
+    out = capsys.readouterr().out
+    assert "weights  conv1, fc1 from runs/cifar10-best (step 3); drawn: logits" in out
+    assert "frozen   conv1, fc1\n" in out
+    assert alexnet_jax.open_run("runs/head").class_names == ("Katze", "ёж", "狗")
 
 
 def test_the_folder_must_be_given():
