@@ -1,8 +1,11 @@
 """Train an AlexNet: `python train.py [PRESET] [FLAGS]`; see `--help`."""
 
+import os
+import pathlib
 from collections.abc import Sequence
 
 from alexnet_jax.config import cli
+from alexnet_jax.config.flags import replace
 
 
 def main(args: Sequence[str]) -> None:
@@ -19,8 +22,12 @@ def main(args: Sequence[str]) -> None:
         devices.select_devices(config.run.num_devices, config.run.deterministic)
         weights = None
         if config.network.init_from:
-            weights = pretrained.load(config.network.init_from)
-            config = cli.parse_train(args, weights.adopted(config.data.dataset))
+            settings = pretrained.resumed(config.workdir)
+            if settings is None:
+                weights = pretrained.load(config.network.init_from)
+                settings = weights.adopted(config.data.dataset)
+            path = pathlib.Path(os.path.abspath(config.network.init_from))
+            config = replace(cli.parse_train(args, settings), init_from=path)
         loop.train_and_evaluate(config, data.load(config.data), weights)
 
 

@@ -85,7 +85,7 @@ def test_the_class_names_are_those_of_the_archive():
         ({"train": pickle.dumps({b"data": 1}), "test": b"x"}, "not a dictionary with an array"),
         ({"train": b"\x80\x02broken", "test": b"x"}, "truncated, or no pickle of CIFAR-100"),
         ({"train.bin": BINARY["cifar-100-binary/train.bin"]}, r"test\.bin: can't be read"),
-        ({"train.bin": bytes(3074 * 500), "test.bin": bytes(3074 * 100)}, "not have as many images of each class"),
+        ({"train.bin": bytes(3074 * 500), "test.bin": bytes(3074 * 100)}, "train must have 5 images of each class"),
         ({"train.bin": b"\xff" * 3074 * 500, "test.bin": b""}, "record 0 has label 255 instead of 0 to 99"),
         ({"cifar-100-binary.tar.gz": tar(BINARY)[:5000]}, "truncated"),
         ({"cifar-100-binary.tar.gz": tar({"x/train.bin": BINARY["cifar-100-binary/train.bin"]})}, "it lacks test"),

@@ -241,18 +241,34 @@ def test_many_images_are_prepared_once_and_streamed(own, monkeypatch, tmp_path, 
     stored = large.examples("train", np.arange(small.counts["train"]))
     np.testing.assert_array_equal(stored.labels, small["train"].labels)
     assert np.abs(stored.images.astype(int) - small["train"].images).mean() < 4  # JPEG
-    (shards,) = (tmp_path / "alexnet_jax" / "folders").iterdir()
+    (shards,) = (path.parent for path in (tmp_path / "alexnet_jax" / "folders").glob("*/dataset.json"))
     before = (shards / "dataset.json").stat().st_mtime_ns
     assert load(own).fingerprint() == large.fingerprint()
     assert (shards / "dataset.json").stat().st_mtime_ns == before
     next(shards.glob("train-*")).unlink()  # the copy is damaged
     assert load(own).fingerprint() == large.fingerprint()
-    assert "prepare it again: it is done now" in capsys.readouterr().err
+    assert "prepare it again; this is done again now" in capsys.readouterr().err
     (own / "Katze" / "000.png").touch()  # the image may be another one
     load(own)
-    assert len(list((tmp_path / "alexnet_jax" / "folders").iterdir())) == 2
+    assert len(list((tmp_path / "alexnet_jax" / "folders").glob("*/dataset.json"))) == 2
     with pytest.raises(UsageError, match=r"--image-size 64: .* was prepared with 32; give --image-size 32"):
         load(shards, image_size=64)
+    with pytest.raises(UsageError, match=r"--scaling caffe: .* was prepared with square; give --scaling square"):
+        image_folder.load(shards, 32, 0.2, "caffe")
+    with pytest.raises(UsageError, match=r"--validation-share 0\.5: .* was prepared with 0\.2"):
+        load(shards, validation_share=0.5)
+    with pytest.raises(UsageError, match="has images of your own: give --dataset folder"):
+        data.load(DataConfig(dataset="imagenet", data_dir=shards))
+
+
+def test_prepared_folders_are_checked_like_others(own, tmp_path, capsys):
+    (own / "Katze" / "broken.png").write_bytes(b"\x89PNG\r\n broken")
+    prepare.main(["folder", "--source", str(own), "--out", str(tmp_path / "out"), "--size", "32"])
+    assert "broken.png: left out:" in capsys.readouterr().err
+    for path in (own / "狗").iterdir():
+        path.write_bytes(b"\x89PNG\r\n broken")
+    with pytest.raises(AlexNetError, match="class 狗 has no image to train on"):
+        prepare.main(["folder", "--source", str(own), "--out", str(tmp_path / "other"), "--size", "32"])
 
 
 def test_a_folder_is_prepared_by_hand(own, tmp_path):

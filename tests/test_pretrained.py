@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,16 +19,19 @@ import alexnet_jax
 import train
 from alexnet_jax.config import cli
 from alexnet_jax.config.checks import frozen_layers
+from alexnet_jax.config.flags import flat_items, replace
 from alexnet_jax.data import decode
 from alexnet_jax.data.dataset import ArrayDataset, Split
 from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
 from alexnet_jax.exchange import convert, export, pretrained
 from alexnet_jax.exchange.weights import load_weights
+from alexnet_jax.inspection import evaluate
 from alexnet_jax.inspection.classify import read_images
 from alexnet_jax.inspection.extract import extract_features
 from alexnet_jax.network import build
 from alexnet_jax.training import features, loop
 from alexnet_jax.training.features import Features, Head, input_of_head
+from alexnet_jax.training.initial import Pretrained
 from alexnet_jax.training.trainer import Trainer
 from tests.foreign_weights import CLASSES, torchvision_state
 from tests.tiny_runs import TINY_NETWORKS, comparable, make_config, train_until
@@ -67,8 +71,6 @@ def enlarged(split: Split) -> Split:
 
 
 def changed(config, **settings):
-    from alexnet_jax.config.flags import replace
-
     return replace(config, **settings)
 
 
@@ -146,6 +148,58 @@ def test_what_does_not_fit_is_refused_by_name(source, tiny, tmp_path):
         pretrained.load(tmp_path / "file.pth")
 
 
+def test_a_refused_training_leaves_no_run(source, tiny, tmp_path):
+    larger = dataclasses.replace(tiny, splits={name: enlarged(split) for name, split in tiny.splits.items()})
+    with pytest.raises(UsageError, match="fc1's kernel"):
+        loop.train_and_evaluate(make_config(tmp_path / "run", 1), larger, pretrained.load(source))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_resumed_without_the_weights_that_it_began_with(source, tmp_path, monkeypatch, capsys):
+    moved = tmp_path / "weights"
+    shutil.copytree(source, moved)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--workdir", "run", "--num-devices", "1", "--batch-size", "500", "--drop-epochs", "--epochs"]
+    train.main(["quickstart", "--init-from", "weights", *flags, "1"])
+    shutil.rmtree(moved)
+    train.main(["quickstart", "--init-from", str(moved), *flags, "2"])
+    assert "resumes after step" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="contains a run with --init-from"):
+        train.main(["quickstart", "--init-from", "other", *flags, "2"])
+
+
+@pytest.mark.parametrize("preset", ["folder", "quickstart", "cifar10", "cifar10-paper", "cifar10-best"])
+@pytest.mark.parametrize("network", ["torchvision", "caffenet", "convnet-18pct", "small"])
+def test_every_preset_takes_the_settings_of_every_network(preset, network):
+    """Also those of which the network of the preset has other values, and this network none."""
+    preset_of = {"small": "cifar10-best", "convnet-18pct": "cifar10-18pct"}.get(network, "cifar10-full")
+    settings = flat_items(cli.parse_train([preset_of]))
+    computed = {name: settings[name] for name in pretrained.COMPUTED} | {"network": network}
+    size = 256 if network in ("torchvision", "caffenet") else 32
+    crop = {"torchvision": 224, "caffenet": 227}.get(network)
+    weights = Pretrained("x", computed, size, crop, {}, np.zeros((size, size, 3)), "square", None)
+    for dataset in ("folder", "cifar10"):
+        flags = [preset, "--dataset", dataset, "--init-from", "x"]
+        if preset == "cifar10-best":
+            flags += ["--train-on", "train"]
+        config = cli.parse_train(flags, weights.adopted(dataset))
+        assert flat_items(config) | computed == flat_items(config)
+        assert weights.adopted(dataset).keys() <= set(pretrained.ADOPTED)
+
+
+def test_numbers_are_not_taken_for_the_names_of_classes(source):
+    run = alexnet_jax.open_run(source)
+    numbers = dataclasses.replace(run.dataset, class_names=pretrained.numbered(10))
+    assert pretrained.of_run(dataclasses.replace(run, dataset=numbers), "x").class_names is None
+
+
+def test_the_digest_is_that_of_the_weights(source):
+    weights = pretrained.load(source)
+    assert weights.digest() == pretrained.load(source).digest()
+    conv1 = {name: array + (name == "bias") for name, array in weights.params["conv1"].items()}
+    assert dataclasses.replace(weights, params=weights.params | {"conv1": conv1}).digest() != weights.digest()
+
+
 def test_frozen_layers_keep_their_weights_and_have_no_moments(tiny, tmp_path):
     config = make_config(tmp_path / "run", 1)
     trainer = Trainer(changed(config, freeze=("conv1",)), tiny, jax.devices()[:1])
@@ -210,7 +264,8 @@ def test_features_that_stay_the_same_are_computed_once(tiny, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "changes", [{"crop_padding": 2}, {"flip": True}, {"dropout_rate": 0.5}, {"freeze": ("conv1",)}]
+    "changes",
+    [{"crop_padding": 2}, {"flip": True}, {"dropout_rate": 0.5}, {"freeze": ("conv1",)}, {"deterministic": True}],
 )
 def test_features_that_change_are_not_kept(tiny, tmp_path, changes):
     settings = {"freeze": ("all-but-head",), "dropout_rate": 0.0} | FLAT
@@ -258,15 +313,51 @@ def test_weights_of_others_become_a_run(foreign, tmp_path, monkeypatch):
         np.testing.assert_allclose(saved["features"], run.features(square, "fc2 activation"), rtol=1e-5, atol=1e-5)
     with pytest.raises(UsageError, match="exists already"):
         convert.main([str(foreign), "--out", str(tmp_path / "run")])
-    weights = pretrained.load(tmp_path / "run")
-    assert weights.adopted("folder") == weights.settings | {
-        "image_size": 256, "crop_size": 224, "crop_padding": 0, "scaling": "torchvision"
-    }  # fmt: skip
+    adopted = pretrained.load(tmp_path / "run").adopted("folder")
+    assert (adopted["image_size"], adopted["crop_size"], adopted["scaling"]) == (256, 224, "torchvision")
+
+
+def test_converted_weights_are_evaluated_by_the_names_of_their_classes(foreign, tmp_path, monkeypatch):
+    """The folder's classes are in alphabetical order, the outputs are not."""
+    monkeypatch.undo()
+    names = ["zebra", "yak", "cat", "dog", "emu", "ant", "bee"]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    convert.main([str(foreign), "--out", str(tmp_path / "run"), "--class-names", str(tmp_path / "names.txt")])
+    run = alexnet_jax.open_run(tmp_path / "run")
+    images = RNG.integers(0, 256, (14, 256, 256, 3), np.uint8)
+    predicted = run.predict_class(images)[:7]
+    for number, image in enumerate(images):
+        folder = tmp_path / "own" / ("train" if number < 7 else "val") / names[number % 7]
+        folder.mkdir(parents=True)
+        PIL.Image.fromarray(image).save(folder / f"{number}.png")
+    flags = [str(tmp_path / "run"), "--data-dir", str(tmp_path / "own"), "--split", "train", "--num-devices", "1"]
+    results = evaluate.evaluate(cli.parse_eval(flags))
+    assert results["correct"] == int((predicted == np.arange(7)).sum())
+    for row in results["per_class"]:
+        assert row["predicted"] == int((predicted == names.index(row["class"])).sum())
+    for split in ("train", "val"):
+        (tmp_path / "own" / split / "yak").rename(tmp_path / "own" / split / "gnu")
+    with pytest.raises(AlexNetError, match="has other classes than .*: gnu is only in"):
+        evaluate.evaluate(cli.parse_eval(flags))
+
+
+def test_a_npy_needs_a_variant(tmp_path):
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UsageError, match="does not tell Caffe's AlexNet from CaffeNet"):
+        pretrained.load(tmp_path / "x.npy")
+
+
+def test_an_image_like_a_thread_is_left_out(source, tmp_path, capsys):
+    PIL.Image.new("RGB", (40_000, 1)).save(tmp_path / "thread.png")
+    run = alexnet_jax.open_run(source)
+    config = changed(run.config, dataset="folder", scaling="torchvision")
+    assert list(read_images([tmp_path / "thread.png"], dataclasses.replace(run, config=config), [])) == []
+    assert "more than 100 times as long as wide" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a\nb\n", "has 2 lines; the network has 7 outputs"), ("a\nb\nc\nd\na\nf\ng", "a stands in lines 1 and 5"),
+    [("a\nb\n", "has 2 lines; the network has 7 outputs"), ("a\nb\nc\nd\na\nf\ng", "a is on lines 1 and 5"),
      ("a\n\nc\nd\ne\nf\ng", "line 2 is empty")],
 )  # fmt: skip
 def test_class_names_that_are_not_those_of_the_outputs(tmp_path, text, message):

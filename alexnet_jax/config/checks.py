@@ -182,6 +182,8 @@ def check_training(
     Raises:
       UsageError: they don't; the message names the flag.
     """
+    if config.data.scaling != "square" and config.data.dataset == "imagenet":
+        raise UsageError("--scaling is for --dataset folder: ImageNet was scaled when it was prepared")
     _check_batch(config, num_devices)
     _check_image_size(config, image_shape, network_input)
     _check_layers(config, layers)
@@ -240,8 +242,14 @@ def _check_layers(config: TrainConfig, layers: Sequence[str]) -> None:
                 f"--freeze {shown(layer)}: the layers of --network {network} are {', '.join(layers)}; {ALL_BUT_HEAD} "
                 "is short for all but the last"
             )
-    if len(frozen_layers(config.optimizer.freeze, layers)) == len(layers):
+    frozen = frozen_layers(config.optimizer.freeze, layers)
+    if len(frozen) == len(layers):
         raise UsageError("--freeze names every layer: there is nothing left to train")
+    for layer, _ in config.optimizer.layer_decays:
+        if layer in frozen:
+            raise UsageError(f"--layer-decays {layer}: --freeze keeps this layer as it is")
+    if "conv1" in frozen and (config.optimizer.conv1_slow_epoch, config.optimizer.conv1_stop_epoch) != (None, None):
+        raise UsageError("--conv1-slow-epoch and --conv1-stop-epoch: --freeze keeps conv1 as it is")
     if config.run.parallelism == "hybrid" and "fc1" not in layers:
         raise UsageError(f"--parallelism hybrid: --network {network} has no hidden dense layers to split")
 

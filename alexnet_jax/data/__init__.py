@@ -27,7 +27,10 @@ def load(config: DataConfig) -> "Dataset":
                     "--dataset imagenet needs --data-dir: "
                     "the folder written by python -m alexnet_jax.data.prepare imagenet"
                 )
-            return streamed.open_prepared(config.data_dir, config.loader_workers)
+            prepared = streamed.open_prepared(config.data_dir, config.loader_workers)
+            if prepared.name != "imagenet":
+                raise UsageError(f"{config.data_dir} has images of your own: give --dataset {prepared.name}")
+            return prepared
         case "shapes":
             dataset = shapes.load()
         case "folder":

@@ -62,7 +62,8 @@ def load(data_dir: pathlib.Path | None, records: Mapping[str, int] = RECORDS) ->
     for name, split in found.items():
         counts = np.bincount(split.labels, minlength=len(CLASS_NAMES))
         if (counts != records[name] // len(CLASS_NAMES)).any():
-            raise AlexNetError(f"{source}: {name} does not have as many images of each class: {WHICH_TO_TAKE}")
+            each = records[name] // len(CLASS_NAMES)
+            raise AlexNetError(f"{source}: {name} must have {each} images of each class, but has not: {WHICH_TO_TAKE}")
     train, held_out = found["train"], records["train"] // VALIDATION_SHARE
     return ArrayDataset(
         name="cifar100",

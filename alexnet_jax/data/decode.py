@@ -23,6 +23,7 @@ from alexnet_jax.data.image_files import HEAD_BYTES, image_format
 _AVIF = ("AVIF",) if "avif" in PIL.features.modules and PIL.features.check("avif") else ()
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *_AVIF)
 MAX_BYTES = 512 * 1024**2  # of an image file
+LONGEST = 100  # times the shorter side
 _CONVERT = "convert it to 8 bits per channel"
 
 # TIFF tags
@@ -237,8 +238,13 @@ def central_square_bilinear(image: PIL.Image.Image, size: int) -> np.ndarray:
     """The same, as torchvision's transforms do it: the whole image is scaled, with a bilinear filter, and then cropped.
 
     The longer side is rounded down to whole pixels.
+
+    Raises:
+      ImageError: the image is so long that scaling the whole of it would take too much memory.
     """
     short = min(image.size)
+    if max(image.size) > LONGEST * short:
+        raise ImageError(f"it has {image.width} x {image.height} pixels: more than {LONGEST} times as long as wide")
     width, height = (size * side // short for side in image.size)
     scaled = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)

@@ -8,12 +8,13 @@ Images may be in subfolders of their class.
 import collections
 import concurrent.futures
 import hashlib
+import math
 import os
 import pathlib
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -21,12 +22,13 @@ import platformdirs
 import tqdm
 
 from alexnet_jax import runtime
+from alexnet_jax.config.flags import flag
 from alexnet_jax.data import decode, image_files, sources
 from alexnet_jax.data.dataset import ArrayDataset, Dataset, Split
 from alexnet_jax.data.imagenet_tfds import TfdsExample
 from alexnet_jax.data.labels import ANNOTATIONS
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown, warn
-from alexnet_jax.files import read_bytes
+from alexnet_jax.files import locked, read_bytes
 
 FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 MOST_CLASSES = 1000
@@ -57,11 +59,13 @@ class Listing(NamedTuple):
       source: the folder, and what was held out, in words.
       classes: their names, sorted.
       images: of each split, in the order of their positions, which mixes the classes.
+      validation_share: of the images that is held out; None if there are images for validation or testing.
     """
 
     source: str
     classes: list[str]
     images: dict[str, list[Image]]
+    validation_share: float | None = None
 
 
 def load(
@@ -91,7 +95,7 @@ def load(
         raise UsageError("--dataset folder needs --data-dir: a folder that has a folder of images for each class")
     root = pathlib.Path(os.path.abspath(root))
     if (root / "dataset.json").is_file():
-        return _open(root, image_size, loader_workers)
+        return _open(root, image_size, scaling, validation_share, loader_workers)
     listing = find(root, validation_share)
     if sum(map(len, listing.images.values())) * image_size**2 * 3 > MOST_BYTES:
         labels = [image.label for image in listing.images["train"]]
@@ -143,7 +147,8 @@ def find(root: pathlib.Path, validation_share: float) -> Listing:
         "train": [image for image in everything if image.position >= validation_share],
         "validation": [image for image in everything if image.position < validation_share],
     }
-    return Listing(f"{root}, {validation_share:.0%} of the names held out for validation", classes, images)
+    held_out = f"{root}, {validation_share:.0%} of the names held out for validation"
+    return Listing(held_out, classes, images, validation_share)
 
 
 def as_source(listing: Listing) -> sources.Source:
@@ -155,40 +160,64 @@ def as_source(listing: Listing) -> sources.Source:
     return sources.Source(listing.source, listing.classes, {}, splits, {}, [])
 
 
+def settings(listing: Listing, scaling: str) -> dict[str, Any]:
+    """What `prepare.Output` says about images that are prepared as they are read here."""
+    share = listing.validation_share
+    return {"name": "folder", "scaling": scaling, "as_seen": True, "validation_share": share}
+
+
 def _prepared(listing: Listing, image_size: int, scaling: str, loader_workers: int) -> Dataset:
     """The images from the user's cache, where they are prepared if they are not there, or not complete.
 
     The folder's name is a hash of the settings and of the files' names, sizes and times.
     """
-    from alexnet_jax.data import prepare
+    from alexnet_jax.data import prepare, streamed
 
+    runtime.require_array_record()
     digest = hashlib.sha256(f"{listing.source}\0{image_size}\0{scaling}\0".encode(errors="surrogateescape"))
     for split, images in listing.images.items():
         for image in images:
-            found = image.path.stat()
+            try:
+                found = image.path.stat()
+            except OSError:
+                continue  # it can't be read either, and will be named
             text = f"{split}\0{image.label}\0{image.path}\0{found.st_size}\0{found.st_mtime_ns}\0"
             digest.update(text.encode(errors="surrogateescape"))
     out = platformdirs.user_cache_path("alexnet_jax") / "folders" / digest.hexdigest()[:16]
-    if (out / "dataset.json").exists():
-        try:
-            return _open(out, image_size, loader_workers)
-        except AlexNetError as error:
-            warn(f"{error}: it is done now")
-            shutil.rmtree(out)
-    count = sum(map(len, listing.images.values()))
-    print(f"{count:,} images don't fit into memory: they are scaled once, into {out}", flush=True)
-    output = prepare.Output(out, image_size, "jpeg", None, "folder", scaling, as_seen=True)
-    prepare.write(as_source(listing), output)
-    return _open(out, image_size, loader_workers)
+    share = listing.validation_share
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlexNetError(f"{out.parent}: can't be made ({reason(error)})") from error
+    waiting = f"waiting for another process, which prepares the same images in {out}"
+    with locked(out.with_name(f"{out.name}.lock"), "is preparing the same images", math.inf, waiting):
+        if (out / "dataset.json").exists():
+            try:
+                return _open(out, image_size, scaling, share, loader_workers)
+            except streamed.IncompleteError as error:
+                warn(f"{error}; this is done again now")
+                shutil.rmtree(out)
+        count = sum(map(len, listing.images.values()))
+        print(f"{count:,} images don't fit into memory: they are scaled once, into {out}", flush=True)
+        prepare.write(as_source(listing), prepare.Output(out, image_size, "jpeg", **settings(listing, scaling)))
+        return _open(out, image_size, scaling, share, loader_workers)
 
 
-def _open(folder: pathlib.Path, image_size: int, loader_workers: int) -> Dataset:
-    """Opens prepared images."""
+def _open(
+    folder: pathlib.Path, image_size: int, scaling: str, validation_share: float | None, loader_workers: int
+) -> Dataset:
+    """Opens prepared images; raises UsageError if they were prepared with other settings."""
     from alexnet_jax.data import streamed
 
     dataset = streamed.open_prepared(folder, loader_workers)
-    if (size := dataset.image_shape[0]) != image_size:
-        raise UsageError(f"--image-size {image_size}: {folder} was prepared with {size}; give --image-size {size}")
+    description = dataset.description
+    if dataset.name != "folder":
+        raise UsageError(f"--dataset folder: {folder} has prepared ImageNet; give --dataset imagenet")
+    given = {"image_size": image_size, "scaling": scaling, "validation_share": validation_share}
+    had = {"image_size": description["size"]} | {name: description[name] for name in ("scaling", "validation_share")}
+    for name, value in given.items():
+        if (before := had[name]) not in (None, value):
+            raise UsageError(f"{flag(name)} {value}: {folder} was prepared with {before}; give {flag(name)} {before}")
     return dataset
 
 

@@ -31,19 +31,22 @@ import tqdm
 from alexnet_jax.config import cli
 from alexnet_jax.config.types import Fraction, Path, PositiveInt
 from alexnet_jax.data.shards import Shard, write_shard
-from alexnet_jax.data.sources import Source, find
+from alexnet_jax.data.sources import Example, Source, find
 from alexnet_jax.data.statistics import PcaBasis, Statistics, basis_from_sums
-from alexnet_jax.errors import AlexNetError, StoppedError, UsageError
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, shown, warn
 from alexnet_jax.files import locked, to_bytes, write_atomically
 from alexnet_jax.runtime import available_cores, require_array_record
 from alexnet_jax.signals import StopSignals
 
 RECORDS_PER_SHARD = 1000
+NAMED = 3  # files left out of a folder that warnings name
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """Prepare ImageNet for training: scale its images once, and compute their mean image and PCA basis.
+
+    (For a folder of your own images: python -m alexnet_jax.data.prepare folder --help.)
 
     --source is a folder with one of: class folders in train/ and val/ (val/ may also be flat); Tiny ImageNet's files;
     the official tar files; TFDS's imagenet2012, prepared as array_record. The same command resumes a preparation that
@@ -98,6 +101,7 @@ class Output:
       name: of the data set, "imagenet" or "folder".
       scaling: a key of `decode.SCALINGS`.
       as_seen: whether images are turned and made opaque as viewers show them; ImageNet's are not.
+      validation_share: of the images that were held out; None: the source had images for validation or testing.
     """
 
     out: pathlib.Path
@@ -107,6 +111,7 @@ class Output:
     name: str = "imagenet"
     scaling: str = "square"
     as_seen: bool = False
+    validation_share: float | None = None
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
@@ -131,7 +136,8 @@ def prepare_folder(config: FolderConfig) -> dict[str, Any]:
     from alexnet_jax.data import image_folder
 
     listing = image_folder.find(config.source, config.validation_share)
-    output = Output(config.out, config.size, config.store, config.workers, "folder", config.scaling, as_seen=True)
+    own = image_folder.settings(listing, config.scaling)
+    output = Output(config.out, config.size, config.store, config.workers, **own)
     return write(image_folder.as_source(listing), output)
 
 
@@ -253,8 +259,17 @@ def _finish(source: Source, shards: Mapping[str, Sequence[Shard]], output: Outpu
     pairs = [(split, pair) for split, group in results.items() for result in group for pair in result.skipped]
     pairs += [(split, pair) for split, group in source.skipped.items() for pair in group]
     skipped = [{"split": split, "file": file, "reason": reason} for split, (file, reason) in pairs]
-    if not counts["train"]:
-        raise AlexNetError(f"{source.kind}: none of its {len(skipped):,} training files is an image")
+    for split, count in counts.items():
+        if not count:
+            raise AlexNetError(f"{source.kind}: none of the files of its split {split} is an image")
+    if output.name == "folder":
+        left_out = {entry["file"] for entry in skipped if entry["split"] == "train"}
+        examples = [example for example in source.splits["train"] if isinstance(example, Example)]
+        kept = {example.label for example in examples if example.name not in left_out}
+        if missing := [name for label, name in enumerate(source.wnids) if label not in kept]:
+            raise AlexNetError(
+                f"{source.kind}: class {shown(missing[0])} has no image to train on: add some or remove it"
+            )
     statistics = _measure(shards["train"], counts["train"])
     files = {
         split: [
@@ -269,6 +284,8 @@ def _finish(source: Source, shards: Mapping[str, Sequence[Shard]], output: Outpu
         "source": source.kind,
         "size": output.size,
         "store": output.store,
+        "scaling": output.scaling,
+        "validation_share": output.validation_share,
         "classes": [f"{source.words[w]} ({w})" if w in source.words else w for w in source.wnids],
         "counts": counts,
         "skipped": len(skipped),
@@ -281,7 +298,7 @@ def _finish(source: Source, shards: Mapping[str, Sequence[Shard]], output: Outpu
     write_atomically(out / "skipped.jsonl", lines.encode())
     write_atomically(out / "dataset.json", to_bytes(description))
     shutil.rmtree(out / ".work")
-    _print_summary(out, counts, statistics.basis, len(skipped))
+    _print_summary(out, counts, statistics.basis, skipped, output.name)
     return description
 
 
@@ -296,13 +313,17 @@ def _measure(shards: Sequence[Shard], count: int) -> Statistics:
     return Statistics(basis_from_sums(pixels, total.sum(axis=(0, 1)), products), (total / count).astype(np.float32))
 
 
-def _print_summary(out: pathlib.Path, counts: Mapping[str, int], basis: PcaBasis, skipped: int) -> None:
+def _print_summary(
+    out: pathlib.Path, counts: Mapping[str, int], basis: PcaBasis, skipped: Sequence[Mapping[str, str]], name: str
+) -> None:
     end = "" if counts.get("validation") else "; no validation images"
     print(f"{out}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()) + f" images{end}")
     colour, deviations = (", ".join(f"{v:.2f}" for v in values) for values in (basis.mean, np.sqrt(basis.eigenvalues)))
     print(f"mean colour {colour}; PCA standard deviations {deviations} grey levels")
+    for entry in skipped[:NAMED] if name == "folder" else ():
+        warn(f"{entry['file']}: left out: {entry['reason']}")
     if skipped:
-        print(f"skipped {skipped:,} files; the reasons are in {out / 'skipped.jsonl'}")
+        print(f"skipped {len(skipped):,} files; the reasons are in {out / 'skipped.jsonl'}")
 
 
 def main(args: Sequence[str]) -> None:

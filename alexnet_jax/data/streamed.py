@@ -26,6 +26,10 @@ WORKER_BUFFER = 2  # further batches that a process keeps ready
 _MAX_JSON_BYTES = 64 * 1024**2
 
 
+class IncompleteError(AlexNetError):
+    """A prepared folder lacks a shard, or has one of another size."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """The files of a split.
@@ -245,5 +249,5 @@ def open_prepared(folder: pathlib.Path, loader_workers: int = 0) -> StreamedData
     for name, size, _ in names:
         shard = folder / name
         if not shard.is_file() or shard.stat().st_size != size:
-            raise AlexNetError(f"{shard} is missing or its size has changed (from {size:,} bytes): prepare it again")
+            raise IncompleteError(f"{shard} is missing or its size has changed (from {size:,} bytes): prepare it again")
     return StreamedDataset(folder, description, loader_workers)

@@ -9,8 +9,9 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import pydantic
 import tyro
 
 from alexnet_jax.config import cli
@@ -18,9 +19,15 @@ from alexnet_jax.config.types import Path
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown
 from alexnet_jax.files import read_bytes
 
+if TYPE_CHECKING:
+    from alexnet_jax.exchange.weights import Weights
+
 # JAX, and modules that need it, are imported in the functions: `--help` should not wait for them.
 
 MOST_BYTES = 16 * 1024**2  # of a file of class names
+
+
+GreyLevel = Annotated[float, pydantic.Field(ge=0, le=255)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +41,10 @@ class ConvertConfig:
     dataset: Literal["folder", "imagenet"] = "folder"
     """What eval.py reads from its --data-dir: a folder of images for each class, or prepared ImageNet. Its class names
     must be those of --class-names."""
+    variant: Literal["caffe", "caffenet"] | None = None
+    """For a .npy, which does not tell them apart: Caffe's AlexNet or CaffeNet."""
+    mean: tuple[GreyLevel, GreyLevel, GreyLevel] | None = None
+    """Mean colour that the weights expect, R G B in grey levels. Unset: the file's, else ILSVRC-2012's."""
     class_names: Path | None = None
     """Text file with the name of each class on a line, in the order of the outputs. Unset: 0, 1, 2, ..."""
 
@@ -60,7 +71,7 @@ def convert(config: ConvertConfig) -> None:
 
     if config.out.exists():
         raise UsageError(f"--out {config.out} exists already: choose another folder")
-    weights = pretrained.of_weights(load_weights(config.file), str(config.file))
+    weights = pretrained.of_weights(_with_options(config, load_weights(config.file)), str(config.file))
     names = read_class_names(config.class_names, len(weights.params["logits"]["bias"]))
     size = weights.image_size
     settings = replace(
@@ -97,6 +108,25 @@ def convert(config: ConvertConfig) -> None:
         raise AlexNetError(f"--out {config.out}: can't be written ({reason(error)})") from error
 
 
+def _with_options(config: ConvertConfig, weights: "Weights") -> "Weights":
+    """The weights, with the variant and the mean that the user gives.
+
+    Raises:
+      UsageError: the file tells the variant, or does not and none is given.
+    """
+    import numpy as np
+
+    from alexnet_jax.exchange import pretrained
+
+    if pretrained.is_npy(config.file):
+        if config.variant is None:
+            raise UsageError(f"{config.file} does not tell Caffe's AlexNet from CaffeNet: give --variant")
+        weights = dataclasses.replace(weights, variant=config.variant)
+    elif config.variant not in (None, weights.variant):
+        raise UsageError(f"--variant {config.variant}: {config.file} is {weights.variant}")
+    return weights if config.mean is None else dataclasses.replace(weights, mean=np.array(config.mean))
+
+
 def read_class_names(path: pathlib.Path | None, number: int) -> tuple[str, ...]:
     """The class names in a text file, one on a line, or 0, 1, 2, ..., if `path` is None.
 
@@ -105,7 +135,9 @@ def read_class_names(path: pathlib.Path | None, number: int) -> tuple[str, ...]:
       AlexNetError: the file can't be read.
     """
     if path is None:
-        return tuple(map(str, range(number)))
+        from alexnet_jax.exchange.pretrained import numbered
+
+        return numbered(number)
     try:
         names = tuple(line.strip() for line in read_bytes(path, MOST_BYTES).decode("utf-8-sig").splitlines())
     except (OSError, ValueError) as error:
@@ -118,7 +150,7 @@ def read_class_names(path: pathlib.Path | None, number: int) -> tuple[str, ...]:
         if not name or not is_one_line(name):
             raise UsageError(f"--class-names {path}: line {line} is empty or has a control character")
         if names.index(name) != line - 1:
-            raise UsageError(f"--class-names {path}: {shown(name)} stands in lines {names.index(name) + 1} and {line}")
+            raise UsageError(f"--class-names {path}: {shown(name)} is on lines {names.index(name) + 1} and {line}")
     return names
 
 

@@ -1,21 +1,29 @@
 """Reads the weights that a training begins with: of a run, of an exported network, of torchvision or Caffe."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from alexnet_jax.config.flags import flat_items
 from alexnet_jax.config.settings import TrainConfig
-from alexnet_jax.errors import AlexNetError
+from alexnet_jax.errors import AlexNetError, UsageError, reason
 from alexnet_jax.exchange import export
 from alexnet_jax.exchange.weights import Weights, load_weights
 from alexnet_jax.files import expanded
 from alexnet_jax.inspection.run import Run, open_run
 from alexnet_jax.network import alexnet
+from alexnet_jax.runs.folder import RunFolder
 from alexnet_jax.training.initial import Pretrained
 
 # The settings that decide what given weights compute.
 COMPUTED = ("network", "activation", "lrn", "pool_window", "conv1_stride", "subtract_mean", "input_range")
+# ... and all that `Pretrained.adopted` can set.
+ADOPTED = (
+    *COMPUTED,
+    *("conv1_init", "initial_bias", "dropout_after", "dropout_rate"),
+    *("image_size", "scaling", "crop_size", "crop_padding", "enlarge_to"),
+)
 IMAGE_SIZE = 256  # side of the images of ImageNet of which the networks see windows
 
 
@@ -24,6 +32,7 @@ def load(path: pathlib.Path) -> Pretrained:
 
     Raises:
       AlexNetError: it is something else, or damaged.
+      UsageError: it is a .npy.
     """
     path = expanded(path)
     if path.is_dir():
@@ -33,7 +42,33 @@ def load(path: pathlib.Path) -> Pretrained:
         raise AlexNetError(f"--init-from {path}: there is no such run or file")
     if (run_in_file := export.read_run(path)) is not None:
         return of_run(run_in_file, str(path))
+    try:
+        ambiguous = is_npy(path)
+    except OSError as error:
+        raise AlexNetError(f"{path}: can't be read ({reason(error)})") from error
+    if ambiguous:
+        raise UsageError(
+            f"--init-from {path}: a .npy does not tell Caffe's AlexNet from CaffeNet: make a run of it with python -m "
+            "alexnet_jax.exchange.convert"
+        )
     return of_weights(load_weights(path), str(path))
+
+
+def numbered(number: int) -> tuple[str, ...]:
+    """Class names in place of those that are not known: 0, 1, 2, ..."""
+    return tuple(map(str, range(number)))
+
+
+def resumed(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The settings that a run in this folder adopted from its weights; None if there is none to resume.
+
+    A run that is resumed has its weights in its checkpoints.
+    """
+    folder = RunFolder(workdir)
+    if not folder.exists() or not any(folder.checkpoints.glob("[0-9]*")):
+        return None
+    settings = flat_items(folder.read_config())
+    return {name: settings[name] for name in ADOPTED}
 
 
 def of_run(run: Run, source: str) -> Pretrained:
@@ -47,8 +82,14 @@ def of_run(run: Run, source: str) -> Pretrained:
         run.params,
         run.statistics.mean_image,
         run.config.data.scaling,
-        run.class_names,
+        None if run.class_names == numbered(len(run.class_names)) else run.class_names,
     )
+
+
+def is_npy(path: pathlib.Path) -> bool:
+    """Whether a file is a .npy, which does not tell Caffe's AlexNet from CaffeNet."""
+    with path.open("rb") as file:
+        return file.read(6) == b"\x93NUMPY"
 
 
 def of_weights(weights: Weights, source: str) -> Pretrained:

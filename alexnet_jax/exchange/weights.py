@@ -201,7 +201,8 @@ def _from_caffemodel(net: caffe.Net) -> Weights:
         if "imagenet_mean" not in name and "ilsvrc" not in name:
             warn(
                 f"Caffe takes the mean from {shown(file)}, which is not in the .caffemodel; ILSVRC-2012's is used "
-                "instead: set the right one with dataclasses.replace(weights, mean=...), [3], RGB grey levels"
+                "instead: set the right one with dataclasses.replace(weights, mean=...), [3], RGB grey levels, or with "
+                "the --mean of exchange.convert"
             )
     params = {
         layer: {kind: to_float32(f"{layer}'s {kind}", array) for kind, array in arrays.items()}

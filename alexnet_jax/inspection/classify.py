@@ -122,7 +122,7 @@ def read_images(
     size, to_square = run.dataset.image_shape[0], decode.SCALINGS[run.config.data.scaling]
     for path in paths:
         try:
-            image = decode.decode(read_bytes(path, decode.MAX_BYTES), as_seen=True)
+            pixels = to_square(decode.decode(read_bytes(path, decode.MAX_BYTES), as_seen=True), size)
         except (decode.ImageError, OSError) as error:
             reason = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
             reasons[reason] += 1
@@ -130,7 +130,7 @@ def read_images(
                 warn(f"skipped {shown(str(path), 300)}: {reason}")
             broken.append(path)
             continue
-        yield path, to_square(image, size)
+        yield path, pixels
     for reason, count in reasons.items():
         if count > MOST_NAMED:
             warn(f"skipped {count - MOST_NAMED:,} more: {reason}")

@@ -77,34 +77,39 @@ def open_task(path: pathlib.Path, config: EvalConfig) -> Task:
     run = open_run(path, config.checkpoint)
     check_views(config.views, run.config.augmentation, path)
     dataset = _load_data(run, config)
-    _check_same(run, dataset)
+    run = _matched(run, dataset)
     split = config.split or ("test" if "test" in dataset.counts else "validation")
     if split not in dataset.counts:
         raise AlexNetError(f"{dataset.source} has no split {split!r}; it has {', '.join(dataset.counts)}")
     return Task(run, dataset, split)
 
 
-def _check_same(run: Run, dataset: Dataset) -> None:
-    """Raises AlexNetError unless the data is that of the run or, for converted weights, has their classes."""
+def _matched(run: Run, dataset: Dataset) -> Run:
+    """The run, whose data this is; the outputs of converted weights are put into the order of the data's classes.
+
+    Raises:
+      AlexNetError: it is other data or, for converted weights, has other classes or images of another size.
+    """
+    path = run.folder.path
     if run.dataset.counts:
         if dataset.fingerprint() != run.dataset.fingerprint:
-            raise AlexNetError(f"{run.folder.path} was not trained on the images from {dataset.source}")
-        return
-    if len(dataset.class_names) != len(run.class_names):
+            raise AlexNetError(f"{path} was not trained on the images from {dataset.source}")
+        return run
+    theirs, ours = dataset.class_names, run.class_names
+    if different := sorted(set(theirs) ^ set(ours)):
+        where = dataset.source if different[0] in theirs else path
         raise AlexNetError(
-            f"{dataset.source} has {len(dataset.class_names):,} classes, but the network of {run.folder.path} has "
-            f"{len(run.class_names):,} outputs"
+            f"{path} has other classes than {dataset.source}: {shown(different[0])} is only in {where}; convert names "
+            "the outputs with --class-names"
         )
-    for index, (theirs, ours) in enumerate(zip(dataset.class_names, run.class_names, strict=True)):
-        if theirs != ours:
-            raise AlexNetError(
-                f"class {index} is {shown(theirs)} in {dataset.source}, but {shown(ours)} in {run.folder.path}: "
-                "convert the weights again, with these names in --class-names"
-            )
     if dataset.image_shape != run.dataset.image_shape:
         raise AlexNetError(
             f"{dataset.source} has images of {dataset.image_shape[0]} pixels; {run.dataset.image_shape[0]} are needed"
         )
+    order = [ours.index(name) for name in theirs]
+    head = {name: array[..., order] for name, array in run.params["logits"].items()}
+    described = dataclasses.replace(run.dataset, class_names=theirs)
+    return dataclasses.replace(run, params={**run.params, "logits": head}, dataset=described)
 
 
 def _load_data(run: Run, config: EvalConfig) -> Dataset:

@@ -25,6 +25,7 @@ from alexnet_jax.training.initial import HEAD
 from alexnet_jax.training.predict import make_predict_step, predict_split
 
 MOST_BYTES = 2 * 2**30  # of features, on each device
+AT_ONCE = 500  # images whose features are computed together: rounding depends on it, so it is no setting
 
 
 def stay_the_same(config: TrainConfig, frozen: Collection[str], params: Mapping[str, Any], dataset: Dataset) -> bool:
@@ -110,15 +111,14 @@ class Features:
         model: nn.Module,
         preprocessing: Preprocessing,
         params: Any,
-        batch_size: int,
         devices: Sequence[jax.Device],
     ) -> "Features":
-        """Computes them, `batch_size` images at a time."""
+        """Computes them."""
         step = make_predict_step(Below(model), preprocessing, processes.local(devices))
         on_devices = replicate(params, devices)
         return cls(
             {
-                split: Examples(*predict_split(step, on_devices, dataset, split, batch_size, devices))
+                split: Examples(*predict_split(step, on_devices, dataset, split, AT_ONCE, devices))
                 for split in ("train", "validation")
                 if split in dataset.counts
             }

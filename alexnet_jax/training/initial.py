@@ -1,6 +1,7 @@
 """Weights that a training begins with instead of random ones."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,16 +43,41 @@ class Pretrained:
 
     def adopted(self, dataset: str) -> dict[str, Any]:
         """The settings, by flat name, of a training on `--dataset` that begins with these weights."""
+        network = str(self.settings["network"])
+        options: dict[str, Any] = {"conv1_init": "he"}
+        if network != "small":  # the others have their own
+            options |= {"initial_bias": None, "dropout_after": "both"}
+        if network.startswith("convnet"):
+            options["dropout_rate"] = 0.0
         if dataset == "folder":
             sizes = {"image_size": self.image_size, "crop_size": self.crop_size, "scaling": self.scaling}
         elif dataset == "imagenet" or self.image_size == 32:
             sizes = {"crop_size": self.crop_size}
         else:  # the images have 32x32 pixels
             sizes = {"enlarge_to": self.crop_size or self.image_size}
-        return {**self.settings, **sizes} | ({"crop_padding": 0} if sizes.get("crop_size") else {})
+        return {**self.settings, **options, **sizes} | ({"crop_padding": 0} if sizes.get("crop_size") else {})
 
-    def check(self, config: TrainConfig) -> None:
-        """Raises UsageError if a setting would let the weights compute something else."""
+    def digest(self) -> str:
+        """SHA-256 of the weights and the mean image."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.mean_image).data)
+        for layer, arrays in sorted(self.params.items()):
+            for name, array in sorted(arrays.items()):
+                digest.update(f"{layer}/{name} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def check(self, config: TrainConfig, wanted: Any, class_names: Sequence[str]) -> None:
+        """Checks that a training can begin with these weights.
+
+        Args:
+          config: of the training.
+          wanted: its parameters, or their shapes.
+          class_names: of its data set.
+
+        Raises:
+          UsageError: a setting would let the weights compute something else, a layer is missing, or one has another
+            shape.
+        """
         chosen = flat_items(config)
         for name, value in self.settings.items():
             if chosen[name] != value:
@@ -59,31 +85,29 @@ class Pretrained:
                     f"{flag(name)} {chosen[name]}: the weights of {self.source} were trained with {value}; leave the "
                     "flag out"
                 )
+        for layer in self.layers(class_names):
+            for name in {**wanted.get(layer, {}), **self.params[layer]}:
+                here, there = (tree.get(layer, {}).get(name) for tree in (wanted, self.params))
+                shapes = [None if array is None else list(array.shape) for array in (here, there)]
+                if shapes[0] != shapes[1]:
+                    raise UsageError(
+                        f"--init-from: {layer}'s {name} is {shapes[1]} in {self.source}, but {shapes[0]} here: use "
+                        "the network, and the size of images, that it was trained with"
+                    )
+        if missing := [layer for layer in wanted if layer not in self.params]:
+            raise UsageError(f"--init-from: {self.source} has no layer {missing[0]}")
 
     def layers(self, class_names: Sequence[str]) -> list[str]:
         """The layers that a training takes: all but the last, and the last one if it has these classes."""
         return [layer for layer in self.params if layer != HEAD or self.class_names == tuple(class_names)]
 
     def into(self, params: Any, class_names: Sequence[str]) -> Any:
-        """`params` with the `layers` from here.
-
-        Raises:
-          UsageError: a layer is missing, or has another shape.
-        """
-        begun = dict(params)
-        for layer in self.layers(class_names):
-            for name in params.get(layer, {}) | self.params[layer]:
-                wanted, found = (tree.get(layer, {}).get(name) for tree in (params, self.params))
-                shapes = [None if array is None else list(array.shape) for array in (wanted, found)]
-                if shapes[0] != shapes[1]:
-                    raise UsageError(
-                        f"--init-from: {layer}'s {name} is {shapes[1]} in {self.source}, but {shapes[0]} here: use "
-                        "the network, and the size of images, that it was trained with"
-                    )
-            begun[layer] = {name: jnp.asarray(array, jnp.float32) for name, array in self.params[layer].items()}
-        if missing := [layer for layer in params if layer not in self.params]:
-            raise UsageError(f"--init-from: {self.source} has no layer {missing[0]}")
-        return begun
+        """`params` with the `layers` from here, which `check` has found to fit."""
+        taken = {
+            layer: {name: jnp.asarray(array, jnp.float32) for name, array in self.params[layer].items()}
+            for layer in self.layers(class_names)
+        }
+        return params | taken
 
     def statistics(self, measured: Statistics) -> Statistics:
         """Statistics of the training images with the mean image of these weights, on which their input is centred.

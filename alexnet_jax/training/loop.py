@@ -13,7 +13,6 @@ from alexnet_jax.config import checks
 from alexnet_jax.config.flags import shared_settings
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.dataset import Dataset, Placement
-from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import default_steps_per_call, select_devices, sent_ahead
 from alexnet_jax.errors import AlexNetError, StoppedError
@@ -26,7 +25,7 @@ from alexnet_jax.training.announce import announce
 from alexnet_jax.training.initial import Pretrained
 from alexnet_jax.training.monitor import Call, Meter, StallWatch, Totals, refused_update
 from alexnet_jax.training.optimizer import Plateau
-from alexnet_jax.training.trainer import Trainer
+from alexnet_jax.training.trainer import Trainer, parameter_shapes
 
 
 def train_and_evaluate(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | None = None) -> None:
@@ -61,13 +60,10 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
         layers=build.layers(config.network),
     )
     if pretrained is not None:
-        pretrained.check(config)
+        pretrained.check(config, parameter_shapes(config, dataset), dataset.class_names)
     folder = RunFolder(config.workdir)
     with contextlib.ExitStack() as resources:
-        statistics = dataset.statistics()
-        if pretrained is not None:
-            statistics = pretrained.statistics(statistics)
-        claim(folder, config, dataset, statistics, resources)
+        claim(folder, config, dataset, pretrained, resources)
         trainer = Trainer(config, dataset, devices, folder.read_statistics(), pretrained)
         checkpoints = resources.enter_context(
             contextlib.closing(Checkpoints(folder.checkpoints, read_only=not processes.is_main()))
@@ -187,14 +183,15 @@ def claim(
     folder: RunFolder,
     config: TrainConfig,
     dataset: Dataset,
-    statistics: Statistics,
+    pretrained: Pretrained | None,
     resources: contextlib.ExitStack,
 ) -> None:
     """Locks the folder and describes the run in it; with several processes, the first does so for all."""
-    info = describe(dataset)
-    processes.agree(
-        shared_settings(config) | {"data set": info.fingerprint, "versions of Python or packages": versions()}
-    )
+    info, statistics = describe(dataset), dataset.statistics()
+    if pretrained is not None:
+        statistics = pretrained.statistics(statistics)
+    facts = {"data set": info.fingerprint, "versions of Python or packages": versions()}
+    processes.agree(shared_settings(config) | facts | {"weights of --init-from": pretrained and pretrained.digest()})
 
     def lock_and_describe() -> None:
         resources.enter_context(folder.claim())

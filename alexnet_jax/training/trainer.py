@@ -57,6 +57,15 @@ def build_step(
     )
 
 
+def parameter_shapes(config: TrainConfig, dataset: Dataset) -> Any:
+    """Shapes and dtypes of the parameters that a training has."""
+    model = build.from_config(config.network, len(dataset.class_names))
+    augmentation, (height, width, channels) = config.augmentation, dataset.image_shape
+    side = augmentation.enlarge_to or augmentation.crop_size
+    images = jax.ShapeDtypeStruct((1, side or height, side or width, channels), np.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
 def is_split(config: TrainConfig, devices: Sequence[jax.Device]) -> bool:
     """Whether the dense layers are divided over the devices."""
     return config.run.parallelism == "hybrid" and len(devices) > 1
@@ -92,10 +101,7 @@ class Trainer:
           dataset: the data.
           devices: of all processes.
           statistics: of the training images; None: measured.
-          pretrained: weights to begin with; None: all are drawn.
-
-        Raises:
-          UsageError: the weights don't fit the network.
+          pretrained: weights to begin with, which fit; None: all are drawn.
         """
         self.config, self.dataset, self.devices = config, dataset, devices
         self.steps_per_epoch = steps_per_epoch(dataset.counts["train"], config.schedule.batch_size)
@@ -134,11 +140,12 @@ class Trainer:
     def keep_features(self) -> bool:
         """Computes the last layer's inputs once, if only it is trained and they stay the same; whether they do."""
         params = self.params()
-        if is_split(self.config, self.devices) or not stay_the_same(self.config, self.frozen, params, self.dataset):
+        # Their bits depend on the number of devices.
+        if self.config.run.deterministic or is_split(self.config, self.devices):
             return False
-        features = Features.of(
-            self.dataset, self.model, self.preprocessing, params, self.config.run.eval_batch_size, self.devices
-        )
+        if not stay_the_same(self.config, self.frozen, params, self.dataset):
+            return False
+        features = Features.of(self.dataset, self.model, self.preprocessing, params, self.devices)
         network = self.config.network
         head = Head(len(self.dataset.class_names), jnp.dtype(network.dtype), network.matmul_precision)
         self._compile(features, head, Unchanged())
