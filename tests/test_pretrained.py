@@ -337,7 +337,7 @@ def test_converted_weights_are_evaluated_by_the_names_of_their_classes(foreign, 
         assert row["predicted"] == int((predicted == names.index(row["class"])).sum())
     for split in ("train", "val"):
         (tmp_path / "own" / split / "yak").rename(tmp_path / "own" / split / "gnu")
-    with pytest.raises(AlexNetError, match="has other classes than .*: gnu is only in"):
+    with pytest.raises(AlexNetError, match=r"has other classes than .*: gnu is only in"):
         evaluate.evaluate(cli.parse_eval(flags))
 
 
