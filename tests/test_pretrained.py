@@ -347,11 +347,9 @@ def test_a_npy_needs_a_variant(tmp_path):
         pretrained.load(tmp_path / "x.npy")
 
 
-def test_an_image_like_a_thread_is_left_out(source, tmp_path, capsys):
+def test_an_image_like_a_thread_is_left_out(tmp_path, capsys):
     PIL.Image.new("RGB", (40_000, 1)).save(tmp_path / "thread.png")
-    run = alexnet_jax.open_run(source)
-    config = changed(run.config, dataset="folder", scaling="torchvision")
-    assert list(read_images([tmp_path / "thread.png"], dataclasses.replace(run, config=config), [])) == []
+    assert list(read_images([tmp_path / "thread.png"], 256, [], "torchvision")) == []
     assert "more than 100 times as long as wide" in capsys.readouterr().err
 
 
@@ -388,7 +386,9 @@ def test_photographs_have_the_logits_of_torchvisions_own_program(tmp_path, monke
     )
     convert.main([str(tmp_path / "x.pth"), "--out", str(tmp_path / "run")])
     run = alexnet_jax.open_run(tmp_path / "run")
-    pixels = np.stack([image for _, image in read_images([pathlib.Path(path) for path in photographs], run, [])])
+    pixels = np.stack(
+        [image for _, image in read_images([pathlib.Path(path) for path in photographs], 256, [], "torchvision")]
+    )
     with np.load(tmp_path / "x.npz") as theirs:
         mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
         np.testing.assert_allclose((pixels[:, 16:240, 16:240] / 255 - mean) / std, theirs["inputs"], atol=1e-5)

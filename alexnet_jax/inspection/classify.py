@@ -17,7 +17,7 @@ from alexnet_jax.data import decode, image_files
 from alexnet_jax.distributed.devices import replicate, select_devices
 from alexnet_jax.errors import AlexNetError, shown, warn
 from alexnet_jax.files import read_bytes, to_bytes, write_together
-from alexnet_jax.inspection.run import Run, open_run
+from alexnet_jax.inspection.run import open_run
 from alexnet_jax.inspection.task import results_folder
 from alexnet_jax.runs.folder import versions
 from alexnet_jax.runs.log import Record
@@ -49,7 +49,7 @@ def classify_images(config: EvalConfig) -> list[dict[str, Any]]:
     params = replicate(run.params, devices)
     paths, broken = find_images(config.images or ())
     batch_size = min(config.batch_size, max(len(paths), 1))
-    images = read_images(paths, run, broken)
+    images = read_images(paths, run.dataset.image_shape[0], broken, run.config.data.scaling)
     rows: list[dict[str, Any]] = []
     drawn: list[np.ndarray] = []
     with tqdm.tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
@@ -115,11 +115,14 @@ def find_images(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list
 
 
 def read_images(
-    paths: Sequence[pathlib.Path], run: Run, broken: list[pathlib.Path]
+    paths: Sequence[pathlib.Path], size: int, broken: list[pathlib.Path], scaling: str = "square"
 ) -> Iterator[tuple[pathlib.Path, np.ndarray]]:
-    """Each file's image, uint8, scaled as the run's are; files that can't be read are reported and go to `broken`."""
+    """Each file's image as uint8 [size, size, 3]; those that can't be read are reported and appended to `broken`.
+
+    `scaling` is a key of `decode.SCALINGS`.
+    """
     reasons: collections.Counter[str] = collections.Counter()
-    size, to_square = run.dataset.image_shape[0], decode.SCALINGS[run.config.data.scaling]
+    to_square = decode.SCALINGS[scaling]
     for path in paths:
         try:
             pixels = to_square(decode.decode(read_bytes(path, decode.MAX_BYTES), as_seen=True), size)

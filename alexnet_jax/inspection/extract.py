@@ -38,7 +38,7 @@ def extract_features(config: EvalConfig) -> None:
     paths, broken = find_images(config.images or ())
     files, parts, pixels = [], [], []
     with tqdm.tqdm(total=len(paths), unit=" images", leave=False, disable=None) as bar:
-        for path, image in read_images(paths, run, broken):
+        for path, image in read_images(paths, run.dataset.image_shape[0], broken, run.config.data.scaling):
             files.append(str(path))
             pixels.append(image)
             if len(pixels) == AT_ONCE:
