@@ -90,6 +90,7 @@ def test_the_class_names_are_those_of_the_archive():
         ({"cifar-100-binary.tar.gz": tar(BINARY)[:5000]}, "truncated"),
         ({"cifar-100-binary.tar.gz": tar({"x/train.bin": BINARY["cifar-100-binary/train.bin"]})}, "it lacks test"),
         ({"cifar-100-python.tar": b"<html>"}, "this is a web page"),
+        ({"cifar-100-python.tar.gz": b"damaged" * 100}, "this is neither a gzip nor a tar file; take cifar-100"),
         ({"readme": b""}, "contains no CIFAR-100"),
     ],
 )

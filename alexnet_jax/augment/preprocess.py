@@ -74,9 +74,7 @@ class Preprocessing:
 
     def input_shape(self, image_shape: Sequence[int]) -> tuple[int, int, int]:
         """Shape (H', W', C) of the network's input from stored images of `image_shape`."""
-        height, width, channels = image_shape
-        side = self.config.enlarge_to or self.config.crop_size
-        return (side, side, channels) if side else (height, width, channels)
+        return input_shape(self.config, image_shape)
 
     def _centred(self, images: jax.Array | np.ndarray) -> jax.Array:
         x = jnp.asarray(images, jnp.float32)
@@ -112,6 +110,13 @@ class Preprocessing:
         if self.config.enlarge_to:
             x = jax.image.resize(x, (len(x), self.config.enlarge_to, self.config.enlarge_to, x.shape[-1]), "bilinear")
         return x
+
+
+def input_shape(config: AugmentationConfig, image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Shape (H', W', C) of the network's input from stored images of `image_shape`."""
+    height, width, channels = image_shape
+    side = config.enlarge_to or config.crop_size
+    return (side, side, channels) if side else (height, width, channels)
 
 
 def visible_noise(preprocessing: Preprocessing, image: np.ndarray, count: int = 10) -> tuple[np.ndarray, np.ndarray]:

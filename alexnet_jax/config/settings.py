@@ -148,7 +148,7 @@ class NetworkConfig:
     init_from: Path | None = None
     """Begin with the weights of a run, or of torchvision's or Caffe's AlexNet.
 
-    A run's folder, a .safetensors, .pth, .caffemodel or .npy. The last layer is drawn anew unless it has the same
+    A run's folder, a .safetensors, .pth or .caffemodel. The last layer is drawn anew unless it has the same
     classes. The network, its input and the size of the images are those of the weights."""
     initial_bias: Annotated[FiniteFloat | None, Mark.RARE] = None
     """Initial value of every bias, for `small`. Unset: 1 (the original post). The other networks have their own."""

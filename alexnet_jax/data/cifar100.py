@@ -4,17 +4,15 @@ The binary and the pickled version give identical arrays. The labels are the fin
 read.
 """
 
-import gzip
 import os
 import pathlib
 import tarfile
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
 
 from alexnet_jax.data import pickles
-from alexnet_jax.data.cifar10_files import MAX_ARCHIVE_BYTES, open_tar, other_kind, to_split
+from alexnet_jax.data.cifar10_files import MAX_ARCHIVE_BYTES, archive_errors, open_tar, other_kind, to_split
 from alexnet_jax.data.dataset import ArrayDataset, Split
 from alexnet_jax.errors import AlexNetError, UsageError, reason, shown
 from alexnet_jax.files import read_bytes
@@ -60,9 +58,8 @@ def load(data_dir: pathlib.Path | None, records: Mapping[str, int] = RECORDS) ->
     place = pathlib.Path(os.path.abspath(data_dir))
     source, found = _read(place, records)
     for name, split in found.items():
-        counts = np.bincount(split.labels, minlength=len(CLASS_NAMES))
-        if (counts != records[name] // len(CLASS_NAMES)).any():
-            each = records[name] // len(CLASS_NAMES)
+        each = records[name] // len(CLASS_NAMES)
+        if (np.bincount(split.labels, minlength=len(CLASS_NAMES)) != each).any():
             raise AlexNetError(f"{source}: {name} must have {each} images of each class, but has not: {WHICH_TO_TAKE}")
     train, held_out = found["train"], records["train"] // VALIDATION_SHARE
     return ArrayDataset(
@@ -104,26 +101,17 @@ def _read_file(path: pathlib.Path, records: int) -> Split:
 
 def _read_archive(path: pathlib.Path, records: Mapping[str, int]) -> dict[str, Split]:
     found: dict[str, Split] = {}
-    try:
-        with open_tar(path, MAX_ARCHIVE_BYTES) as tar:
-            for member in tar.members():
-                name = member.name.rpartition("/")[2]
-                split = name.removesuffix(".bin")
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or split not in records or split in found:
-                    continue
-                data = tar.read(member.size)
-                if len(data) < member.size:
-                    raise EOFError
-                found[split] = _parse(name, data, records[split])
-            tar.drain()  # the checksum of gzip is at the end
-    except EOFError as error:
-        raise AlexNetError(f"{path}: truncated; delete it and download it again") from error
-    except (gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
-        raise AlexNetError(f"{path}: damaged, or not a tar archive ({reason(error)}); {WHICH_TO_TAKE}") from error
-    except ValueError as error:
-        raise AlexNetError(f"{path}: {error}; {WHICH_TO_TAKE}") from error
-    except OSError as error:
-        raise AlexNetError(f"{path}: can't be read ({reason(error)}); check the file") from error
+    with archive_errors(path, WHICH_TO_TAKE), open_tar(path, MAX_ARCHIVE_BYTES) as tar:
+        for member in tar.members():
+            name = member.name.rpartition("/")[2]
+            split = name.removesuffix(".bin")
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or split not in records or split in found:
+                continue
+            data = tar.read(member.size)
+            if len(data) < member.size:
+                raise EOFError
+            found[split] = _parse(name, data, records[split])
+        tar.drain()  # the checksum of gzip is at the end
     if missing := [name for name in records if name not in found]:
         raise AlexNetError(f"{path}: it lacks {' and '.join(missing)}; {WHICH_TO_TAKE}")
     return {name: found[name] for name in records}

@@ -198,19 +198,40 @@ def read_archive(path: pathlib.Path, records: int) -> list[Split]:
     Raises:
       AlexNetError: it is damaged, incomplete, or not an archive of CIFAR-10.
     """
+    with archive_errors(path, WHICH_TO_TAKE):
+        try:
+            with open_tar(path, MAX_ARCHIVE_BYTES) as tar:
+                parts = _read_members(tar, records)
+                tar.drain()  # the checksum of gzip is at the end
+        except NotAnArchiveError as error:
+            if path.name in _FILES:
+                raise AlexNetError(f"{path}: this is one of six batches; give --data-dir its folder") from error
+            version = other_version({path.name: os.path.getsize(path)})
+            raise ValueError(error.kind or version or str(error)) from error
+    return [parts[batch] for batch in BATCHES]
+
+
+@contextlib.contextmanager
+def archive_errors(path: pathlib.Path, which_to_take: str) -> Iterator[None]:
+    """Turns the errors of reading an archive into an AlexNetError that says which file to take instead."""
     try:
-        with open_tar(path, MAX_ARCHIVE_BYTES) as tar:
-            parts = _read_members(tar, records)
-            tar.drain()  # the checksum of gzip is at the end
+        yield
     except EOFError as error:
         raise AlexNetError(f"{path}: truncated; delete it and download it again") from error
     except (gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
-        raise AlexNetError(f"{path}: damaged, or not a tar archive ({reason(error)}); {WHICH_TO_TAKE}") from error
+        raise AlexNetError(f"{path}: damaged, or not a tar archive ({reason(error)}); {which_to_take}") from error
     except ValueError as error:
-        raise AlexNetError(f"{path}: {error}; {WHICH_TO_TAKE}") from error
+        raise AlexNetError(f"{path}: {error}; {which_to_take}") from error
     except OSError as error:
         raise AlexNetError(f"{path}: can't be read ({reason(error)}); check the file") from error
-    return [parts[batch] for batch in BATCHES]
+
+
+class NotAnArchiveError(ValueError):
+    """A file is neither a gzip nor a tar file; `kind` says what it is instead, if that is known."""
+
+    def __init__(self, kind: str | None) -> None:
+        super().__init__(kind or "this is neither a gzip nor a tar file")
+        self.kind = kind
 
 
 def holds_cifar10(path: pathlib.Path) -> bool:
@@ -257,7 +278,7 @@ def open_tar(path: pathlib.Path, limit: int) -> Iterator["Tar"]:
     """Opens an archive, of which at most `limit` decompressed bytes are read.
 
     Raises:
-      ValueError: it is not an archive.
+      NotAnArchiveError: it is something else.
     """
     if not os.path.isfile(path):
         raise OSError("it is not a regular file")  # opening a pipe would wait for a writer
@@ -269,11 +290,8 @@ def open_tar(path: pathlib.Path, limit: int) -> Iterator["Tar"]:
                 yield Tar(unpacked, limit)
         elif _is_tar_header(head):
             yield Tar(file, limit)
-        elif path.name in _FILES:
-            raise AlexNetError(f"{path}: this is one of six batches; give --data-dir its folder")
         else:
-            version = other_version({path.name: os.path.getsize(path)})
-            raise ValueError(other_kind(head) or version or "this is neither a gzip nor a tar file")
+            raise NotAnArchiveError(other_kind(head))
 
 
 def _is_tar_header(head: bytes) -> bool:

@@ -214,7 +214,9 @@ def _open(
     if dataset.name != "folder":
         raise UsageError(f"--dataset folder: {folder} has prepared ImageNet; give --dataset imagenet")
     given = {"image_size": image_size, "scaling": scaling, "validation_share": validation_share}
-    had = {"image_size": description["size"]} | {name: description[name] for name in ("scaling", "validation_share")}
+    had = {"image_size": description["size"]} | {
+        name: description.get(name) for name in ("scaling", "validation_share")
+    }
     for name, value in given.items():
         if (before := had[name]) not in (None, value):
             raise UsageError(f"{flag(name)} {value}: {folder} was prepared with {before}; give {flag(name)} {before}")

@@ -72,7 +72,8 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
         writers = open_writers(folder, trainer.step, config.run.tensorboard, resources)
         accuracy, best = processes.on_main(lambda: past_accuracies(folder))  # of the records that remain
         announce(trainer, folder, pretrained)
-        trainer.keep_features()
+        if trainer.keep_features() and processes.is_main():
+            print("         every image's input of the last layer was computed once, and is kept", flush=True)
 
         meter = Meter(
             totals,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.augment.preprocess import Preprocessing
+from alexnet_jax.augment.preprocess import Preprocessing, input_shape
 from alexnet_jax.config.checks import frozen_layers
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.batches import steps_per_epoch
@@ -60,9 +60,7 @@ def build_step(
 def parameter_shapes(config: TrainConfig, dataset: Dataset) -> Any:
     """Shapes and dtypes of the parameters that a training has."""
     model = build.from_config(config.network, len(dataset.class_names))
-    augmentation, (height, width, channels) = config.augmentation, dataset.image_shape
-    side = augmentation.enlarge_to or augmentation.crop_size
-    images = jax.ShapeDtypeStruct((1, side or height, side or width, channels), np.float32)
+    images = jax.ShapeDtypeStruct((1, *input_shape(config.augmentation, dataset.image_shape)), np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 
@@ -116,7 +114,7 @@ class Trainer:
         self._compile(dataset, self.model, self.preprocessing)
         initial_key, run_key = jax.random.split(jax.random.key(config.schedule.seed))  # all randomness of the run
         self._key = replicate(run_key, devices)
-        input_shape = self.preprocessing.input_shape(dataset.image_shape)
+        shape = self.preprocessing.input_shape(dataset.image_shape)
 
         def begin(params: Any) -> Any:
             if pretrained is not None:
@@ -125,7 +123,7 @@ class Trainer:
                 return whitening.into(params, self.preprocessing, dataset)
             return params
 
-        state = create_state(self.model, self._update_rule, input_shape, initial_key, begin, self.frozen)
+        state = create_state(self.model, self._update_rule, shape, initial_key, begin, self.frozen)
         self.shapes = jax.eval_shape(lambda: state)
         self.restore(state)
 
