@@ -50,8 +50,9 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def by_seed(rows: Sequence[Row], variant: Variant, views: int) -> dict[int, float]:
-    """Test accuracy of each of a row's runs."""
-    return {row["seed"]: row["test"][str(views)]["accuracy"] for row in rows if row["variant"] == variant.name}
+    """Test accuracy of each of a row's runs that was tested with so many views."""
+    tests = {row["seed"]: row["test"] for row in rows if row["variant"] == variant.name}
+    return {seed: test[str(views)]["accuracy"] for seed, test in tests.items() if str(views) in test}
 
 
 def paired_difference(rows: Sequence[Row], variant: Variant, base: Variant, views: int) -> Estimate | None:
@@ -126,12 +127,12 @@ def accuracy_table(study: Study, variants: Sequence[Variant], rows: Sequence[Row
     head += [f"against {base.name}, seed by seed{of_views}"] if several else []
     lines = []
     for variant in variants:
-        estimates = [estimate(list(by_seed(rows, variant, views).values())) for views in study.views]
-        cells = [variant.name, *(share(e) for e in estimates)]
+        accuracies = [list(by_seed(rows, variant, views).values()) for views in study.views]
+        cells = [variant.name, *(share(estimate(values)) if values else "" for values in accuracies)]
         if several:
             difference = None if variant is base else paired_difference(rows, variant, base, study.views[-1])
             cells.append("" if difference is None else verdict(difference))
-        lines.append([*cells, str(estimates[0].runs)])
+        lines.append([*cells, str(len(accuracies[0]))])
     return markdown([*head, "seeds"], lines)
 
 

@@ -38,9 +38,9 @@ class Entry:
 
 
 QUEUE = (
+    Entry("best", seeds=3, rows=("cifar10-best",)),
     Entry("options", seeds=1),
     Entry("search", seeds=1),
-    Entry("best", seeds=3, rows=("cifar10-best",)),
     Entry("rates", seeds=1),
     Entry("relu", seeds=3, epochs=60),
     Entry("tips", seeds=3, epochs=20),

@@ -74,11 +74,13 @@ CIFAR10_PAPER = preset(
 
 CIFAR10_BEST = preset(
     "cifar10-best",
-    "The original post's network, tuned for accuracy in 12 epochs: Muon, cosine, label smoothing, averaged weights.",
-    f"{JPEG_COPY}: 80.06%, with --views 2 81.78% (means of 3 seeds); 80 s per epoch on one core.",
+    "The original post's network, tuned for accuracy in 24 epochs: Muon, cosine, label smoothing, averaged weights.",
+    f"{JPEG_COPY}: 83.68% with --views 2 (1 seed, trained on 40,000 images); 70 to 150 s per epoch on one core.",
     train_on="all",
     crop_padding=4,
     flip=True,
+    flip_schedule="alternating",
+    cutout=8,
     subtract_mean=True,
     initial_bias=0.0,
     dropout_rate=0.0,
@@ -88,10 +90,10 @@ CIFAR10_BEST = preset(
     warmup_epochs=0.5,
     momentum=0.9,
     nesterov=True,
-    weight_decay=0.1,
+    weight_decay=0.4,
     label_smoothing=0.1,
-    average_decay=0.99,
-    epochs=12,
+    average_decay=0.998,
+    epochs=24,
     batch_size=500,
 )
 
