@@ -1,8 +1,8 @@
 """Convolutions as matrix products, for CPUs: the sums of `lax.conv_general_dilated` in half the time or less.
 
-On a CPU, XLA runs the gradient of a convolution with respect to its kernel at a fraction of the speed of a matrix
-product. Here convolution and gradients are matrix products: with stride 1 by Winograd's algorithm, which also needs
-fewer multiplications, with larger strides by extracting patches. A GPU gains nothing from either.
+On a CPU, XLA runs the gradient of a convolution with respect to its kernel at a tenth of the speed of a matrix product.
+Here that gradient is a matrix product; where it pays, the whole convolution is done by Winograd's algorithm, which also
+needs fewer multiplications. A GPU gains nothing from either.
 """
 
 import functools
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-TILE = 4  # outputs of a Winograd tile along an axis; smaller tiles are slower and more exact
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # small powers of two, because products with them are exact
+Pads = tuple[tuple[int, int], ...]
 
 # Lower precision (a GPU's TF32) would ruin Winograd's results.
 _product = functools.partial(jnp.matmul, precision="highest")
+_direct = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def fast_convolution(
@@ -26,75 +27,101 @@ def fast_convolution(
 ) -> jax.Array:
     """Replaces `lax.conv_general_dilated` as `nn.Conv(conv_general_dilated=...)`.
 
-    A float32 convolution of [B, H, W, C] with "SAME" padding, one group, no dilation and a square kernel is computed by
-    `winograd` (3x3 and 5x5 with stride 1, where that is faster, see `_winograd_pays`) or `patches_product` (both
-    strides above 1). All others are computed by `lax.conv_general_dilated`, including those in half precision, for
-    which Winograd's intermediate values grow too large. Sums are in full float32, whatever `precision` says.
+    A float32 convolution of [B, H, W, C] without dilation is computed by `winograd` (3x3 and 5x5 with stride 1 and
+    "SAME" padding, where that is faster, see `_winograd_pays`) or `convolution_by_patches`, for each group of channels.
+    All others are computed by `lax.conv_general_dilated`, including those in half precision, for which Winograd's
+    intermediate values grow too large. Sums are in full float32, whatever `precision` says.
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
-    size = rhs.shape[0]
     if (
-        lhs.dtype == jnp.float32
-        and lhs.ndim == 4
-        and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
-        and padding == "SAME"
-        and rhs.shape[1] == size
-        and options.get("feature_group_count", 1) == options.get("batch_group_count", 1) == 1
-        and all(d == 1 for name in ("lhs_dilation", "rhs_dilation") for d in options.get(name) or ())
+        lhs.dtype != jnp.float32
+        or lhs.ndim != 4
+        or numbers != lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
+        or options.get("batch_group_count", 1) != 1
+        or any(d != 1 for name in ("lhs_dilation", "rhs_dilation") for d in options.get(name) or ())
     ):
-        if all(stride > 1 for stride in window_strides):
-            return patches_product(lhs, rhs, window_strides)
-        if size in (3, 5) and all(stride == 1 for stride in window_strides) and _winograd_pays(lhs.shape, rhs.shape):
-            return winograd(lhs, rhs)
-    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    groups = options.get("feature_group_count", 1)
+    strides, size = tuple(window_strides), rhs.shape[:2]
+    same = lax.padtype_to_pads(lhs.shape[1:3], size, strides, "SAME")
+    pads = lax.padtype_to_pads(lhs.shape[1:3], size, strides, padding) if isinstance(padding, str) else padding
+    pads = tuple((int(before), int(after)) for before, after in pads)
+    maps = []
+    for images, kernel in zip(jnp.split(lhs, groups, axis=3), jnp.split(rhs, groups, axis=3), strict=True):
+        by_winograd = strides == (1, 1) and size in ((3, 3), (5, 5)) and pads == tuple(same)
+        if by_winograd and _winograd_pays(images.shape, kernel.shape):
+            maps.append(winograd(images, kernel))
+        else:
+            maps.append(convolution_by_patches(images, kernel, strides, pads))
+    return jnp.concatenate(maps, axis=3)
 
 
 def _winograd_pays(images: Sequence[int], kernel: Sequence[int]) -> bool:
     """Whether `winograd` is faster, judging by the shapes [B, H, W, C] and [R, R, C, F].
 
-    The cost of its transforms grows with the square of the pixels and with C + F, that of the convolution with C F.
-    With 1.3 times the multiplications of a direct convolution, it took 0.86 of the time, gradients included (16x16, 48
-    to 128 channels, 5x5), with 2.7 times as many, it took twice as long (16x16, 32 to 32): see `benchmarks/layers.py
-    --choices`.
+    The cost of its transforms grows with C + F, that of the products with C F. In products with the small matrices of
+    the transforms, a multiplication takes about twice as long. With 0.5 of the multiplications of a direct convolution,
+    counted that way, it took 0.5 of the time, gradients included (13x13, 256 to 256 channels, 3x3), with 0.64 of them
+    1.1 (16x16, 32 to 32, 5x5): see `benchmarks/layers.py --choices`.
     """
     (_, height, width, channels), (size, *_, features) = images, kernel
-    points = (TILE + size - 1) ** 2 * -(-height // TILE) * -(-width // TILE)
-    pixels = height * width
-    return points * (pixels * (channels + features) + channels * features) < 2 * size**2 * pixels * channels * features
+    tile = _tile(height, width, size)
+    rows, columns = (-(-length // tile) * (tile + size - 1) for length in (height, width))
+    transforms = rows * width * (height + columns) * (channels + features)
+    products = rows * columns * channels * features
+    return 2 * transforms + products < 0.6 * size**2 * height * width * channels * features
 
 
-def patches_product(images: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Array:
-    """Convolves with "SAME" padding, as one product of all patches with the kernel.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolution_by_patches(images: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads) -> jax.Array:
+    """XLA's convolution, whose gradient with respect to the kernel is one product of all patches with the gradient.
 
     Args:
       images: [B, H, W, C].
       kernel: [R, S, C, F].
       strides: of rows and columns.
+      pads: zeros before and after the rows and the columns.
 
     Returns:
-      [B, ceil(H / strides[0]), ceil(W / strides[1]), F].
+      [B, H', W', F].
     """
-    pads = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], strides, "SAME")
-    height, width = (-(-size // stride) for size, stride in zip(images.shape[1:3], strides, strict=True))
-    padded = jnp.pad(images, [(0, 0), *pads, (0, 0)])
+    return _direct(images, kernel, strides, pads)
 
-    def shifted(x: jax.Array, axis: int, count: int, stride: int, size: int) -> list[jax.Array]:
-        ends = range((count - 1) * stride + 1, (count - 1) * stride + 1 + size)
-        return [lax.slice_in_dim(x, i, end, stride, axis) for i, end in enumerate(ends)]
 
-    rows = shifted(padded, 1, height, strides[0], kernel.shape[0])
-    patches = jnp.stack(
-        [jnp.stack(shifted(row, 2, width, strides[1], kernel.shape[1]), axis=3) for row in rows], axis=3
-    )
-    return _product(patches.reshape(len(images), height, width, -1), kernel.reshape(-1, kernel.shape[-1]))
+def _forward(
+    images: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _direct(images, kernel, strides, pads), (images, kernel)
+
+
+def _backward(
+    strides: Sequence[int], pads: Pads, stored: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    images, kernel = stored
+    of_images = jax.linear_transpose(lambda x: _direct(x, kernel, strides, pads), images)(gradient)[0]
+    patches = _patches(images, kernel.shape, strides, pads)
+    of_kernel = _product(patches.reshape(-1, patches.shape[-1]).T, gradient.reshape(-1, gradient.shape[-1]))
+    return of_images, of_kernel.reshape(kernel.shape)
+
+
+convolution_by_patches.defvjp(_forward, _backward)
+
+
+def _patches(images: jax.Array, kernel: Sequence[int], strides: Sequence[int], pads: Pads) -> jax.Array:
+    """What the kernel covers at each position: [B, H', W', R S C] from [B, H, W, C]."""
+    x = jnp.pad(images, [(0, 0), *pads, (0, 0)])
+    for axis, size, stride in ((2, kernel[1], strides[1]), (1, kernel[0], strides[0])):
+        end = (x.shape[axis] - size) // stride * stride + 1
+        x = jnp.concatenate([lax.slice_in_dim(x, i, i + end, stride, axis) for i in range(size)], axis=3)
+    return x
 
 
 def winograd(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves with stride 1 and "SAME" padding by Winograd's F(TILE x TILE, R x R).
+    """Convolves with stride 1 and "SAME" padding by Winograd's F(m x m, R x R).
 
     Along an axis, a tile of m outputs is y = A^T [(G g) * (B^T d)], with n = m + R - 1 inputs d and kernel g, so n
-    multiplications replace m R; along both, n^2 replace m^2 R^2 (4x4 tiles: 1/4 for R = 3, 1/6 for R = 5). The cost
-    is rounding: about 1e-5 of the largest value, where a plain float32 convolution has 1e-6.
+    multiplications replace m R; along both, n^2 replace m^2 R^2 (m = 4: 1/4 for R = 3, 1/6 for R = 5). The cost is
+    rounding: about 1e-5 of the largest value, where a plain float32 convolution has 1e-6.
 
     Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 
@@ -107,41 +134,55 @@ def winograd(images: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     batch, height, width, channels = images.shape
     size, features = kernel.shape[0], kernel.shape[-1]
-    rows_in, kernel_map, rows_out = _winograd_maps(height, size)
-    columns_in, _, columns_out = _winograd_maps(width, size)
-    # Letters: p, q points; t, u tiles; h, w pixels; r, s positions in the kernel.
-    input_map = np.einsum("pth,quw->pqtuhw", rows_in, columns_in).reshape(-1, height * width)
-    kernel_map = np.einsum("pr,qs->pqrs", kernel_map, kernel_map).reshape(-1, size * size)
-    output_map = np.einsum("hpt,wqu->hwpqtu", rows_out, columns_out).reshape(height * width, -1)
+    rows_in, kernel_map, rows_out = _winograd_maps(height, size, tile := _tile(height, width, size))
+    columns_in, _, columns_out = _winograd_maps(width, size, tile)
+    n, tiles = len(kernel_map), (rows_in.shape[1], columns_in.shape[1])
 
     # Matrix products with the pixels first: the form in which XLA runs them, and their gradients, at full speed.
-    pixels = images.reshape(batch, height * width, channels).swapaxes(0, 1).reshape(height * width, -1)
-    tiles = _product(input_map, pixels).reshape(len(kernel_map), -1, channels)
-    kernels = _product(kernel_map, kernel.reshape(size * size, -1)).reshape(-1, channels, features)
-    products = _product(tiles, kernels).reshape(output_map.shape[1], -1)
-    outputs = _product(output_map, products).reshape(height * width, batch, features)
-    return outputs.swapaxes(0, 1).reshape(batch, height, width, features)
+    pixels = images.transpose(1, 2, 0, 3).reshape(height, width, -1)
+    points = _along_both(rows_in.reshape(-1, height), columns_in.reshape(-1, width), pixels)
+    points = points.reshape(n, tiles[0], n, tiles[1], -1).swapaxes(1, 2).reshape(n * n, -1, channels)
+    kernels = _along_both(kernel_map, kernel_map, kernel.reshape(size, size, -1)).reshape(n * n, channels, features)
+    products = _product(points, kernels).reshape(n, n, *tiles, -1).swapaxes(1, 2)
+    products = products.reshape(n * tiles[0], n * tiles[1], -1)
+    outputs = _along_both(rows_out.reshape(height, -1), columns_out.reshape(width, -1), products)
+    return outputs.reshape(height, width, batch, features).transpose(2, 0, 1, 3)
 
 
-def _winograd_maps(size: int, kernel_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The linear maps of F(TILE, kernel_size) along an axis of `size` pixels with "SAME" padding, float32.
+def _along_both(rows: np.ndarray, columns: np.ndarray, x: jax.Array) -> jax.Array:
+    """Applies `rows` [P, H] and `columns` [Q, W] along the first two axes of `x` [H, W, N]; returns [P, Q, N]."""
+    (p, height), (q, width) = rows.shape, columns.shape
+    if min(height * width, p * q) <= 64:  # one product reads and writes less than two
+        return _product(np.kron(rows, columns), x.reshape(height * width, -1)).reshape(p, q, -1)
+    return _product(columns, _product(rows, x.reshape(height, -1)).reshape(p, width, -1))
+
+
+def _tile(height: int, width: int, size: int) -> int:
+    """The side m of the tiles that need the fewest multiplications; small tiles are more exact."""
+    sides = range(2, len(POINTS) + 3 - size)
+    return min(sides, key=lambda m: -(-height // m) * -(-width // m) * (m + size - 1) ** 2)
+
+
+@functools.cache
+def _winograd_maps(size: int, kernel_size: int, tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The linear maps of F(tile, kernel_size) along an axis of `size` pixels with "SAME" padding, float32.
 
     The product of two polynomials is determined by its values at n points (Cook and Toom); a convolution is its
-    transpose: with V_k the values of 1, x, .., x^(k-1) at the points, G = V_R, A = V_TILE, B = V_n^-1.
+    transpose: with V_k the values of 1, x, .., x^(k-1) at the points, G = V_R, A = V_tile, B = V_n^-1.
 
     Returns:
       B^T for each tile, without the columns that meet the zero padding, [n, tiles, size]; G, [n, kernel_size];
       A^T for each tile, without the rows that extend past the edge, [size, n, tiles].
     """
-    n, tiles, before = TILE + kernel_size - 1, -(-size // TILE), (kernel_size - 1) // 2
+    n, tiles, before = tile + kernel_size - 1, -(-size // tile), (kernel_size - 1) // 2
 
     def values(count: int) -> np.ndarray:
         at_infinity = np.eye(count)[-1:]
         return np.vstack([np.vander(POINTS[: n - 1], count, increasing=True), at_infinity])
 
-    inputs, outputs = np.zeros((n, tiles, (tiles - 1) * TILE + n)), np.zeros((tiles * TILE, n, tiles))
+    inputs, outputs = np.zeros((n, tiles, (tiles - 1) * tile + n)), np.zeros((tiles * tile, n, tiles))
     for i in range(tiles):
-        inputs[:, i, i * TILE : i * TILE + n] = np.linalg.inv(values(n)).T
-        outputs[i * TILE : (i + 1) * TILE, :, i] = values(TILE).T
+        inputs[:, i, i * tile : i * tile + n] = np.linalg.inv(values(n)).T
+        outputs[i * tile : (i + 1) * tile, :, i] = values(tile).T
     inputs, outputs = inputs[:, :, before : before + size], outputs[:size]
     return inputs.astype(np.float32), values(kernel_size).astype(np.float32), outputs.astype(np.float32)
