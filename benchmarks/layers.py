@@ -29,13 +29,52 @@ from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.network import layers, lrn
 from alexnet_jax.network.convolution import convolution_by_patches, fast_convolution, winograd
 
-# name -> input [H, W, C], kernel [R, R, C, F], stride
-CONVOLUTIONS = {
-    "conv1": ((32, 32, 3), (7, 7, 3, 48), 2),
-    "conv2": ((8, 8, 48), (5, 5, 48, 128), 1),
-    "conv3": ((4, 4, 128), (3, 3, 128, 192), 1),
-    "conv4": ((4, 4, 192), (3, 3, 192, 192), 1),
-    "conv5": ((4, 4, 192), (3, 3, 192, 192), 1),
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The layers of a network whose time is measured.
+
+    Attributes:
+      convolutions: name -> input [H, W, C], kernel [R, R, C, F], stride, padding.
+      maps: inputs [H, W, C] of the poolings.
+      normalized: inputs of LRN.
+      padding: of the poolings.
+      dense: name -> inputs, outputs.
+    """
+
+    convolutions: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], int, Any]]
+    maps: tuple[tuple[int, ...], ...]
+    normalized: tuple[tuple[int, ...], ...]
+    padding: str
+    dense: Mapping[str, tuple[int, int]]
+
+
+NETWORKS = {
+    "small": Layers(
+        {
+            "conv1": ((32, 32, 3), (7, 7, 3, 48), 2, "SAME"),
+            "conv2": ((8, 8, 48), (5, 5, 48, 128), 1, "SAME"),
+            "conv3": ((4, 4, 128), (3, 3, 128, 192), 1, "SAME"),
+            "conv4": ((4, 4, 192), (3, 3, 192, 192), 1, "SAME"),
+            "conv5": ((4, 4, 192), (3, 3, 192, 192), 1, "SAME"),
+        },
+        maps=((16, 16, 48), (8, 8, 128)),
+        normalized=((16, 16, 48), (8, 8, 128)),
+        padding="SAME",
+        dense={"fc1": (3072, 512), "fc2": (512, 512), "logits": (512, 10)},
+    ),
+    "torchvision": Layers(
+        {
+            "conv1": ((224, 224, 3), (11, 11, 3, 64), 4, [(2, 2), (2, 2)]),
+            "conv2": ((27, 27, 64), (5, 5, 64, 192), 1, "SAME"),
+            "conv3": ((13, 13, 192), (3, 3, 192, 384), 1, "SAME"),
+            "conv4": ((13, 13, 384), (3, 3, 384, 256), 1, "SAME"),
+            "conv5": ((13, 13, 256), (3, 3, 256, 256), 1, "SAME"),
+        },
+        maps=((55, 55, 64), (27, 27, 192), (13, 13, 256)),
+        normalized=(),
+        padding="VALID",
+        dense={"fc1": (9216, 4096), "fc2": (4096, 4096), "logits": (4096, 1000)},
+    ),
 }
 # Those of the authors' networks for CIFAR-10, and of AlexNetSmall with stride 1 in conv1: larger maps, on which
 # Winograd's transforms take an increasing share of the work.
@@ -45,14 +84,14 @@ WINOGRAD_OR_DIRECT = {
     "16x16, 48 to 128": ((16, 16, 48), (5, 5, 48, 128)),
     "16x16, 32 to 32": ((16, 16, 32), (5, 5, 32, 32)),
 }
-DENSE = {"fc1": (3072, 512), "fc2": (512, 512), "logits": (512, 10)}
-MAPS = {"1": (16, 16, 48), "2": (8, 8, 128)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Time the parts of AlexNetSmall's training step, and the whole step."""
+    """Time the parts of a training step on their own, and the whole step."""
 
+    network: Literal["small", "torchvision"] = "small"
+    """AlexNetSmall, or torchvision's AlexNet for ImageNet."""
     batch_size: PositiveInt = 128
     """Images per step."""
     rounds: PositiveInt = 7
@@ -105,25 +144,57 @@ def choices(batch_size: int) -> dict[str, tuple[Callable[[], Any], float]]:
     return found
 
 
-def parts(batch_size: int) -> dict[str, tuple[Callable[[], Any], float]]:
+def parts(network: str, batch_size: int) -> dict[str, tuple[Callable[[], Any], float]]:
     """Each part, and the GFLOP of its direct algorithm: value, gradient of the weights, gradient of the input."""
     found: dict[str, tuple[Callable[[], Any], float]] = {}
-    for name, (image, kernel, stride) in CONVOLUTIONS.items():
+    sizes = NETWORKS[network]
+    for name, (image, kernel, stride, padding) in sizes.convolutions.items():
         x, w, first = draw(batch_size, *image), draw(*kernel), int(name == "conv1")  # images need no gradient
-        work = 2e-9 * batch_size * (image[0] // stride) ** 2 * math.prod(kernel) * (3 - first)
         for way, convolution in (("products", fast_convolution), ("direct", lax.conv_general_dilated)):
             convolve = functools.partial(
-                convolution, window_strides=(stride, stride), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                convolution,
+                window_strides=(stride, stride),
+                padding=padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
-            found[f"{name}, {way}"] = (with_gradients(convolve, x, w, constant=first), work)
-    for name, shape in MAPS.items():
-        x = draw(batch_size, *shape)
-        found[f"LRN {name}"] = (with_gradients(lrn.local_response_norm, x), 0.0)
-        found[f"max pooling {name}"] = (with_gradients(layers.max_pool, x), 0.0)
-    for name, (inputs, outputs) in DENSE.items():
+            outputs = math.prod(jax.eval_shape(convolve, x, w).shape)
+            work = 2e-9 * outputs * math.prod(kernel[:3])
+            found[f"{name}, {way}"] = (with_gradients(convolve, x, w, constant=first), work * (3 - first))
+            found[f"{name}, {way}, value only"] = (value(convolve, x, w), work)
+    for i, shape in enumerate(sizes.normalized, 1):
+        found[f"LRN {i}"] = (with_gradients(lrn.local_response_norm, draw(batch_size, *shape)), 0.0)
+    for i, shape in enumerate(sizes.maps, 1):
+        pool = functools.partial(layers.max_pool, padding=sizes.padding)
+        found[f"max pooling {i}"] = (with_gradients(pool, draw(batch_size, *shape)), 0.0)
+    for name, (inputs, outputs) in sizes.dense.items():
         work = 6e-9 * batch_size * inputs * outputs
         found[name] = (with_gradients(jnp.matmul, draw(batch_size, inputs), draw(inputs, outputs)), work)
+    found["update"] = (update(network), 0.0)
     return found
+
+
+def value(function: Callable[..., jax.Array], *operands: jax.Array) -> Callable[[], Any]:
+    """The value alone."""
+    compiled = jax.jit(function)
+    return lambda: jax.block_until_ready(compiled(*operands))
+
+
+def update(network: str) -> Callable[[], Any]:
+    """The optimizer's part of a step, with the check that the gradients are finite."""
+    model = from_config(NetworkConfig(network=network), 10)  # type: ignore[arg-type]
+    rule, _ = optimizer.from_config(programs_jax.RULES[network], 100, 1)
+    image = NETWORKS[network].convolutions["conv1"][0]
+    state = create_state(model, rule, image, jax.random.key(0))
+    gradient = jax.tree.map(lambda x: draw(*x.shape), state.params)
+    step = jax.jit(
+        lambda state, gradient: optimizer.apply_gradient(rule, state, gradient, jnp.float32(1)), donate_argnums=0
+    )
+
+    def run() -> None:
+        nonlocal state
+        state = jax.block_until_ready(step(state, gradient))
+
+    return run
 
 
 def whole_step(batch_size: int, folder: pathlib.Path) -> Program:

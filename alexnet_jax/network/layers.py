@@ -56,25 +56,38 @@ def max_pool_with_places(x: jax.Array, window: int, stride: int, padding: str) -
 def gradient_from_places(
     x: jax.Array, places: jax.Array, gradient: jax.Array, window: int, stride: int, padding: str
 ) -> jax.Array:
-    """The gradient with respect to `x`, of which only the shape is used, from that of the result."""
-    parts = [jnp.where(places == place, gradient, 0) for place in range(window**2)]
-    return jax.linear_transpose(lambda x: _windows(x, window, stride, padding), x)(parts)[0]
+    """The gradient with respect to `x`, of which only the shape is used, from that of the result.
 
+    A pixel in row a of a block of `stride` rows is in row a of the window that begins there, in row a + stride of the
+    one before, and so on; columns likewise. For each position in a block, this adds up the gradients of those windows
+    whose maximum is that pixel.
+    """
+    pads = lax.padtype_to_pads(x.shape[1:3], (window, window), (stride, stride), padding)
+    blocks = [-(-(size + before) // stride) for size, (before, _) in zip(x.shape[1:3], pads, strict=True)]
+    earlier = (window - 1) // stride
+    edges = [(earlier, n - size, 0) for n, size in zip(blocks, places.shape[1:3], strict=True)]
+    places = lax.pad(places, jnp.int8(-1), [(0, 0, 0), *edges, (0, 0, 0)])
+    gradient = lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
-# Which form of the gradient is fast: on a CPU, where arithmetic is what counts, that of the slices; on a GPU, where
-# bytes are, one that needs only a byte for each window.
+    def at(row: int, column: int) -> jax.Array:
+        total = jnp.zeros((len(x), *blocks, x.shape[3]), gradient.dtype)
+        for i, r in enumerate(range(row, window, stride)):
+            for j, c in enumerate(range(column, window, stride)):
+                top, left = earlier - i, earlier - j
+                part = (slice(None), slice(top, top + blocks[0]), slice(left, left + blocks[1]))
+                total += jnp.where(places[part] == r * window + c, gradient[part], 0)
+        return total
+
+    rows = [jnp.stack([at(row, column) for column in range(stride)], axis=3) for row in range(stride)]
+    whole = jnp.stack(rows, axis=2).reshape(len(x), blocks[0] * stride, blocks[1] * stride, -1)
+    (top, _), (left, _) = pads
+    return whole[:, top : top + x.shape[1], left : left + x.shape[2]]
 
 
 @jax.named_scope("max_pool")
 def _forward(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     _check_window(window)
-
-    def on_cpu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = _pool(x, window, stride, padding, _first_maximum, -jnp.inf)
-        return y, jnp.zeros(y.shape, jnp.int8)  # not used
-
-    with_places = functools.partial(max_pool_with_places, window=window, stride=stride, padding=padding)
-    y, places = lax.platform_dependent(x, cpu=on_cpu, default=with_places)
+    y, places = max_pool_with_places(x, window, stride, padding)
     return y, (x, places)
 
 
@@ -82,12 +95,7 @@ def _forward(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.
 def _backward(
     window: int, stride: int, padding: str, stored: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array]:
-    def on_cpu(x: jax.Array, places: jax.Array, gradient: jax.Array) -> jax.Array:
-        _, transposed = jax.vjp(lambda x: _pool(x, window, stride, padding, _first_maximum, -jnp.inf), x)
-        return transposed(gradient)[0]
-
-    from_places = functools.partial(gradient_from_places, window=window, stride=stride, padding=padding)
-    return (lax.platform_dependent(*stored, gradient, cpu=on_cpu, default=from_places),)
+    return (gradient_from_places(*stored, gradient, window, stride, padding),)
 
 
 max_pool.defvjp(_forward, _backward)
@@ -130,11 +138,6 @@ def _windows(x: jax.Array, window: int, stride: int, padding: str) -> list[jax.A
         for row in range(window)
         for column in range(window)
     ]
-
-
-def _first_maximum(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The maximum, NaN if either is; of equal values `a`, which alone gets the gradient."""
-    return jnp.where(_wins(b, a), b, a)
 
 
 def _wins(b: jax.Array, a: jax.Array) -> jax.Array:

@@ -122,6 +122,6 @@ def compile_train_step(
         axis_name=AXIS,
         in_axes=(layout.axes, None, 0, None),
         out_axes=(layout.axes, None),
-        donate_argnums=0,
+        donate_argnums=() if devices[0].platform == "cpu" else 0,
         devices=devices,
     )
