@@ -12,8 +12,8 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,7 @@ from alexnet_jax.config import cli
 from alexnet_jax.config.types import PositiveInt
 from alexnet_jax.network import layers, lrn
 from alexnet_jax.network.convolution import convolution_by_patches, fast_convolution, winograd
+
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
@@ -169,7 +170,6 @@ def parts(network: str, batch_size: int) -> dict[str, tuple[Callable[[], Any], f
     for name, (inputs, outputs) in sizes.dense.items():
         work = 6e-9 * batch_size * inputs * outputs
         found[name] = (with_gradients(jnp.matmul, draw(batch_size, inputs), draw(inputs, outputs)), work)
-    found["update"] = (update(network), 0.0)
     return found
 
 
@@ -179,30 +179,13 @@ def value(function: Callable[..., jax.Array], *operands: jax.Array) -> Callable[
     return lambda: jax.block_until_ready(compiled(*operands))
 
 
-def update(network: str) -> Callable[[], Any]:
-    """The optimizer's part of a step, with the check that the gradients are finite."""
-    model = from_config(NetworkConfig(network=network), 10)  # type: ignore[arg-type]
-    rule, _ = optimizer.from_config(programs_jax.RULES[network], 100, 1)
-    image = NETWORKS[network].convolutions["conv1"][0]
-    state = create_state(model, rule, image, jax.random.key(0))
-    gradient = jax.tree.map(lambda x: draw(*x.shape), state.params)
-    step = jax.jit(
-        lambda state, gradient: optimizer.apply_gradient(rule, state, gradient, jnp.float32(1)), donate_argnums=0
-    )
-
-    def run() -> None:
-        nonlocal state
-        state = jax.block_until_ready(step(state, gradient))
-
-    return run
-
-
-def whole_step(batch_size: int, folder: pathlib.Path) -> Program:
+def whole_step(network: str, batch_size: int, folder: pathlib.Path) -> Program:
     """The training step on random images."""
     rng, count = np.random.default_rng(0), BATCHES * batch_size
     images, labels = rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, 10, count, np.int32)
     np.savez(folder / "data.npz", images=images, labels=labels)
-    return programs_jax.train(Spec("jax", "cpu", batch_size=batch_size, data=str(folder / "data.npz")))
+    spec = Spec("jax", "cpu", network=network, batch_size=batch_size, data=str(folder / "data.npz"))
+    return programs_jax.train(spec)
 
 
 def main(args: Sequence[str]) -> None:
@@ -214,8 +197,8 @@ def main(args: Sequence[str]) -> None:
         runs = choices(options.batch_size)
     else:
         with tempfile.TemporaryDirectory(prefix="alexnet_jax_layers_") as folder:
-            step = whole_step(options.batch_size, pathlib.Path(folder))
-        runs = parts(options.batch_size) | {"whole step": (lambda: step.run(1), 0.0)}
+            step = whole_step(options.network, options.batch_size, pathlib.Path(folder))
+        runs = parts(options.network, options.batch_size) | {"whole step": (lambda: step.run(1), 0.0)}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.rounds):
         for name, (run, _) in runs.items():

@@ -4,6 +4,7 @@ Each of `programs_jax`, `programs_torch` and `programs_tensorflow` has the same 
 
     device_peak() -> int | None               peak memory of the device in bytes; None on a CPU
     train(spec) -> Program                    a training program
+    predict(spec) -> Program                  predictions of torchvision's AlexNet; not in programs_tensorflow
     product(spec) -> Program                  a product of square matrices; only in programs_jax
     operations(spec) -> dict[str, Program]    the operations of `OPERATIONS`
 
@@ -46,7 +47,7 @@ class Spec:
     Attributes:
       framework: "jax", "torch" or "tensorflow".
       platform: "cpu" or "gpu", where JAX computes; a peer that computes elsewhere is refused.
-      task: "train", "operations" or "product".
+      task: "train", "predict", "operations" or "product".
       variant: how it is compiled, such as "eager"; each module says which it knows.
       network: "small" (AlexNetSmall, Adam), or "torchvision" (torchvision's AlexNet for ImageNet, SGD with momentum).
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32.

@@ -32,6 +32,7 @@ from alexnet_jax.distributed.devices import default_steps_per_call, replicate, s
 from alexnet_jax.network import alexnet, layers, lrn
 from alexnet_jax.network.build import from_config
 from alexnet_jax.training import optimizer
+from alexnet_jax.training.predict import make_predict_step
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.step import compile_train_step, train_step
 
@@ -42,6 +43,12 @@ def device_peak() -> int | None:
     return stats["peak_bytes_in_use"] if stats else None
 
 
+RULES = {
+    "small": OptimizerConfig(),
+    "torchvision": OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4),
+}
+
+
 def train(spec: Spec) -> Program:
     """The step of `python train.py --pca none`: no augmentation, dropout 0.5. Variants: the values of --convolution."""
     devices = select_devices(spec.devices)
@@ -49,10 +56,8 @@ def train(spec: Spec) -> Program:
     turns = len(images) // spec.batch_size
     preprocessing = preprocess.Preprocessing(AugmentationConfig(), statistics.Statistics.of(images[:1000]), turns)
     network = NetworkConfig(network=spec.network, dtype=spec.dtype, convolution=spec.variant or "auto")  # type: ignore[arg-type]
-    small = spec.network == "small"
-    model = from_config(network, 10 if small else IMAGENET_CLASSES)
-    rule = OptimizerConfig() if small else OptimizerConfig("sgd", 0.01, momentum=0.9, weight_decay=5e-4)
-    update_rule, _ = optimizer.from_config(rule, turns, 1)
+    model = from_config(network, 10 if spec.network == "small" else IMAGENET_CLASSES)
+    update_rule, _ = optimizer.from_config(RULES[spec.network], turns, 1)
     frozen = alexnet.LAYERS[:5] if spec.frozen else ()
     step = functools.partial(train_step, model=model, optimizer=update_rule, preprocess=preprocessing, frozen=frozen)
     call = compile_train_step(step, devices, ArrayDataset.fetch)
@@ -75,6 +80,19 @@ def train(spec: Spec) -> Program:
 
     run(per_call + 1)  # compiles both
     return Program(run, parameters)
+
+
+def predict(spec: Spec) -> Program:
+    """The step with which `eval.py` predicts, on images that are on the device."""
+    devices = select_devices(1)
+    images, _ = examples(spec)
+    preprocessing = preprocess.Preprocessing(AugmentationConfig(), statistics.Statistics.of(images[:100]), 1)
+    network = NetworkConfig(network=spec.network, dtype=spec.dtype, convolution=spec.variant or "auto")  # type: ignore[arg-type]
+    model = from_config(network, IMAGENET_CLASSES)
+    params = model.init(jax.random.key(0), jnp.zeros((1, *images.shape[1:])))["params"]
+    step = make_predict_step(model, preprocessing, devices)
+    params, batch = replicate(params, devices), jnp.asarray(images[None, : spec.batch_size])
+    return _repeat(lambda call: step(params, batch))
 
 
 def product(spec: Spec) -> Program:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+import torchvision
 from programs import (
     OPERATION_BATCH,
     OPERATIONS,
@@ -93,11 +94,9 @@ def train(spec: Spec) -> Program:
     if spec.network == "small":
         network, data = AlexNetSmall(), float_batches(spec)
     else:
-        from torchvision.models import alexnet
-
         images, labels = examples(spec)
         parts = range(0, len(images), spec.batch_size)
-        network = alexnet()
+        network = torchvision.models.alexnet()
         network.features.requires_grad_(not spec.frozen)
         data = [(images[i : i + spec.batch_size], labels[i : i + spec.batch_size].astype(np.int64)) for i in parts]
     network = network.to(DEVICE).to(memory_format=torch.channels_last)
@@ -124,6 +123,21 @@ def train(spec: Spec) -> Program:
         optimizer.zero_grad(set_to_none=True)
 
     return _repeat(step, sum(parameter.numel() for parameter in network.parameters()))
+
+
+def predict(spec: Spec) -> Program:
+    """Logits of 8-bit images."""
+    network = torchvision.models.alexnet().eval().to(DEVICE).to(memory_format=torch.channels_last)
+    network.requires_grad_(False)
+    images = _channels_last(examples(spec)[0][: spec.batch_size])
+    function = _compiled(lambda images: network(images.float() / 255), spec.variant)
+    autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=spec.dtype == "bfloat16")
+
+    def step(call: int) -> torch.Tensor:
+        with torch.inference_mode(), autocast:
+            return function(images)
+
+    return _repeat(step)
 
 
 def operations(spec: Spec) -> dict[str, Program]:

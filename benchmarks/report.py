@@ -37,6 +37,7 @@ def summarize(results: Record) -> dict[str, Any]:
         "epoch": _epoch,
         "scaling": lambda programs: [_speed(program) for program in programs],
         "imagenet": _imagenet,
+        "forward": _imagenet,
         "tuning": _imagenet,
     }
     found = {section: summary(results[section]) for section, summary in summaries.items() if results.get(section)}
@@ -114,7 +115,8 @@ def _imagenet(measured: Record) -> list[dict[str, Any]]:
     # the first of these needs none.
     counts = [layer.multiply_accumulates for layer in layer_counts.count_layers("torchvision").values()]
     trained = counts[5:] if measured.get("frozen") else counts
-    per_image = 2 * (sum(counts) + 2 * sum(trained) - trained[0])
+    gradients = 0 if measured.get("task") == "predict" else 2 * sum(trained) - trained[0]
+    per_image = 2 * (sum(counts) + gradients)
     rows = []
     for program in measured["programs"]:
         same = [other for other in measured["programs"] if other["batch_size"] == program["batch_size"]]
@@ -154,6 +156,7 @@ def tables(results: Record) -> str:
         "epoch": _epoch_table,
         "scaling": _scaling_table,
         "imagenet": _imagenet_table,
+        "forward": _imagenet_table,
         "tuning": _imagenet_table,
     }
     parts += [table(summary[section]) for section, table in render.items() if section in summary]

@@ -42,7 +42,7 @@ IMAGENET_BATCH_SIZES = {"cpu": (32,), "gpu": (256, 512, 1024, 2048)}
 CALLS_PER_STEP = 4  # an operation takes much less time than a training step: its blocks have more calls
 REPEATS = 3  # of `start` and `epoch`
 INTERVALS = 6  # lines of the log that `epoch` waits for; the first includes compilation and is left out
-Section = Literal["train", "operations", "start", "epoch", "scaling", "imagenet", "tuning"]
+Section = Literal["train", "operations", "start", "epoch", "scaling", "imagenet", "forward", "tuning"]
 Record = dict[str, Any]
 
 
@@ -50,11 +50,14 @@ Record = dict[str, Any]
 class Options:
     """Measure AlexNetSmall here, in PyTorch and in TensorFlow, side by side, as far as they are installed."""
 
-    sections: tuple[Section, ...] = ("train", "operations", "start", "epoch", "scaling", "imagenet", "tuning")
+    sections: tuple[Section, ...] = (
+        *("train", "operations", "start", "epoch", "scaling"),
+        *("imagenet", "forward", "tuning"),
+    )
     """`train`: the same training step in all programs. `operations`: LRN, max pooling, PCA noise. `start`: from the
     command to the first step. `epoch`: the whole loop against the bare step. `scaling`: batch sizes and devices.
-    `imagenet`: torchvision's AlexNet, here and in PyTorch, and how close it comes to the device's speed. `tuning`: the
-    same with convolutions that are not trained."""
+    `imagenet`: torchvision's AlexNet, here and in PyTorch, and how close it comes to the device's speed. `forward`:
+    its predictions. `tuning`: its training with convolutions that are not trained."""
     data_dir: pathlib.Path | None = None
     """Folder with CIFAR-10, as for train.py. Unset: drawn shapes."""
     rounds: PositiveInt = 7
@@ -264,11 +267,16 @@ class Benchmark:
         """As `imagenet`, with convolutions that are not trained."""
         return self.imagenet(frozen=True)
 
-    def imagenet(self, frozen: bool = False) -> Record:
+    def forward(self) -> Record:
+        """As `imagenet`, but predictions."""
+        return self.imagenet(task="predict")
+
+    def imagenet(self, frozen: bool = False, task: str = "train") -> Record:
         """The training step of torchvision's AlexNet here and in PyTorch, and bare matrix products."""
         platform, steps = self.spec.platform, max(3, self.steps // 5)
         dtypes = ("float32",) if platform == "cpu" else ("float32", "bfloat16")
-        ours = [dataclasses.replace(self.spec, network="torchvision", dtype=dtype, frozen=frozen) for dtype in dtypes]
+        spec = dataclasses.replace(self.spec, network="torchvision", task=task, frozen=frozen)
+        ours = [dataclasses.replace(spec, dtype=dtype) for dtype in dtypes]
         with self._workers([dataclasses.replace(spec, task="product") for spec in ours]) as workers:
             products = self._measure(workers, "product", 20)
         programs = []
@@ -277,8 +285,9 @@ class Benchmark:
             modes = ("eager", "compile", *(["compile max-autotune"] if platform == "gpu" else []))
             specs += [dataclasses.replace(spec, framework="torch", variant=mode) for spec in specs for mode in modes]
             with self._workers(specs) as workers:
-                programs += self._measure(workers, "train", steps)
-        return {"product_side": PRODUCT_SIDES[platform], "products": products, "programs": programs, "frozen": frozen}
+                programs += self._measure(workers, task, steps)
+        measured = {"product_side": PRODUCT_SIDES[platform], "products": products, "programs": programs}
+        return measured | {"frozen": frozen, "task": task}
 
     def leave_out(self, line: str) -> None:
         """Prints and records what isn't measured, and why."""

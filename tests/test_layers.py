@@ -212,7 +212,7 @@ def test_max_pool_equals_flax(pooling, side):
 
 
 @pytest.mark.parametrize("side", [5, 8])
-@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (5, 3)])
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (5, 3), (2, 3)])
 def test_average_pool_equals_flax(window, stride, side):
     x = jnp.asarray(inputs(1.0, (2, side, side + 1, 3)))
 
@@ -239,7 +239,7 @@ def test_locally_connected_is_a_convolution_with_a_kernel_for_each_place(size):
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (5, 3)])
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (5, 3), (2, 3)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_first_of_equals_gets_the_gradient(window, stride, padding, dtype):
     """As in Flax (XLA), and in the form for GPUs; most of the numbers 0 to 3 occur in a window more than once."""

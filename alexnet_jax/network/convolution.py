@@ -74,7 +74,7 @@ def _winograd_pays(images: Sequence[int], kernel: Sequence[int]) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolution_by_patches(images: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads) -> jax.Array:
-    """XLA's convolution, whose gradient with respect to the kernel is one product of all patches with the gradient.
+    """XLA's convolution, whose gradient with respect to the kernel is computed by matrix products of patches.
 
     Args:
       images: [B, H, W, C].
@@ -99,21 +99,33 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     images, kernel = stored
     of_images = jax.linear_transpose(lambda x: _direct(x, kernel, strides, pads), images)(gradient)[0]
-    patches = _patches(images, kernel.shape, strides, pads)
-    of_kernel = _product(patches.reshape(-1, patches.shape[-1]).T, gradient.reshape(-1, gradient.shape[-1]))
-    return of_images, of_kernel.reshape(kernel.shape)
+    return of_images, _kernel_gradient(images, gradient, kernel.shape, strides, pads)
 
 
 convolution_by_patches.defvjp(_forward, _backward)
 
 
-def _patches(images: jax.Array, kernel: Sequence[int], strides: Sequence[int], pads: Pads) -> jax.Array:
-    """What the kernel covers at each position: [B, H', W', R S C] from [B, H, W, C]."""
-    x = jnp.pad(images, [(0, 0), *pads, (0, 0)])
-    for axis, size, stride in ((2, kernel[1], strides[1]), (1, kernel[0], strides[0])):
-        end = (x.shape[axis] - size) // stride * stride + 1
-        x = jnp.concatenate([lax.slice_in_dim(x, i, i + end, stride, axis) for i in range(size)], axis=3)
-    return x
+def _kernel_gradient(
+    images: jax.Array, gradient: jax.Array, kernel: Sequence[int], strides: Sequence[int], pads: Pads
+) -> jax.Array:
+    """The gradient with respect to a kernel of the shape `kernel`.
+
+    Blocks of `strides` pixels are taken as the channels of one pixel, so that the kernel moves by one. Then there is a
+    product for each row of the kernel: what that row covers, times the gradient, summed over all its positions.
+    """
+    height, width, features = gradient.shape[1:]
+    size = [-(-length // stride) for length, stride in zip(kernel[:2], strides, strict=True)]
+    blocks = [height + size[0] - 1, width + size[1] - 1]
+    ends = zip(images.shape[1:3], blocks, strides, pads, strict=True)
+    edges = [(before, n * stride - length - before, 0) for length, n, stride, (before, _) in ends]
+    x = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    x = x.reshape(len(x), blocks[0], strides[0], blocks[1], -1).swapaxes(2, 3).reshape(len(x), *blocks, -1)
+    covered = jnp.concatenate([x[:, :, i : i + width] for i in range(size[1])], axis=3)
+    flat = gradient.reshape(-1, features)
+    rows = [_product(covered[:, i : i + height].reshape(len(flat), -1).T, flat) for i in range(size[0])]
+    whole = jnp.stack(rows).reshape(*size, *strides, -1, features).swapaxes(1, 2)
+    whole = whole.reshape(size[0] * strides[0], size[1] * strides[1], -1, features)
+    return whole[: kernel[0], : kernel[1]]
 
 
 def winograd(images: jax.Array, kernel: jax.Array) -> jax.Array:

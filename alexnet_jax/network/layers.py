@@ -56,7 +56,15 @@ def max_pool_with_places(x: jax.Array, window: int, stride: int, padding: str) -
 def gradient_from_places(
     x: jax.Array, places: jax.Array, gradient: jax.Array, window: int, stride: int, padding: str
 ) -> jax.Array:
-    """The gradient with respect to `x`, of which only the shape is used, from that of the result.
+    """The gradient with respect to `x`, of which only the shape is used, from that of the result."""
+    parts = [jnp.where(places == place, gradient, 0) for place in range(window**2)]
+    return jax.linear_transpose(lambda x: _windows(x, window, stride, padding), x)(parts)[0]
+
+
+def gradient_by_blocks(
+    x: jax.Array, places: jax.Array, gradient: jax.Array, window: int, stride: int, padding: str
+) -> jax.Array:
+    """The same as `gradient_from_places`, in the form that XLA compiles well for a CPU.
 
     A pixel in row a of a block of `stride` rows is in row a of the window that begins there, in row a + stride of the
     one before, and so on; columns likewise. For each position in a block, this adds up the gradients of those windows
@@ -95,7 +103,10 @@ def _forward(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.
 def _backward(
     window: int, stride: int, padding: str, stored: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array]:
-    return (gradient_from_places(*stored, gradient, window, stride, padding),)
+    settings = {"window": window, "stride": stride, "padding": padding}
+    on_cpu = functools.partial(gradient_by_blocks, **settings)
+    elsewhere = functools.partial(gradient_from_places, **settings)
+    return (lax.platform_dependent(*stored, gradient, cpu=on_cpu, default=elsewhere),)
 
 
 max_pool.defvjp(_forward, _backward)
