@@ -21,6 +21,7 @@ Row = dict[str, Any]
 MINUS = "\N{MINUS SIGN}"
 FAR = 0.15  # a difference reported in words
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito's colour-blind safe set
+LINES = ("-", "--", ":")  # when the colours are used up
 
 
 class Estimate(NamedTuple):
@@ -241,14 +242,14 @@ def _draw_differences(axes: Axes, study: Study, variants: Sequence[Variant], row
 def _draw_curves(axes: Axes, study: Study, variants: Sequence[Variant], rows: Sequence[Row]) -> None:
     assert study.curves
     key, label = study.curves, {"accuracy": "Training error", "validation_accuracy": "Validation error"}[study.curves]
-    for variant, color in zip(variants, COLORS, strict=False):
+    for i, variant in enumerate(variants):
+        color, line = COLORS[i % len(COLORS)], LINES[i // len(COLORS) % len(LINES)]
         runs = [row for row in rows if row["variant"] == variant.name]
         for number, row in enumerate(runs):
             values = [np.nan if epoch[key] is None else 1 - epoch[key] for epoch in row["curve"]]
             name = f"{variant.name} ({len(runs)} seed{'s' * (len(runs) > 1)})" if number == 0 else None
-            axes.plot(
-                range(1, len(values) + 1), values, color=color, linewidth=1.1, marker="o", markersize=2, label=name
-            )
+            style = {"color": color, "linestyle": line, "linewidth": 1.1, "marker": "o", "markersize": 2}
+            axes.plot(range(1, len(values) + 1), values, label=name, **style)
     if study.until and study.until[0] == key:
         for target in study.until[1]:
             axes.axhline(1 - target, color=plots.INK, linewidth=0.8, linestyle="--")
@@ -256,6 +257,7 @@ def _draw_curves(axes: Axes, study: Study, variants: Sequence[Variant], rows: Se
     axes.set_ylabel(label, fontsize=plots.LABEL)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylim(bottom=0)
+    if study.until:
+        axes.set_ylim(bottom=0)
     axes.grid(color="0.9", linewidth=0.6)
     axes.legend(fontsize=plots.SMALL, frameon=False)

@@ -42,8 +42,8 @@ QUEUE = (
     Entry("options", seeds=1),
     Entry("search", seeds=1),
     Entry("rates", seeds=1),
-    Entry("relu", seeds=3, epochs=60),
-    Entry("tips", seeds=3, epochs=20),
+    Entry("relu", seeds=3),
+    Entry("tips", seeds=3),
     Entry("best", seeds=1),
     Entry("post", seeds=3),
 )
@@ -58,7 +58,7 @@ class Options:
 
     data_dir: Path | None = None
     """Folder with CIFAR-10, as for train.py."""
-    out: Path = ROOT / "results" / "queue"
+    out: Path = ROOT / "results"
     """Folder of the files of finished runs, one for each study."""
     runs: Path = ROOT / "runs" / "queue"
     """Folder for unfinished runs; a run's folder is removed once its line is written."""

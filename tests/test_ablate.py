@@ -59,7 +59,7 @@ def test_the_document_shows_what_was_measured(path):
     )
 
 
-@pytest.mark.parametrize("name", ["tips", "relu", "normalization", "time", "best"])
+@pytest.mark.parametrize("name", ["tips", "relu", "normalization", "time", "best", "options", "search"])
 def test_the_printed_command_and_flags_give_the_recorded_settings(name):
     path = ROOT / "results" / f"ablation-{name}-cpu.jsonl"
     ablation = ablate.Ablation(ablate.Options(name, out=path))

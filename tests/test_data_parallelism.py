@@ -41,9 +41,7 @@ def train(compile_step, dataset, num_devices: int):
     program = compiled.lower(state, resident, layout.part(0), key).compile().as_text()
     metrics = []
     for first, count in ((2, 1), (3, 1), (4, 3)):
-        before = state
         state, sums = compiled(state, resident, layout.part(first, count), key)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))  # donated
         metrics.append(jax.device_get(sums))
     return (
         jax.device_get(state),

@@ -101,7 +101,8 @@ def compile_train_step(
     """Compiles `call(state, resident, call, key) -> (state, metrics)`, which takes K steps on all devices.
 
     `resident` and `call` are a data set's (see `Dataset`), from which `fetch` makes each step's batch; `call` has a
-    leading axis of devices, then one of K steps. The metrics are [K]. `state` is donated.
+    leading axis of devices, then one of K steps. The metrics are [K]. `state` is donated, except on a CPU, where XLA
+    would copy weights and moments before it overwrites them.
     """
 
     def take_steps(state: Any, resident: Any, call: Any, key: jax.Array) -> tuple[Any, StepMetrics]:
@@ -116,12 +117,13 @@ def compile_train_step(
             metrics = jax.tree.map(lambda x: x[None], metrics)
         return layout.divide(state), metrics
 
+    donated = () if devices[0].platform == "cpu" else (0,)
     # An output with axis None is that of the first device; psum and all_gather make it equal on all.
     return jax.pmap(
         take_steps,
         axis_name=AXIS,
         in_axes=(layout.axes, None, 0, None),
         out_axes=(layout.axes, None),
-        donate_argnums=() if devices[0].platform == "cpu" else 0,
+        donate_argnums=donated,
         devices=devices,
     )
