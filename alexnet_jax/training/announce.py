@@ -3,9 +3,7 @@
 import jax
 import numpy as np
 
-from alexnet_jax import plots
-from alexnet_jax.augment.preprocess import Preprocessing, visible_noise
-from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.distributed import processes
 from alexnet_jax.runs.folder import RunFolder
 from alexnet_jax.training.initial import Pretrained
@@ -21,7 +19,7 @@ def noise_levels(preprocessing: Preprocessing, images: np.ndarray) -> np.ndarray
 
 
 def announce(trainer: Trainer, folder: RunFolder, pretrained: Pretrained | None = None) -> None:
-    """Prints data, network, weights, noise and run, and draws samples of the data, before the first step."""
+    """Prints data, network, weights, noise and run."""
     if not processes.is_main():
         return
     config, dataset, devices = trainer.config, trainer.dataset, trainer.devices
@@ -48,17 +46,3 @@ def announce(trainer: Trainer, folder: RunFolder, pretrained: Pretrained | None 
     state = f"resumes after step {trainer.step:,}" if trainer.step else "new"
     total = trainer.steps_per_epoch * config.schedule.epochs
     print(f"run      {folder.path}, {state}, {total:,} steps in total", flush=True)
-    if not trainer.step:
-        draw_data(dataset, trainer.preprocessing, folder)
-
-
-def draw_data(dataset: Dataset, preprocessing: Preprocessing, folder: RunFolder) -> None:
-    """Draws random training images with their labels, and ten PCA perturbations of one image."""
-    train = dataset.sample(SAMPLE)
-    chosen = np.random.default_rng(0).choice(len(train), min(20, len(train)), replace=False)
-    titles = [dataset.class_names[label] for label in train.labels[chosen]]
-    plots.save(plots.portraits(train.images[chosen], titles), folder.plots / "portraits.png")
-
-    image = train.images[min(4, len(train) - 1)]  # the original post's choice
-    perturbed, noise = visible_noise(preprocessing, image)
-    plots.save(plots.pca_strip(perturbed, noise, image), folder.plots / "pca_noise.png")

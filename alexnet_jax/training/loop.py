@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tqdm
 
-from alexnet_jax import plots, runtime
+from alexnet_jax import runtime
 from alexnet_jax.config import checks
 from alexnet_jax.config.flags import shared_settings
 from alexnet_jax.config.settings import TrainConfig
@@ -25,6 +25,7 @@ from alexnet_jax.training.announce import announce
 from alexnet_jax.training.initial import Pretrained
 from alexnet_jax.training.monitor import Call, Meter, StallWatch, Totals, refused_update
 from alexnet_jax.training.optimizer import Plateau
+from alexnet_jax.training.pictures import draw_curves, draw_data
 from alexnet_jax.training.trainer import Trainer, parameter_shapes
 
 
@@ -93,6 +94,7 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
             memory = {"totals": dataclasses.asdict(meter.totals), "plateau": dataclasses.asdict(plateau)}
             checkpoints.save(trainer.gather(), memory, accuracy)
 
+        undrawn = processes.is_main() and not trainer.step
         stop, bar = processes.Poll(), progress_bar(trainer)
         with bar, StopSignals() as signals:
             meter.watch.restart()
@@ -119,6 +121,9 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
                         show(bar, trainer, call, means["loss"], accuracy)
                     if is_best or due.save:
                         save(accuracy if due.validate else None)
+                    if undrawn:
+                        draw_data(dataset, trainer.preprocessing, folder)
+                        undrawn = False
                 yield call
                 if received := stop(signals.received or 0):  # in all processes after the same step
                     bar.close()
@@ -126,7 +131,7 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
                     raise StoppedError(received, f"saved step {trainer.step:,}; the same command resumes from there")
         save(accuracy=None)
         if processes.is_main():
-            plots.save(plots.training_curves(read_jsonl(folder.metrics)), folder.plots / "curves.png")
+            draw_curves(folder)
             print(f"Trained: {trainer.step:,} updates. Next: python eval.py {folder.path}")
 
 
