@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # its modules import one another a
 import collectives  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
+import step_profile  # noqa: E402
 from programs import Spec  # noqa: E402
 
 PEERS = [("torch", "eager"), ("tensorflow", "function"), ("tensorflow", "graph")]
@@ -153,6 +154,20 @@ def test_tables_come_from_the_file_alone(tmp_path, capsys):
         "- TensorFlow: not installed",
     ]:
         assert line in lines
+
+
+@pytest.mark.parametrize(
+    ("scope", "part"),
+    [
+        ("jit(f)/jvp(AlexNet)/conv1/conv_general_dilated", "conv1"),
+        ("jit(f)/transpose(jvp(AlexNet))/max_pool/select_n", "max_pool"),
+        ("jit(f)/transpose(jvp(AlexNetSmall))/jit(relu)/select_n", "activation"),
+        ("jit(f)/update/jit(_where)/select_n", "update"),
+        ("", "copies and other"),
+    ],
+)
+def test_the_profile_knows_which_part_an_operation_is_of(scope, part):
+    assert step_profile.part_of(scope) == part
 
 
 def test_the_figure_shows_every_section():
