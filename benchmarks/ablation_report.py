@@ -248,8 +248,8 @@ def _draw_curves(axes: Axes, study: Study, variants: Sequence[Variant], rows: Se
         for number, row in enumerate(runs):
             values = [np.nan if epoch[key] is None else 1 - epoch[key] for epoch in row["curve"]]
             name = f"{variant.name} ({len(runs)} seed{'s' * (len(runs) > 1)})" if number == 0 else None
-            style = {"color": color, "linestyle": line, "linewidth": 1.1, "marker": "o", "markersize": 2}
-            axes.plot(range(1, len(values) + 1), values, label=name, **style)
+            (drawn,) = axes.plot(range(1, len(values) + 1), values, label=name, color=color, linestyle=line)
+            drawn.set(linewidth=1.1, marker="o", markersize=2)
     if study.until and study.until[0] == key:
         for target in study.until[1]:
             axes.axhline(1 - target, color=plots.INK, linewidth=0.8, linestyle="--")

@@ -91,7 +91,7 @@ def predict(spec: Spec) -> Program:
     model = from_config(network, IMAGENET_CLASSES)
     params = model.init(jax.random.key(0), jnp.zeros((1, *images.shape[1:])))["params"]
     step = make_predict_step(model, preprocessing, devices)
-    params, batch = replicate(params, devices), jnp.asarray(images[None, : spec.batch_size])
+    params, batch = replicate((params, images[None, : spec.batch_size]), devices)
     return _repeat(lambda call: step(params, batch))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-import torchvision
 from programs import (
     OPERATION_BATCH,
     OPERATIONS,
@@ -96,7 +95,9 @@ def train(spec: Spec) -> Program:
     else:
         images, labels = examples(spec)
         parts = range(0, len(images), spec.batch_size)
-        network = torchvision.models.alexnet()
+        from torchvision.models import alexnet
+
+        network = alexnet()
         network.features.requires_grad_(not spec.frozen)
         data = [(images[i : i + spec.batch_size], labels[i : i + spec.batch_size].astype(np.int64)) for i in parts]
     network = network.to(DEVICE).to(memory_format=torch.channels_last)
@@ -127,7 +128,9 @@ def train(spec: Spec) -> Program:
 
 def predict(spec: Spec) -> Program:
     """Logits of 8-bit images."""
-    network = torchvision.models.alexnet().eval().to(DEVICE).to(memory_format=torch.channels_last)
+    from torchvision.models import alexnet
+
+    network = alexnet().eval().to(DEVICE).to(memory_format=torch.channels_last)
     network.requires_grad_(False)
     images = _channels_last(examples(spec)[0][: spec.batch_size])
     function = _compiled(lambda images: network(images.float() / 255), spec.variant)

@@ -9,7 +9,6 @@ import dataclasses
 import os
 import pathlib
 import re
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -26,8 +25,8 @@ ACTIVATION, OTHER = "activation", "copies and other"
 class Options:
     """Trace some training steps on a CPU, and add up their operations by layer and direction."""
 
-    network: Literal["small", "torchvision", "paper"] = "torchvision"
-    """AlexNetSmall, torchvision's or the paper's AlexNet."""
+    network: Literal["small", "torchvision"] = "torchvision"
+    """AlexNetSmall, or torchvision's AlexNet."""
     batch_size: PositiveInt = 32
     """Images per step."""
     steps: PositiveInt = 3
@@ -86,4 +85,4 @@ def part_of(scope: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.run(main)

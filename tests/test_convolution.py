@@ -72,9 +72,9 @@ def test_output_and_gradients_against_float64(image_shape, kernel_shape, strides
         assert np.abs(got - want).max() < 3e-5 * np.abs(want).max()
 
 
-def test_winograd_is_as_exact_with_every_tile():
-    """Its error grows with the side of the tiles: these are the largest, 6 for 3x3 and 4 for 5x5."""
-    for image_shape, kernel_shape in [((4, 6, 6, 32), (3, 3, 32, 32)), ((4, 5, 5, 32), (3, 3, 32, 32))]:
+def test_the_largest_tiles_are_exact_enough():
+    """6 for 3x3 and 4 for 5x5: the error grows with their side."""
+    for image_shape, kernel_shape in [((4, 6, 6, 32), (3, 3, 32, 32)), ((4, 8, 8, 32), (5, 5, 32, 32))]:
         images, kernel = draw(image_shape, kernel_shape)
         wanted, _, _ = exact(images, kernel, np.zeros((*image_shape[:3], kernel_shape[-1])), (1, 1))
         assert np.abs(winograd(images, kernel) - wanted).max() < 3e-5 * np.abs(wanted).max()
@@ -85,6 +85,36 @@ def test_explicit_padding(padding):
     """The conv1 of torchvision's AlexNet and of the 2012 program."""
     images, kernel = draw((2, 35, 35, 3), (11, 11, 3, 8))
     _same_as_xla(images, kernel, (4, 4), padding)
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "kernel_shape", "padding"),
+    [
+        ((0, 8, 8, 4), (7, 7, 4, 6), "SAME"),  # no images
+        ((0, 8, 8, 48), (3, 3, 48, 48), "SAME"),
+        ((2, 3, 3, 4), (5, 5, 4, 6), "VALID"),  # no positions
+    ],
+)
+def test_nothing_to_convolve(image_shape, kernel_shape, padding):
+    images, kernel = draw(image_shape, kernel_shape)
+    output, pullback = jax.vjp(
+        lambda x, w: fast_convolution(x, w, (1, 1), padding, dimension_numbers=NUMBERS), images, kernel
+    )
+    assert output.size == 0
+    of_images, of_kernel = pullback(output)
+    assert not of_images.any()
+    assert not of_kernel.any()
+
+
+def test_sums_are_in_full_float32():
+    """Also forward and for the images, where XLA convolves: a GPU would take TF32."""
+    images, kernel = draw((2, 32, 32, 3), (7, 7, 3, 48))
+    lowered = jax.jit(
+        jax.grad(lambda x: (fast_convolution(x, kernel, (2, 2), "SAME", dimension_numbers=NUMBERS) ** 2).sum())
+    )
+    text = lowered.lower(images).as_text()
+    assert text.count("stablehlo.convolution") == 2
+    assert text.count("precision HIGHEST") + text.count("HIGHEST, HIGHEST") >= 2
 
 
 @pytest.mark.parametrize("groups", [2, 3])

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products, for CPUs: the sums of `lax.conv_general_dilated` in half the time or less.
+"""Convolutions for CPUs: the sums of `lax.conv_general_dilated`, with gradients in half the time or less.
 
 On a CPU, XLA runs the gradient of a convolution with respect to its kernel at a tenth of the speed of a matrix product.
 Here that gradient is a matrix product; where it pays, the whole convolution is done by Winograd's algorithm, which also
@@ -15,11 +15,12 @@ import numpy as np
 from jax import lax
 
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # small powers of two, because products with them are exact
+MAX_GROUPS = 4  # each group is a convolution of its own here
 Pads = tuple[tuple[int, int], ...]
 
 # Lower precision (a GPU's TF32) would ruin Winograd's results.
 _product = functools.partial(jnp.matmul, precision="highest")
-_direct = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+_direct = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest")
 
 
 def fast_convolution(
@@ -30,7 +31,8 @@ def fast_convolution(
     A float32 convolution of [B, H, W, C] without dilation is computed by `winograd` (3x3 and 5x5 with stride 1 and
     "SAME" padding, where that is faster, see `_winograd_pays`) or `convolution_by_patches`, for each group of channels.
     All others are computed by `lax.conv_general_dilated`, including those in half precision, for which Winograd's
-    intermediate values grow too large. Sums are in full float32, whatever `precision` says.
+    intermediate values grow too large. Sums are in full float32, whatever `precision` says. Only reverse-mode
+    derivatives are defined.
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
     if (
@@ -38,6 +40,8 @@ def fast_convolution(
         or lhs.ndim != 4
         or numbers != lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
         or options.get("batch_group_count", 1) != 1
+        or options.get("feature_group_count", 1) > MAX_GROUPS
+        or options.get("preferred_element_type") is not None
         or any(d != 1 for name in ("lhs_dilation", "rhs_dilation") for d in options.get(name) or ())
     ):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
@@ -60,9 +64,9 @@ def _winograd_pays(images: Sequence[int], kernel: Sequence[int]) -> bool:
     """Whether `winograd` is faster, judging by the shapes [B, H, W, C] and [R, R, C, F].
 
     The cost of its transforms grows with C + F, that of the products with C F. In products with the small matrices of
-    the transforms, a multiplication takes about twice as long. With 0.5 of the multiplications of a direct convolution,
+    the transforms, a multiplication takes about twice as long. With 0.4 of the multiplications of a direct convolution,
     counted that way, it took 0.5 of the time, gradients included (13x13, 256 to 256 channels, 3x3), with 0.64 of them
-    1.1 (16x16, 32 to 32, 5x5): see `benchmarks/layers.py --choices`.
+    as long (16x16, 32 to 32, 5x5). `benchmarks/layers.py --choices` compares the two.
     """
     (_, height, width, channels), (size, *_, features) = images, kernel
     tile = _tile(height, width, size)
@@ -113,18 +117,21 @@ def _kernel_gradient(
     Blocks of `strides` pixels are taken as the channels of one pixel, so that the kernel moves by one. Then there is a
     product for each row of the kernel: what that row covers, times the gradient, summed over all its positions.
     """
-    height, width, features = gradient.shape[1:]
+    batch, height, width, features = gradient.shape
+    channels = images.shape[3]
     size = [-(-length // stride) for length, stride in zip(kernel[:2], strides, strict=True)]
     blocks = [height + size[0] - 1, width + size[1] - 1]
     ends = zip(images.shape[1:3], blocks, strides, pads, strict=True)
     edges = [(before, n * stride - length - before, 0) for length, n, stride, (before, _) in ends]
     x = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    x = x.reshape(len(x), blocks[0], strides[0], blocks[1], -1).swapaxes(2, 3).reshape(len(x), *blocks, -1)
+    x = x.reshape(batch, blocks[0], strides[0], blocks[1], strides[1] * channels).swapaxes(2, 3)
+    x = x.reshape(batch, *blocks, strides[0] * strides[1] * channels)
     covered = jnp.concatenate([x[:, :, i : i + width] for i in range(size[1])], axis=3)
-    flat = gradient.reshape(-1, features)
-    rows = [_product(covered[:, i : i + height].reshape(len(flat), -1).T, flat) for i in range(size[0])]
-    whole = jnp.stack(rows).reshape(*size, *strides, -1, features).swapaxes(1, 2)
-    whole = whole.reshape(size[0] * strides[0], size[1] * strides[1], -1, features)
+    positions, of_row = batch * height * width, covered.shape[3]
+    flat = gradient.reshape(positions, features)
+    rows = [_product(covered[:, i : i + height].reshape(positions, of_row).T, flat) for i in range(size[0])]
+    whole = jnp.stack(rows).reshape(*size, *strides, channels, features).swapaxes(1, 2)
+    whole = whole.reshape(size[0] * strides[0], size[1] * strides[1], channels, features)
     return whole[: kernel[0], : kernel[1]]
 
 
@@ -170,7 +177,7 @@ def _along_both(rows: np.ndarray, columns: np.ndarray, x: jax.Array) -> jax.Arra
 
 
 def _tile(height: int, width: int, size: int) -> int:
-    """The side m of the tiles that need the fewest multiplications; small tiles are more exact."""
+    """The side m of the tiles that need the fewest multiplications; of equals the smaller, which is more exact."""
     sides = range(2, len(POINTS) + 3 - size)
     return min(sides, key=lambda m: -(-height // m) * -(-width // m) * (m + size - 1) ** 2)
 

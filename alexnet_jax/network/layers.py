@@ -78,7 +78,7 @@ def gradient_by_blocks(
     gradient = lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
     def at(row: int, column: int) -> jax.Array:
-        total = jnp.zeros((len(x), *blocks, x.shape[3]), gradient.dtype)
+        total = jnp.zeros((len(x), *blocks, x.shape[3]), gradient.dtype)  # remains 0 between windows
         for i, r in enumerate(range(row, window, stride)):
             for j, c in enumerate(range(column, window, stride)):
                 top, left = earlier - i, earlier - j
@@ -87,7 +87,7 @@ def gradient_by_blocks(
         return total
 
     rows = [jnp.stack([at(row, column) for column in range(stride)], axis=3) for row in range(stride)]
-    whole = jnp.stack(rows, axis=2).reshape(len(x), blocks[0] * stride, blocks[1] * stride, -1)
+    whole = jnp.stack(rows, axis=2).reshape(len(x), blocks[0] * stride, blocks[1] * stride, x.shape[3])
     (top, _), (left, _) = pads
     return whole[:, top : top + x.shape[1], left : left + x.shape[2]]
 
@@ -103,9 +103,8 @@ def _forward(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.
 def _backward(
     window: int, stride: int, padding: str, stored: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array]:
-    settings = {"window": window, "stride": stride, "padding": padding}
-    on_cpu = functools.partial(gradient_by_blocks, **settings)
-    elsewhere = functools.partial(gradient_from_places, **settings)
+    on_cpu = functools.partial(gradient_by_blocks, window=window, stride=stride, padding=padding)
+    elsewhere = functools.partial(gradient_from_places, window=window, stride=stride, padding=padding)
     return (lax.platform_dependent(*stored, gradient, cpu=on_cpu, default=elsewhere),)
 
 
