@@ -79,7 +79,7 @@ NETWORKS = {
 }
 # Those of the authors' networks for CIFAR-10, and of AlexNetSmall with stride 1 in conv1: larger maps, on which
 # Winograd's transforms take an increasing share of the work.
-WINOGRAD_OR_DIRECT = {
+WINOGRAD_OR_PATCHES = {
     "8x8, 32 to 64": ((8, 8, 32), (5, 5, 32, 64)),
     "12x12, 64 to 64": ((12, 12, 64), (5, 5, 64, 64)),
     "16x16, 48 to 128": ((16, 16, 48), (5, 5, 48, 128)),
@@ -100,7 +100,7 @@ class Options:
     calls: PositiveInt = 10
     """Calls in a block."""
     choices: bool = False
-    """Time Winograd's and XLA's convolutions, and our and Flax's locally connected layers, instead of the step."""
+    """Time convolutions by Winograd and by patches, and our and Flax's locally connected layers, instead of the step."""
     out: pathlib.Path | None = None
     """JSON file for the raw times."""
 
@@ -125,7 +125,7 @@ def with_gradients(function: Callable[..., jax.Array], *operands: jax.Array, con
 def choices(batch_size: int) -> dict[str, tuple[Callable[[], Any], float]]:
     """Both implementations where there are two, and the GFLOP of the direct algorithm."""
     found: dict[str, tuple[Callable[[], Any], float]] = {}
-    for name, (image, kernel) in WINOGRAD_OR_DIRECT.items():
+    for name, (image, kernel) in WINOGRAD_OR_PATCHES.items():
         x, w = draw(batch_size, *image), draw(*kernel)
         work = 6e-9 * batch_size * image[0] ** 2 * math.prod(kernel)
         by_patches = functools.partial(convolution_by_patches, strides=(1, 1), pads=((2, 2), (2, 2)))
