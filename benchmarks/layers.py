@@ -100,7 +100,7 @@ class Options:
     calls: PositiveInt = 10
     """Calls in a block."""
     choices: bool = False
-    """Time convolutions by Winograd and by patches, and our and Flax's locally connected layers, instead of the step."""
+    """Time convolutions by Winograd and by patches, and locally connected layers here and in Flax: not the step."""
     out: pathlib.Path | None = None
     """JSON file for the raw times."""
 
