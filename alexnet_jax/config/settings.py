@@ -148,8 +148,8 @@ class NetworkConfig:
     init_from: Path | None = None
     """Begin with the weights of a run, or of torchvision's or Caffe's AlexNet.
 
-    A run's folder, a .safetensors, .pth or .caffemodel. The last layer is drawn anew unless it has the same
-    classes. The network, its input and the size of the images are those of the weights."""
+    A run's folder, cifar10-best, a .safetensors, .pth or .caffemodel. The last layer is drawn anew unless it has the
+    same classes. The network, its input and the size of the images are those of the weights."""
     initial_bias: Annotated[FiniteFloat | None, Mark.RARE] = None
     """Initial value of every bias, for `small`. Unset: 1 (the original post). The other networks have their own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -303,7 +303,7 @@ class EvalConfig:
     """
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run, train.py's --workdir."""
+    """Folder of the run, train.py's --workdir, or cifar10-best: trained, part of the package."""
     others: tyro.conf.Positional[tuple[Path, ...]] = ()
     """More runs, each compared with the first on the same images.
 

@@ -38,7 +38,7 @@ class ExportConfig:
     """Export a trained network for use elsewhere."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run, train.py's --workdir."""
+    """Folder of the run, train.py's --workdir, or cifar10-best."""
     format: Literal["safetensors", "stablehlo"] = "safetensors"
     """`safetensors`: weights, suitable for archiving; `stablehlo`: a function from uint8 images (RGB, grey levels
     0..255) to probabilities, weights included, which JAX can read for six months."""
@@ -56,7 +56,10 @@ def save(config: ExportConfig) -> pathlib.Path:
       AlexNetError: the run can't be read, or the file can't be written.
     """
     from alexnet_jax.inspection.run import open_run
+    from alexnet_jax.runs import shipped
 
+    if config.out is None and shipped.located(config.run) != config.run:
+        raise UsageError(f"{config.run} is part of alexnet_jax: give the file to write with --out")
     out = config.out or config.run / "export" / f"model.{config.format}"
     for path in (out, description_path(out)):
         if path.exists():

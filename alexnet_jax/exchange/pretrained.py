@@ -13,6 +13,7 @@ from alexnet_jax.exchange.weights import Weights, load_weights
 from alexnet_jax.files import expanded
 from alexnet_jax.inspection.run import Run, open_run
 from alexnet_jax.network import alexnet
+from alexnet_jax.runs import shipped
 from alexnet_jax.runs.folder import RunFolder
 from alexnet_jax.training.initial import Pretrained
 
@@ -28,13 +29,13 @@ IMAGE_SIZE = 256  # side of the images of ImageNet of which the networks see win
 
 
 def load(path: pathlib.Path) -> Pretrained:
-    """Reads a run's folder, a .safetensors of `exchange.export`, or a file that `load_weights` reads.
+    """Reads a run's folder, a shipped run, a .safetensors of `exchange.export`, or a file that `load_weights` reads.
 
     Raises:
       AlexNetError: it is something else, or damaged.
       UsageError: it is a .npy.
     """
-    path = expanded(path)
+    path = shipped.located(expanded(path))
     if path.is_dir():
         run = open_run(path)
         return of_run(run, f"{path} (step {run.step:,})")

@@ -24,6 +24,7 @@ from alexnet_jax.files import expanded
 from alexnet_jax.inspection.inputs import in_parts, to_grey_levels
 from alexnet_jax.network import build
 from alexnet_jax.network.layer_outputs import compiled_layer_outputs
+from alexnet_jax.runs import shipped
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import DatasetInfo, RunFolder
 from alexnet_jax.training import optimizer, predict
@@ -128,7 +129,8 @@ class Run:
 def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Run:
     """Opens a run: `path` is its folder, the --workdir of its training.
 
-    `checkpoint` is "last", "best" (highest validation accuracy) or a step.
+    `open_run("cifar10-best")` opens the trained network that comes with the package, unless the working directory has a
+    folder of that name. `checkpoint` is "last", "best" (highest validation accuracy) or a step.
 
     Raises:
       UsageError: `path` or `checkpoint` can't name a folder or a checkpoint.
@@ -139,9 +141,10 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
     step_or_name = isinstance(checkpoint, str | int | np.integer) and not isinstance(checkpoint, bool)
     if not step_or_name or not re.fullmatch("last|best|[0-9]{1,18}", str(checkpoint)):
         raise UsageError(f'checkpoint {shown(checkpoint)!r}: must be "last", "best" or a step (0 or more)')
-    folder = RunFolder(expanded(path))
+    folder = RunFolder(shipped.located(expanded(path)))
     if not os.path.isdir(folder.path):
-        raise AlexNetError(f"{shown(folder.path, 300)}: there is no such folder")
+        names = ", ".join(shipped.names())
+        raise AlexNetError(f"{shown(folder.path, 300)}: there is no such folder (without training, open {names})")
     config, dataset, statistics = folder.read_config(), folder.read_dataset(), folder.read_statistics()
     if statistics.mean_image.shape != dataset.image_shape:
         raise AlexNetError(
@@ -149,16 +152,20 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
         )
     if dataset.counts and "train" not in dataset.counts:
         raise AlexNetError(f"{folder.dataset}: counts has no number of training images")
-    tree = _restored(folder, str(checkpoint))
-    outputs, classes = len(tree["params"]["logits"]["bias"]), len(dataset.class_names)
+    step, params = _restored(folder, str(checkpoint))
+    outputs, classes = len(params["logits"]["bias"]), len(dataset.class_names)
     if outputs != classes:
         raise AlexNetError(f"{folder.dataset}: {classes} class names, but the network has {outputs} outputs")
-    params = optimizer.averaged(tree["opt_state"], tree["params"])
-    return Run(folder, config, dataset, statistics, int(tree["step"]), params)
+    return Run(folder, config, dataset, statistics, step, params)
 
 
-def _restored(folder: RunFolder, checkpoint: str) -> dict[str, Any]:
-    """The saved state of "last", "best" or a step."""
+def _restored(folder: RunFolder, checkpoint: str) -> tuple[int, dict[str, Any]]:
+    """The step and the parameters of "last", "best" or a step."""
+    if shipped.is_shipped(folder):
+        step, params = shipped.read(folder)
+        if checkpoint not in ("last", str(step)):
+            raise AlexNetError(f"{folder.path.name} was shipped with one checkpoint, of step {step}: use last")
+        return step, params
     if folder.checkpoints.is_symlink() and not folder.checkpoints.is_dir():
         raise AlexNetError(f"{folder.checkpoints} is a broken link: fetch or mount its target first")
     restored = None
@@ -175,4 +182,4 @@ def _restored(folder: RunFolder, checkpoint: str) -> dict[str, Any]:
     if restored is None:
         raise AlexNetError(f"{folder.path} has no checkpoint yet: train it first")
     tree, _ = restored
-    return tree
+    return int(tree["step"]), optimizer.averaged(tree["opt_state"], tree["params"])

@@ -17,6 +17,7 @@ from alexnet_jax.distributed.devices import replicate
 from alexnet_jax.errors import AlexNetError, shown, warn
 from alexnet_jax.inspection.run import Run, open_run
 from alexnet_jax.inspection.scores import score
+from alexnet_jax.runs import shipped
 from alexnet_jax.runs.folder import versions
 from alexnet_jax.training.predict import make_predict_step, predict_split
 
@@ -87,12 +88,18 @@ def open_task(path: pathlib.Path, config: EvalConfig) -> Task:
 def _matched(run: Run, dataset: Dataset) -> Run:
     """The run, whose data this is; the outputs of converted weights are put into the order of the data's classes.
 
+    A shipped network is evaluated on any copy of its data set.
+
     Raises:
       AlexNetError: it is other data or, for converted weights, has other classes or images of another size.
     """
     path = run.folder.path
-    if run.dataset.counts:
-        if dataset.fingerprint() != run.dataset.fingerprint:
+    is_own = dataset.fingerprint() == run.dataset.fingerprint
+    if shipped.is_shipped(run.folder):
+        if not is_own:
+            warn(f"{path.name} was trained on {run.dataset.source}, not on the images from {dataset.source}")
+    elif run.dataset.counts:
+        if not is_own:
             raise AlexNetError(f"{path} was not trained on the images from {dataset.source}")
         return run
     theirs, ours = dataset.class_names, run.class_names
@@ -144,18 +151,22 @@ def evaluate_task(task: Task, config: EvalConfig, devices: Sequence[jax.Device])
 
 
 def results_folder(run: Run, config: EvalConfig) -> pathlib.Path | None:
-    """The folder for results; None, after a warning, if the run's folder can't be written.
+    """The folder for results; None, after a warning, if the run's folder can't be written or belongs to the package.
 
     Raises:
-      AlexNetError: the run's folder can't be written, and a report was requested.
+      AlexNetError: it is None, and a report was requested.
     """
     if config.out is not None:
         return config.out
-    existing = next(folder for folder in (run.folder.eval, run.folder.path) if folder.exists())
-    if os.access(existing, os.W_OK | os.X_OK):
-        return run.folder.eval
+    if shipped.is_shipped(run.folder):
+        why = f"{run.folder.path.name} is part of alexnet_jax"
+    else:
+        existing = next(folder for folder in (run.folder.eval, run.folder.path) if folder.exists())
+        if os.access(existing, os.W_OK | os.X_OK):
+            return run.folder.eval
+        why = f"{existing} can't be written"
     remedy = "give another folder with --out"
     if config.report:
-        raise AlexNetError(f"{existing} can't be written: {remedy}")
-    warn(f"{existing} can't be written, so the results are only printed: to keep them, {remedy}")
+        raise AlexNetError(f"{why}: {remedy}")
+    warn(f"{why}, so the results are only printed: to keep them, {remedy}")
     return None

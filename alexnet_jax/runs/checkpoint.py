@@ -22,7 +22,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.serialization
@@ -260,11 +260,7 @@ class Checkpoints:
                     raise OSError(f"{name} can't be read back as it was written")
             (saving / MEMORY).write_bytes(to_bytes(described))
             paths = _paths(saving)
-            files = {
-                path.relative_to(saving).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-                for path in paths
-                if path.is_file()
-            }
+            files = describe_files(saving, [path for path in paths if path.is_file()])
             (saving / MANIFEST).write_bytes(to_bytes({"step": int(target.name), "files": files}))
             for path in (*paths, saving / MANIFEST, saving):
                 sync(path)
@@ -326,7 +322,8 @@ def verify(folder: pathlib.Path, step: int) -> None:
     """
     try:
         manifest = _read_json(folder / MANIFEST)
-        saved_step, wanted = manifest["step"], {name: (f["size"], f["sha256"]) for name, f in manifest["files"].items()}
+        saved_step, files = manifest["step"], manifest["files"]
+        has_state = any(name.startswith("state/") for name in files)
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(folder if folder.is_symlink() and not folder.exists() else folder / MANIFEST) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -335,8 +332,29 @@ def verify(folder: pathlib.Path, step: int) -> None:
         raise AlexNetError(f"{folder}: can't be read ({reason(error)})") from error
     if saved_step != step:
         raise DamagedError(f"{folder} was saved as step {saved_step}")
-    if not any(name.startswith("state/") for name in wanted):
+    if not has_state:
         raise DamagedError(f"{folder} was saved without a state")
+    verify_files(folder, files)
+
+
+def describe_files(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> dict[str, Any]:
+    """Size and SHA-256 of files below `folder`, by their path from there."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths
+    }
+
+
+def verify_files(folder: pathlib.Path, files: Any) -> None:
+    """Compares files with the sizes and hashes of `describe_files`, read from a manifest.
+
+    Raises:
+      DamagedError: a file is missing or changed, or `files` is something else.
+      AlexNetError: a file can't be read, or is a broken link.
+    """
+    try:
+        wanted = {name: (file["size"], file["sha256"]) for name, file in files.items()}
+    except (KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{folder / MANIFEST} is damaged") from None
     for name, (size, digest) in wanted.items():
         path = folder / name
         try:

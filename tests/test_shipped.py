@@ -1,0 +1,151 @@
+"""Networks that come with the package: made by benchmarks/ship.py, opened by name, never written to."""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import alexnet_jax
+from alexnet_jax.config.settings import EvalConfig
+from alexnet_jax.data import shapes
+from alexnet_jax.errors import AlexNetError, UsageError
+from alexnet_jax.exchange import export, pretrained
+from alexnet_jax.inspection import task
+from alexnet_jax.inspection.evaluate import evaluate
+from alexnet_jax.network import build
+from alexnet_jax.runs import shipped
+from alexnet_jax.training import loop
+from tests.tiny_runs import TINY_NETWORKS, make_config
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))  # its modules import one another
+
+import ship
+
+SOURCE = "shapes (drawn for a test)"
+
+
+@pytest.fixture(autouse=True)
+def tiny_networks(monkeypatch):
+    monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """A run of the tiny network on the ten shapes."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "NETWORKS", TINY_NETWORKS)
+        loop.train_and_evaluate(make_config(folder, 1), tiny)
+    return alexnet_jax.open_run(folder)
+
+
+@pytest.fixture
+def folder(trained, tmp_path, monkeypatch):
+    """The folder of `trained`, shipped as "tiny", in a working directory without files."""
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "package")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return ship.write_files(trained, "tiny", SOURCE)
+
+
+def test_a_shipped_run_is_opened_by_its_name(folder, trained, tiny):
+    run = alexnet_jax.open_run("tiny")
+    assert run.folder.path == folder.path
+    assert run.step == trained.step
+    assert (run.config.data.data_dir, run.dataset.source) == (None, SOURCE)
+    for leaf, original in zip(jax.tree.leaves(run.params), jax.tree.leaves(trained.params), strict=True):
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, np.float32(np.float16(original)))
+    images = tiny.splits["test"].images
+    np.testing.assert_allclose(run.predict(images), trained.predict(images), atol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "statistics.npz", "config.json", "dataset.json"])
+def test_a_changed_file_is_refused(folder, name):
+    path = folder.path / name
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1 if name.endswith("json") else 16  # JSON stays JSON: "\n" is the last character
+    path.write_bytes(data)
+    with pytest.raises(AlexNetError, match=name):
+        alexnet_jax.open_run("tiny")
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"step": 1, "files": 2}', '{"step": 1, "files": {"config.json": 3}}'])
+def test_a_damaged_manifest_is_refused(folder, text):
+    (folder.path / "manifest.json").write_text(text)
+    with pytest.raises(AlexNetError, match=r"manifest\.json"):
+        alexnet_jax.open_run("tiny")
+
+
+def test_a_missing_file_is_named(folder):
+    (folder.path / "weights.safetensors").unlink()
+    with pytest.raises(AlexNetError, match=r"weights\.safetensors is missing: install alexnet_jax again"):
+        alexnet_jax.open_run("tiny")
+
+
+def test_a_folder_of_that_name_takes_precedence(folder):
+    pathlib.Path("tiny").mkdir()
+    with pytest.raises(AlexNetError, match=r"tiny is not a run: it has no config\.json"):
+        alexnet_jax.open_run("tiny")
+
+
+def test_an_unknown_name_lists_the_shipped_ones(folder):
+    with pytest.raises(AlexNetError, match=r"large: there is no such folder \(without training, open tiny\)"):
+        alexnet_jax.open_run("large")
+
+
+def test_it_has_one_checkpoint(folder, trained):
+    assert alexnet_jax.open_run("tiny", trained.step).step == trained.step
+    with pytest.raises(AlexNetError, match="use last"):
+        alexnet_jax.open_run("tiny", "best")
+
+
+def test_nothing_is_written_to_the_package(folder, trained, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(task, "load", lambda config: tiny)
+    before = sorted(shipped.FOLDER.rglob("*"))
+    config = EvalConfig(run=pathlib.Path("tiny"))
+    results = evaluate(config)
+    printed = capsys.readouterr()
+    assert "test accuracy" in printed.out
+    assert "tiny is part of alexnet_jax, so the results are only printed: to keep them" in printed.err
+    assert results["correct"] == evaluate(EvalConfig(run=trained.folder.path))["correct"]
+    with pytest.raises(AlexNetError, match="give another folder with --out"):
+        evaluate(dataclasses.replace(config, report=True))
+    with pytest.raises(UsageError, match="with --out"):
+        export.save(export.ExportConfig(run=pathlib.Path("tiny")))
+    evaluate(dataclasses.replace(config, out=pathlib.Path("results")))
+    export.save(export.ExportConfig(run=pathlib.Path("tiny"), out=pathlib.Path("tiny.safetensors")))
+    assert sorted(shipped.FOLDER.rglob("*")) == before
+    assert pathlib.Path("results/test.json").is_file()
+
+
+def test_another_copy_of_the_data_is_accepted_with_a_warning(folder, monkeypatch, capsys):
+    monkeypatch.setattr(task, "load", lambda config: shapes.load(train=100, validation=30, test=60))
+    assert evaluate(EvalConfig(run=pathlib.Path("tiny"), out=pathlib.Path("results")))["count"] == 60
+    assert f"tiny was trained on {SOURCE}, not on the images from" in capsys.readouterr().err
+
+
+def test_a_training_can_begin_with_it(folder, trained):
+    weights = pretrained.load(pathlib.Path("tiny"))
+    np.testing.assert_array_equal(weights.params["logits"]["bias"], np.float16(trained.params["logits"]["bias"]))
+
+
+def test_a_folder_is_not_shipped_twice(folder, trained):
+    with pytest.raises(UsageError, match="exists already"):
+        ship.write_files(trained, "tiny", SOURCE)
+
+
+def test_the_script_makes_a_card_with_measured_accuracies(trained, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(task, "load", lambda config: tiny)
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    monkeypatch.setattr(ship, "VIEWS", (1, 2))
+    monkeypatch.setattr(ship, "describe_device", lambda: {"name": "A processor"})
+    ship.main([str(trained.folder.path), "--name", "tiny", "--source", SOURCE])
+    accuracy = evaluate(EvalConfig(run=trained.folder.path))["accuracy"]
+    card = (tmp_path / "tiny" / "README.md").read_text()
+    assert f"| 1 | {accuracy:.2%} | {accuracy:.2%} |" in card
+    assert "A processor" in card
+    assert str(tmp_path) not in "".join(path.read_text("latin-1") for path in (tmp_path / "tiny").iterdir())
