@@ -22,6 +22,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 assert len(jax.devices()) == 8  # from here on no code under test can choose another number
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_pictures():  # type: ignore[no-untyped-def]
+    """Trainings draw nothing: matplotlib takes longer than a short run. Those of `tiny_runs.with_pictures` draw."""
+    from alexnet_jax.training import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_data", lambda *_: None)
+        patch.setattr(loop, "draw_curves", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny():  # type: ignore[no-untyped-def]
     """Drawn shapes: 100 training, 30 validation, 70 test images."""

@@ -26,7 +26,7 @@ from alexnet_jax.network import build
 from alexnet_jax.training import loop
 from tests.image_folders import configure, make_folder
 from tests.stress import process_faults
-from tests.tiny_runs import TINY_NETWORKS, assert_same_run, train_until
+from tests.tiny_runs import TINY_NETWORKS, assert_same_run, train_until, with_pictures
 
 SIDE = 36
 
@@ -161,7 +161,8 @@ def test_the_whole_way(prepared, tmp_path, monkeypatch, capsys):
     """Trained, stopped in the middle of an epoch and resumed, evaluated with 10 views."""
     monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
     dataset = data.load(DataConfig("imagenet", prepared))
-    loop.train_and_evaluate(make_config(prepared, tmp_path / "whole"), dataset)
+    with with_pictures():
+        loop.train_and_evaluate(make_config(prepared, tmp_path / "whole"), dataset)
     with pytest.raises(StoppedError):
         train_until(make_config(prepared, tmp_path / "broken"), dataset, 5, signal.SIGTERM)
     loop.train_and_evaluate(make_config(prepared, tmp_path / "broken"), dataset)

@@ -28,7 +28,15 @@ from alexnet_jax.training import loop, optimizer, predict
 from alexnet_jax.training import trainer as trainer_module
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.trainer import Trainer
-from tests.tiny_runs import TINY_NETWORKS, TinyNetwork, assert_same_run, comparable, make_config, train_until
+from tests.tiny_runs import (
+    TINY_NETWORKS,
+    TinyNetwork,
+    assert_same_run,
+    comparable,
+    make_config,
+    train_until,
+    with_pictures,
+)
 
 pytestmark = pytest.mark.both_lines
 
@@ -45,7 +53,8 @@ def tiny_network():
 def finished(tiny, tmp_path_factory):
     """Three epochs without interruption."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    loop.train_and_evaluate(make_config(workdir), tiny)
+    with with_pictures():
+        loop.train_and_evaluate(make_config(workdir), tiny)
     return workdir
 
 

@@ -1,14 +1,17 @@
 """Short training runs of a tiny network: settings, a stop in the middle, and comparisons."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
 from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.config.recipes import PRESETS
@@ -21,7 +24,7 @@ from alexnet_jax.network.lrn import local_response_norm
 from alexnet_jax.network.split_dense import dense_layer
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.log import read_jsonl
-from alexnet_jax.training import loop, optimizer
+from alexnet_jax.training import loop, optimizer, pictures
 
 ONES = nn.initializers.ones  # for biases: no unit is dead
 
@@ -66,6 +69,15 @@ def make_config(workdir: pathlib.Path, epochs: int = 3, **run: Any) -> TrainConf
         schedule=dataclasses.replace(base.schedule, epochs=epochs, batch_size=16),
         run=dataclasses.replace(base.run, **{"workdir": workdir, "num_devices": 2, "log_every": 3} | run),
     )
+
+
+@contextlib.contextmanager
+def with_pictures() -> Iterator[None]:
+    """Trainings in this context draw their plots, as outside the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_data", pictures.draw_data)
+        patch.setattr(loop, "draw_curves", pictures.draw_curves)
+        yield
 
 
 def train_until(config: TrainConfig, dataset: Dataset, step: int, number: int, *pretrained: Any) -> None:
