@@ -33,7 +33,7 @@ class Room(NamedTuple):
       layer: its place in the order of imports, from 0 (imported by nothing).
       summary: the first line of its docstring.
       files: number of modules.
-      lines: in all of them, rounded to hundreds.
+      lines: in all of them, rounded to hundreds, or to tens below 100.
       imports: how many imports of a module there are from each other room.
     """
 
@@ -70,12 +70,12 @@ def _describe(name: str, layer: int, imports: collections.Counter[str], names: l
     summary = (ast.get_docstring(ast.parse(main.read_text("utf-8"))) or "").split("\n")[0]
     lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
     others = {other: imports[other] for other in names if other != name and imports[other]}
-    return Room(name, layer, summary, len(files), round(lines, -2), others)
+    return Room(name, layer, summary, len(files), round(lines, -2 if lines >= 100 else -1), others)
 
 
 def draw(rooms: list[Room]) -> Figure:
     """The rooms as boxes in layers, and beside them which of the others each imports."""
-    row, gap, head, cell, box = 0.37, 0.09, 0.78, 0.2, 4.0  # inches
+    row, gap, head, cell, box = 0.37, 0.09, 0.78, 0.175, 4.0  # inches
     left = plots.WIDTH - 0.05 - len(rooms) * cell - gap / 2 * rooms[-1].layer
     tops = [head + i * row + gap * room.layer for i, room in enumerate(rooms)]
     columns = [left + i * cell + gap / 2 * room.layer for i, room in enumerate(rooms)]
@@ -88,7 +88,7 @@ def draw(rooms: list[Room]) -> Figure:
     most = max(number for room in rooms for number in room.imports.values())
 
     def dot(x: float, y: float, number: int) -> None:
-        ax.add_patch(Circle((x, y), 0.095 * (number / most) ** 0.5, color=plots.VALIDATION, linewidth=0))
+        ax.add_patch(Circle((x, y), 0.085 * (number / most) ** 0.5, color=plots.VALIDATION, linewidth=0))
 
     for i, (room, top) in enumerate(zip(rooms, tops, strict=True)):
         corner, style = (0.05, top + 0.02), "round,pad=0,rounding_size=0.05"

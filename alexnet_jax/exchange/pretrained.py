@@ -1,5 +1,6 @@
 """Reads the weights that a training begins with: of a run, of an exported network, of torchvision or Caffe."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -53,6 +54,11 @@ def load(path: pathlib.Path) -> Pretrained:
             "alexnet_jax.exchange.convert"
         )
     return of_weights(load_weights(path), str(path))
+
+
+def recorded(path: pathlib.Path) -> pathlib.Path:
+    """The path as config.json has it: absolute, unless it is the name of a shipped network."""
+    return path if shipped.located(path) != path else pathlib.Path(os.path.abspath(path))
 
 
 def numbered(number: int) -> tuple[str, ...]:

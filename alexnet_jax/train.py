@@ -1,0 +1,32 @@
+"""The training command: train.py, or `python -m alexnet_jax.train`."""
+
+from collections.abc import Sequence
+
+from alexnet_jax.config import cli
+from alexnet_jax.config.flags import replace
+
+
+def main(args: Sequence[str]) -> None:
+    """Parses the flags, loads the data, trains."""
+    config = cli.parse_train(args)
+    # Imported after parsing, because importing JAX and Flax takes longer than printing --help should.
+    from alexnet_jax import data
+    from alexnet_jax.distributed import devices, processes
+    from alexnet_jax.exchange import pretrained
+    from alexnet_jax.training import loop
+
+    with processes.joined(config.run):
+        # Before the data: jax.distributed gives up after two minutes if a process has not registered its devices.
+        devices.select_devices(config.run.num_devices, config.run.deterministic)
+        weights = None
+        if config.network.init_from:
+            settings = pretrained.resumed(config.workdir)
+            if settings is None:
+                weights = pretrained.load(config.network.init_from)
+                settings = weights.adopted(config.data.dataset)
+            config = replace(cli.parse_train(args, settings), init_from=pretrained.recorded(config.network.init_from))
+        loop.train_and_evaluate(config, data.load(config.data), weights)
+
+
+if __name__ == "__main__":
+    cli.run(main)
