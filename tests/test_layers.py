@@ -16,6 +16,7 @@ from alexnet_jax.network.layers import (
 from alexnet_jax.network.lrn import local_response_norm, local_response_norm_by_the_book
 from alexnet_jax.network.lrn_within_channel import local_response_norm_within_channel
 from alexnet_jax.network.split_dense import dense_layer
+from tests.gradients import with_gradients
 
 pytestmark = pytest.mark.both_lines
 
@@ -43,7 +44,8 @@ def inputs(scale: float, shape: tuple[int, ...] = (2, 3, 3, 13)) -> np.ndarray:
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_lrn_equals_the_book(convention, scale):
     x = inputs(scale)
-    np.testing.assert_allclose(local_response_norm(jnp.asarray(x), *convention), by_the_book(x, *convention), 2e-5)
+    y = jax.jit(lambda x: local_response_norm(x, *convention))(x)
+    np.testing.assert_allclose(y, by_the_book(x, *convention), 2e-5)
 
 
 def test_the_book_by_hand():
@@ -63,9 +65,8 @@ def test_conventions_differ_visibly_on_large_inputs():
 @pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_lrn_gradient_equals_finite_differences(convention, scale):
-    x, cotangent = inputs(scale, (1, 1, 1, 13)), inputs(1.0, (1, 1, 1, 13)).astype(np.float64)[..., ::-1]
-    _, vjp = jax.vjp(lambda a: local_response_norm(a, *convention), jnp.asarray(x))
-    (gradient,) = vjp(jnp.asarray(cotangent, jnp.float32))
+    x, cotangent = inputs(scale, (1, 1, 1, 13)), inputs(1.0, (1, 1, 1, 13))[..., ::-1]
+    _, gradient = with_gradients(lambda a: local_response_norm(a, *convention), lambda _: cotangent, x)
     h = scale * 1e-6
     wide = x.astype(np.float64)
     expected = [
@@ -151,7 +152,8 @@ def reference_within(x: np.ndarray, size: int, alpha: float, beta: float, k: flo
 def test_lrn_within_channel_equals_the_convolution(convention, scale):
     x = inputs(scale, (2, 6, 9, 3))
     expected = np.stack([reference_within(image, *convention) for image in x])
-    np.testing.assert_allclose(local_response_norm_within_channel(jnp.asarray(x), *convention), expected, 2e-5)
+    y = jax.jit(lambda x: local_response_norm_within_channel(x, *convention))(x)
+    np.testing.assert_allclose(y, expected, 2e-5)
 
 
 @pytest.mark.parametrize("convention", WITHIN_CONVENTIONS, ids=str)
@@ -159,8 +161,7 @@ def test_lrn_within_channel_equals_the_convolution(convention, scale):
 def test_lrn_within_channel_gradient_equals_finite_differences(convention, scale):
     shape = (3, 4, 2)
     x, cotangent = inputs(scale, shape), inputs(1.0, shape)[::-1]
-    _, vjp = jax.vjp(lambda a: local_response_norm_within_channel(a, *convention), jnp.asarray(x))
-    (gradient,) = vjp(jnp.asarray(cotangent))
+    _, gradient = with_gradients(lambda a: local_response_norm_within_channel(a, *convention), lambda _: cotangent, x)
     h = scale * 1e-6
     wide = x.astype(np.float64)
     steps = h * np.eye(x.size).reshape(-1, *shape)
@@ -192,6 +193,10 @@ def test_lrn_within_channel_needs_a_map_of_floats():
         local_response_norm_within_channel(jnp.ones((4, 4, 1), jnp.int32))
 
 
+def cotangent(y: jax.Array) -> np.ndarray:
+    return inputs(1.0, y.shape)
+
+
 POOLINGS = [(3, 2, "SAME"), (3, 2, "VALID"), (2, 2, "SAME"), (3, 1, "SAME"), (5, 3, "VALID"), (2, 3, "SAME")]
 
 
@@ -199,31 +204,29 @@ POOLINGS = [(3, 2, "SAME"), (3, 2, "VALID"), (2, 2, "SAME"), (3, 1, "SAME"), (5,
 @pytest.mark.parametrize("side", [5, 8])
 def test_max_pool_equals_flax(pooling, side):
     window, stride, padding = pooling
-    x = jnp.asarray(inputs(1.0, (2, side, side + 1, 3))) - 2.0  # all negative: padding with 0 would show
+    x = inputs(1.0, (2, side, side + 1, 3)) - np.float32(2)  # all negative: padding with 0 would show
 
     def flax_pool(a: jax.Array) -> jax.Array:
         return nn.max_pool(a, (window, window), (stride, stride), padding)
 
-    ours, vjp = jax.vjp(lambda a: max_pool(a, window, stride, padding), x)
-    theirs, their_vjp = jax.vjp(flax_pool, x)
+    ours, gradient = with_gradients(lambda a: max_pool(a, window, stride, padding), cotangent, x)
+    theirs, their_gradient = with_gradients(flax_pool, cotangent, x)
     np.testing.assert_array_equal(ours, theirs)
-    cotangent = jnp.asarray(inputs(1.0, ours.shape))
-    np.testing.assert_allclose(vjp(cotangent)[0], their_vjp(cotangent)[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(gradient, their_gradient, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [5, 8])
 @pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (5, 3), (2, 3)])
 def test_average_pool_equals_flax(window, stride, side):
-    x = jnp.asarray(inputs(1.0, (2, side, side + 1, 3)))
+    x = inputs(1.0, (2, side, side + 1, 3))
 
     def flax_pool(a: jax.Array) -> jax.Array:
         return nn.avg_pool(a, (window, window), (stride, stride), "SAME", count_include_pad=False)
 
-    ours, vjp = jax.vjp(lambda a: average_pool(a, window, stride), x)
-    theirs, their_vjp = jax.vjp(flax_pool, x)
+    ours, gradient = with_gradients(lambda a: average_pool(a, window, stride), cotangent, x)
+    theirs, their_gradient = with_gradients(flax_pool, cotangent, x)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    cotangent = jnp.asarray(inputs(1.0, ours.shape))
-    np.testing.assert_allclose(vjp(cotangent)[0], their_vjp(cotangent)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, their_gradient, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -244,24 +247,25 @@ def test_locally_connected_is_a_convolution_with_a_kernel_for_each_place(size):
 def test_the_first_of_equals_gets_the_gradient(window, stride, padding, dtype):
     """As in Flax (XLA), and in the form for GPUs; most of the numbers 0 to 3 occur in a window more than once."""
     x = jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, 9, 8, 5)), dtype)
-    y, vjp = jax.vjp(lambda x: max_pool(x, window, stride, padding), x)
-    flax_y, flax_vjp = jax.vjp(lambda x: nn.max_pool(x, (window, window), (stride, stride), padding), x)
-    gradient = jnp.asarray(np.random.default_rng(1).integers(1, 9, y.shape), dtype)  # their sums are exact
-    other_y, places = max_pool_with_places(x, window, stride, padding)
-    other = gradient_from_places(x, places, gradient, window, stride, padding)
-    for one, another in (
-        (y, flax_y),
-        (y, other_y),
-        (vjp(gradient)[0], flax_vjp(gradient)[0]),
-        (vjp(gradient)[0], other),
-    ):
+
+    def cotangent(y: jax.Array) -> jax.Array:
+        return jnp.asarray(np.random.default_rng(1).integers(1, 9, y.shape), dtype)  # their sums are exact
+
+    @jax.jit
+    def by_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, places = max_pool_with_places(x, window, stride, padding)
+        return y, gradient_from_places(x, places, cotangent(y), window, stride, padding)
+
+    ours = with_gradients(lambda x: max_pool(x, window, stride, padding), cotangent, x)
+    flax = with_gradients(lambda x: nn.max_pool(x, (window, window), (stride, stride), padding), cotangent, x)
+    for one, another in (*zip(ours, flax, strict=True), *zip(ours, by_places(x), strict=True)):
         np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(another, np.float32))
 
 
 def test_max_pool_refuses_windows_whose_places_need_more_than_8_bits():
     x = jnp.zeros((1, 16, 16, 1))
     for function in (max_pool, jax.grad(lambda x, window: max_pool(x, window).sum())):
-        function(x, 11)
+        jax.eval_shape(lambda x, function=function: function(x, 11), x)
         with pytest.raises(ValueError, match="window=12: at most 11"):
             function(x, 12)
 

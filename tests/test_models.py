@@ -1,3 +1,4 @@
+import functools
 import pathlib
 import re
 import runpy
@@ -79,6 +80,7 @@ def test_dropout_is_on_only_with_keys(params):
 
 
 def test_both_hidden_layers_are_dropped(params):
+    @functools.partial(jax.jit, static_argnums=0)
     def hidden(name):
         _, tree = AlexNetSmall().apply(
             {"params": params},
@@ -171,7 +173,9 @@ def test_options_of_the_small_network(settings, activation, normalize, window, s
     images = np.random.default_rng(0).uniform(0, 1 if settings.get("activation") else 300, (2, 32, 32, 3))
     images = images.astype(np.float32)
     logits, params = logits_of(images, **settings)
-    expected = np.asarray(by_hand(images, params, activation, normalize, window, stride))
+    expected = jax.jit(lambda images, params: by_hand(images, params, activation, normalize, window, stride))(
+        images, params
+    )
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
     if settings and stride == 2:  # with another stride fc1 has other weights
         usual, _ = logits_of(images)
@@ -251,15 +255,20 @@ def test_four_layer_networks_are_cuda_convnets(variant):
         activation = {"relu": nn.relu, "tanh": jnp.tanh}[name]
         within = lambda x, on=normalize: local_response_norm_within_channel(x, 3, 5e-5) if on else x  # noqa: E731
         across = lambda x, on=normalize: local_response_norm(x, 9, 1e-3, 0.75, 1.0, True) if on else x  # noqa: E731
-        if variant == "convnet-18pct":
-            x = within(activation(pool(conv(images, "conv1"))))
-            x = within(pool(activation(conv(x, "conv2")), mean=True))
-            x = pool(activation(conv(x, "conv3")), mean=True)
-        else:
-            x = across(pool(activation(conv(images, "conv1"))))
-            x = pool(across(activation(conv(x, "conv2"))))
-            x = activation(local(activation(local(x, "local3")), "local4"))
-        expected = np.asarray(x.reshape(2, -1) @ params["logits"]["kernel"] + params["logits"]["bias"][None])
+
+        @jax.jit
+        def by_hand(images, activation=activation, within=within, across=across):
+            if variant == "convnet-18pct":
+                x = within(activation(pool(conv(images, "conv1"))))
+                x = within(pool(activation(conv(x, "conv2")), mean=True))
+                x = pool(activation(conv(x, "conv3")), mean=True)
+            else:
+                x = across(pool(activation(conv(images, "conv1"))))
+                x = pool(across(activation(conv(x, "conv2"))))
+                x = activation(local(activation(local(x, "local3")), "local4"))
+            return x.reshape(2, -1) @ params["logits"]["kernel"] + params["logits"]["bias"][None]
+
+        expected = by_hand(images)
         config = NetworkConfig(network=variant, lrn="own" if normalize else "none", activation=name)
         model = from_config(config, 10)
         logits = np.asarray(jax.jit(model.apply)({"params": params}, images))
