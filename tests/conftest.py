@@ -41,13 +41,12 @@ def tiny():  # type: ignore[no-untyped-def]
     return shapes.load(train=100, validation=30, test=70)
 
 
-@pytest.fixture(scope="session")
-def small_run(tiny, tmp_path_factory):  # type: ignore[no-untyped-def]
-    """The folder of AlexNetSmall after an epoch of the paper's recipe on `tiny`; eval/ may be written to."""
+def train_an_epoch(workdir, tiny):  # type: ignore[no-untyped-def]
+    """Trains with the paper's recipe; returns the folder."""
     from alexnet_jax.config.recipes import PRESETS
     from alexnet_jax.training import loop
 
-    config, workdir = PRESETS["cifar10-paper"].config, tmp_path_factory.mktemp("runs") / "small"
+    config = PRESETS["cifar10-paper"].config
     loop.train_and_evaluate(
         dataclasses.replace(
             config,
@@ -58,3 +57,26 @@ def small_run(tiny, tmp_path_factory):  # type: ignore[no-untyped-def]
         tiny,
     )
     return workdir
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny, tmp_path_factory):  # type: ignore[no-untyped-def]
+    """The folder of AlexNetSmall after an epoch on `tiny`; eval/ may be written to."""
+    return train_an_epoch(tmp_path_factory.mktemp("runs") / "small", tiny)
+
+
+@pytest.fixture(scope="module")
+def tiny_networks():  # type: ignore[no-untyped-def]
+    """`--network small` is the tests' tiny network."""
+    from alexnet_jax.network import build
+    from tests.tiny_runs import TINY_NETWORKS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "NETWORKS", TINY_NETWORKS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tiny, tiny_networks, tmp_path_factory):  # type: ignore[no-untyped-def]
+    """The folder of the tiny network after an epoch on `tiny`; eval/ may be written to."""
+    return train_an_epoch(tmp_path_factory.mktemp("runs") / "tiny", tiny)

@@ -28,18 +28,18 @@ def tiny_shapes(tiny, monkeypatch):
     monkeypatch.setattr(task, "load", lambda config: tiny)
 
 
-def test_ten_views_are_averaged_and_need_crops(small_run, tiny, tmp_path):
-    results = evaluate.evaluate(EvalConfig(small_run, views=10, out=tmp_path / "ten"))
+def test_ten_views_are_averaged_and_need_crops(tiny_run, tiny, tmp_path):
+    results = evaluate.evaluate(EvalConfig(tiny_run, views=10, out=tmp_path / "ten"))
     assert results["views"] == 10
     with np.load(tmp_path / "ten" / "predictions.npz") as saved:
         probabilities = saved["probabilities"]
-    run = alexnet_jax.open_run(small_run)
+    run = alexnet_jax.open_run(tiny_run)
     views = [run.preprocessing.evaluation(tiny["test"].images, view) for view in VIEWS[10]]
     apply = jax.jit(lambda inputs: jax.nn.softmax(run.model.apply({"params": run.params}, inputs)))
     np.testing.assert_allclose(probabilities, np.mean([apply(view) for view in views], axis=0), atol=1e-5)
     ranks = (probabilities > probabilities[np.arange(70), tiny["test"].labels][:, None]).sum(axis=1)
     assert results["top5_accuracy"] == (ranks < 5).mean()
-    plain = shutil.copytree(small_run, tmp_path / "plain")
+    plain = shutil.copytree(tiny_run, tmp_path / "plain")
     settings = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps(settings | {"crop_padding": 0}))
     with pytest.raises(UsageError, match=r"--views 10: .* was trained without crops"):
@@ -47,68 +47,68 @@ def test_ten_views_are_averaged_and_need_crops(small_run, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("num_devices", "batch_size"), [(1, 64), (8, 100), (3, 1)])
-def test_evaluation_is_exact_and_needs_no_other_flag(small_run, tiny, tiny_shapes, capsys, num_devices, batch_size):
-    results = evaluate.evaluate(EvalConfig(small_run, batch_size=batch_size, num_devices=num_devices))
-    split, run = tiny["test"], alexnet_jax.open_run(small_run)
+def test_evaluation_is_exact_and_needs_no_other_flag(tiny_run, tiny, tiny_shapes, capsys, num_devices, batch_size):
+    results = evaluate.evaluate(EvalConfig(tiny_run, batch_size=batch_size, num_devices=num_devices))
+    split, run = tiny["test"], alexnet_jax.open_run(tiny_run)
     predicted = run.predict_class(split.images)
     assert results["count"] == 70
     assert results["correct"] == int((predicted == split.labels).sum())
     assert results["accuracy"] == results["correct"] / 70
     assert np.sum(results["confusion"]) == 70
     assert [row["count"] for row in results["per_class"]] == np.bincount(split.labels, minlength=10).tolist()
-    assert json.loads((small_run / "eval" / "test.json").read_text()) == results
-    with np.load(small_run / "eval" / "predictions.npz") as saved:
+    assert json.loads((tiny_run / "eval" / "test.json").read_text()) == results
+    with np.load(tiny_run / "eval" / "predictions.npz") as saved:
         np.testing.assert_array_equal(saved["predicted"], predicted)
         np.testing.assert_array_equal(saved["labels"], split.labels)
         np.testing.assert_allclose(saved["probabilities"], run.predict(split.images), atol=1e-5)
-    assert {"confusion.png", "kernels.png"} <= {p.name for p in (small_run / "eval").iterdir()}
+    assert {"confusion.png", "kernels.png"} <= {p.name for p in (tiny_run / "eval").iterdir()}
     assert f"test accuracy: {results['accuracy']:.4f}" in capsys.readouterr().out
 
 
-def test_evaluation_of_another_split_does_not_overwrite_the_tests(small_run, tiny_shapes):
-    evaluate.evaluate(EvalConfig(small_run))
-    before = (small_run / "eval" / "predictions.npz").read_bytes()
-    results = evaluate.evaluate(EvalConfig(small_run, split="validation", checkpoint="best"))
+def test_evaluation_of_another_split_does_not_overwrite_the_tests(tiny_run, tiny_shapes):
+    evaluate.evaluate(EvalConfig(tiny_run))
+    before = (tiny_run / "eval" / "predictions.npz").read_bytes()
+    results = evaluate.evaluate(EvalConfig(tiny_run, split="validation", checkpoint="best"))
     assert results["count"] == 30
-    assert (small_run / "eval" / "predictions.npz").read_bytes() == before
+    assert (tiny_run / "eval" / "predictions.npz").read_bytes() == before
 
 
-def test_evaluation_on_other_images_is_refused(small_run, tiny, monkeypatch):
+def test_evaluation_on_other_images_is_refused(tiny_run, tiny, monkeypatch):
     other = dataclasses.replace(tiny, splits={**tiny.splits, "test": tiny["validation"]})
     monkeypatch.setattr(task, "load", lambda config: other)
     with pytest.raises(AlexNetError, match="was not trained on the images"):
-        evaluate.evaluate(EvalConfig(small_run))
+        evaluate.evaluate(EvalConfig(tiny_run))
 
 
-def test_results_that_cannot_be_written_are_printed(small_run, tmp_path, monkeypatch, capsys):
+def test_results_that_cannot_be_written_are_printed(tiny_run, tmp_path, monkeypatch, capsys):
     """A run on a read-only medium, or of another user."""
-    before = sorted(small_run.rglob("*"))
-    monkeypatch.setattr(task.os, "access", lambda path, mode: small_run not in (path, *path.parents))
-    results = evaluate.evaluate(EvalConfig(small_run))
+    before = sorted(tiny_run.rglob("*"))
+    monkeypatch.setattr(task.os, "access", lambda path, mode: tiny_run not in (path, *path.parents))
+    results = evaluate.evaluate(EvalConfig(tiny_run))
     out, err = capsys.readouterr()
     assert f"test accuracy: {results['accuracy']:.4f}" in out
     assert "can't be written, so the results are only printed: to keep them, give another folder with --out" in err
-    assert sorted(small_run.rglob("*")) == before
+    assert sorted(tiny_run.rglob("*")) == before
     with pytest.raises(AlexNetError, match="can't be written: give another folder with --out"):
-        evaluate.evaluate(EvalConfig(small_run, report=True))
-    evaluate.evaluate(EvalConfig(small_run, out=tmp_path / "out"))
+        evaluate.evaluate(EvalConfig(tiny_run, report=True))
+    evaluate.evaluate(EvalConfig(tiny_run, out=tmp_path / "out"))
     assert {"test.json", "predictions.npz", "confusion.png", "kernels.png"} <= {
         p.name for p in (tmp_path / "out").iterdir()
     }
     assert capsys.readouterr().err == ""
 
 
-def test_a_disk_that_fills_up_does_not_hide_the_results(small_run, tmp_path, capsys):
+def test_a_disk_that_fills_up_does_not_hide_the_results(tiny_run, tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(AlexNetError, match="can't write"):
-        evaluate.evaluate(EvalConfig(small_run, out=tmp_path / "file" / "out"))
+        evaluate.evaluate(EvalConfig(tiny_run, out=tmp_path / "file" / "out"))
     assert "test accuracy: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "cifar10"])
-def test_data_that_has_moved_is_asked_for(small_run, tmp_path, monkeypatch, dataset):
+def test_data_that_has_moved_is_asked_for(tiny_run, tmp_path, monkeypatch, dataset):
     monkeypatch.undo()  # the real `load`
-    run = shutil.copytree(small_run, tmp_path / "run")
+    run = shutil.copytree(tiny_run, tmp_path / "run")
     settings = json.loads((run / "config.json").read_text())
     gone = str(tmp_path / "gone")
     (run / "config.json").write_text(json.dumps(settings | {"dataset": dataset, "data_dir": gone}))
@@ -116,8 +116,8 @@ def test_data_that_has_moved_is_asked_for(small_run, tmp_path, monkeypatch, data
         evaluate.evaluate(EvalConfig(run))
 
 
-def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeypatch, capsys):
-    other = shutil.copytree(small_run, tmp_path / "other")
+def test_runs_are_compared_on_the_same_images(tiny_run, tiny, tmp_path, monkeypatch, capsys):
+    other = shutil.copytree(tiny_run, tmp_path / "other")
     opened = task.open_run
 
     def with_another_bias(path, checkpoint):
@@ -129,9 +129,9 @@ def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeyp
     monkeypatch.setattr(task, "open_run", with_another_bias)
     draw, curves = plots.compared_curves, []
     monkeypatch.setattr(plots, "compared_curves", lambda *args: curves.append(args) or draw(*args))
-    rows = compare.compare(EvalConfig(small_run, others=(other, small_run)))
-    assert [row["name"] for row in rows] == ["small (1)", "other", "small (2)"]
-    first, second = alexnet_jax.open_run(small_run), with_another_bias(other, "last")
+    rows = compare.compare(EvalConfig(tiny_run, others=(other, tiny_run)))
+    assert [row["name"] for row in rows] == ["tiny (1)", "other", "tiny (2)"]
+    first, second = alexnet_jax.open_run(tiny_run), with_another_bias(other, "last")
     split = tiny["test"]
     right = [run.predict_class(split.images) == split.labels for run in (first, second)]
     assert rows[1]["against_first"]["first_only"] == int((right[0] & ~right[1]).sum())
@@ -140,47 +140,47 @@ def test_runs_are_compared_on_the_same_images(small_run, tiny, tmp_path, monkeyp
     assert rows[1]["against_first"]["p_value"] == mcnemar(*right).p_value
     assert rows[1]["against_first"]["p_holm"] == min(1, 2 * rows[1]["against_first"]["p_value"])
     assert rows[2]["against_first"]["p_holm"] == 1
-    saved = json.loads((small_run / "eval" / "comparison.json").read_text())
+    saved = json.loads((tiny_run / "eval" / "comparison.json").read_text())
     assert saved["runs"] == json.loads(json.dumps(rows))
-    with PIL.Image.open(small_run / "eval" / "comparison.png") as drawn:
+    with PIL.Image.open(tiny_run / "eval" / "comparison.png") as drawn:
         drawn.load()
         assert drawn.format == "PNG"
     _, drawn_epochs = curves[0]
-    assert drawn_epochs == dict.fromkeys(("small (1)", "other", "small (2)"), 7)  # 100 images in batches of 16
+    assert drawn_epochs == dict.fromkeys(("tiny (1)", "other", "tiny (2)"), 7)  # 100 images in batches of 16
     out = capsys.readouterr().out
     assert "70 test images" in out
     assert "other" in out
     assert "McNemar" in out
 
 
-def test_runs_on_other_images_are_not_compared(small_run, tiny, monkeypatch, tmp_path):
-    other = shutil.copytree(small_run, tmp_path / "other")
+def test_runs_on_other_images_are_not_compared(tiny_run, tiny, monkeypatch, tmp_path):
+    other = shutil.copytree(tiny_run, tmp_path / "other")
     turned = dataclasses.replace(tiny, splits={**tiny.splits, "test": _turned(tiny["test"])})
     description = json.loads((other / "dataset.json").read_text())
     (other / "dataset.json").write_text(json.dumps(description | {"fingerprint": turned.fingerprint()}))
     datasets = iter([tiny, turned])
     monkeypatch.setattr(task, "load", lambda config: next(datasets))
-    with pytest.raises(AlexNetError, match=r"small and .*other can't be compared"):
-        compare.compare(EvalConfig(small_run, others=(other,)))
+    with pytest.raises(AlexNetError, match=r"tiny and .*other can't be compared"):
+        compare.compare(EvalConfig(tiny_run, others=(other,)))
 
 
-def test_runs_that_share_only_the_evaluated_split_are_compared(small_run, tiny, monkeypatch, tmp_path):
+def test_runs_that_share_only_the_evaluated_split_are_compared(tiny_run, tiny, monkeypatch, tmp_path):
     """With --train-on all, the training images differ, and so does the fingerprint."""
-    other, merged = shutil.copytree(small_run, tmp_path / "other"), tiny.train_on_all()
+    other, merged = shutil.copytree(tiny_run, tmp_path / "other"), tiny.train_on_all()
     description = json.loads((other / "dataset.json").read_text())
     (other / "dataset.json").write_text(json.dumps(description | {"fingerprint": merged.fingerprint()}))
     datasets = iter([tiny, merged])
     monkeypatch.setattr(task, "load", lambda config: next(datasets))
     monkeypatch.setattr(task, "COMPARED_AT_ONCE", 30)
-    first, second = compare.compare(EvalConfig(small_run, others=(other,)))
+    first, second = compare.compare(EvalConfig(tiny_run, others=(other,)))
     assert first["accuracy"] == second["accuracy"]
 
 
-def test_a_split_that_is_not_there_is_named(small_run, tiny, monkeypatch):
+def test_a_split_that_is_not_there_is_named(tiny_run, tiny, monkeypatch):
     monkeypatch.setattr(task, "load", lambda config: dataclasses.replace(tiny, splits={**tiny.splits}))
     monkeypatch.setattr(type(tiny), "counts", {"train": 100, "test": 70})
     with pytest.raises(AlexNetError, match="has no split 'validation'; it has train, test"):
-        evaluate.evaluate(EvalConfig(small_run, split="validation"))
+        evaluate.evaluate(EvalConfig(tiny_run, split="validation"))
 
 
 def _turned(split):
@@ -223,7 +223,7 @@ def folder(tiny, tmp_path):
     return folder
 
 
-def test_images_are_classified_as_they_are_displayed(small_run, tiny, folder, monkeypatch, capsys):
+def test_images_are_classified_as_they_are_displayed(tiny_run, tiny, folder, monkeypatch, capsys):
     read = {}
     found = classify.read_images
     monkeypatch.setattr(
@@ -240,7 +240,7 @@ def test_images_are_classified_as_they_are_displayed(small_run, tiny, folder, mo
 
     monkeypatch.setattr(plots, "predictions", spy)
     with pytest.raises(AlexNetError, match=r"^2 of 8 could not be read as an image; the first is .*nothing.png$"):
-        classify.classify_images(EvalConfig(small_run, images=(folder / "nothing.png", folder)))
+        classify.classify_images(EvalConfig(tiny_run, images=(folder / "nothing.png", folder)))
     original = tiny["test"].images[0]
     for name in ("a.png", "wide.png", "camera.png"):
         np.testing.assert_array_equal(read[name][1], original)
@@ -248,10 +248,10 @@ def test_images_are_classified_as_they_are_displayed(small_run, tiny, folder, mo
     grey = read["grey.png"][1]
     assert (grey[..., 0] == grey[..., 1]).all()
     assert (read["clear.png"][1] == 255).all()
-    saved = json.loads((small_run / "eval" / "images.json").read_text())
+    saved = json.loads((tiny_run / "eval" / "images.json").read_text())
     rows = {row["file"].rsplit("/", 1)[1]: row["top"] for row in saved["images"]}
     assert set(rows) == {"a.png", "camera.png", "clear.png", "grey.png", "large.bmp", "wide.png"}
-    expected = alexnet_jax.open_run(small_run).predict(original[None])[0]
+    expected = alexnet_jax.open_run(tiny_run).predict(original[None])[0]
     assert [entry["probability"] for entry in rows["a.png"]] == pytest.approx(sorted(expected)[:-6:-1], abs=1e-5)
     assert rows["a.png"][0]["class"] == tiny.class_names[expected.argmax()]
     (images, names, tops) = sheets[0]
@@ -259,7 +259,7 @@ def test_images_are_classified_as_they_are_displayed(small_run, tiny, folder, mo
     for pixels, name, top in zip(images, names, tops, strict=True):
         np.testing.assert_array_equal(pixels, read[name][1])
         assert top == [(entry["class"], entry["probability"]) for entry in rows[name]]
-    with PIL.Image.open(small_run / "eval" / "images.png") as sheet:
+    with PIL.Image.open(tiny_run / "eval" / "images.png") as sheet:
         assert sheet.size == tuple(round(200 * inches) for inches in drawn[0].get_size_inches())
     output = capsys.readouterr()
     assert "warning: skipped" in output.err
@@ -268,10 +268,10 @@ def test_images_are_classified_as_they_are_displayed(small_run, tiny, folder, mo
     assert output.out.count("%") == 5 * 6
 
 
-def test_images_come_in_batches(small_run, folder):
+def test_images_come_in_batches(tiny_run, folder):
     (folder / "broken.jpg").unlink()
-    alone = classify.classify_images(EvalConfig(small_run, images=(folder,), batch_size=1))
-    together = classify.classify_images(EvalConfig(small_run, images=(folder,), batch_size=4, num_devices=2))
+    alone = classify.classify_images(EvalConfig(tiny_run, images=(folder,), batch_size=1))
+    together = classify.classify_images(EvalConfig(tiny_run, images=(folder,), batch_size=4, num_devices=2))
     assert [row["file"] for row in alone] == [row["file"] for row in together]
     for one, other in zip(alone, together, strict=True):
         assert [e["probability"] for e in one["top"]] == pytest.approx(
@@ -326,8 +326,8 @@ def test_a_folder_without_images_is_named_once(album, capsys):
     assert "empty: there is no image in this folder" in capsys.readouterr().err
 
 
-def test_without_a_readable_image_nothing_is_written(small_run, tmp_path):
-    run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+def test_without_a_readable_image_nothing_is_written(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(AlexNetError, match="1 of 1 could not be read"):
         classify.classify_images(EvalConfig(run, images=(tmp_path / "empty",)))
@@ -359,15 +359,15 @@ def test_cmyk_without_adobes_marker_is_not_inverted(as_seen, tmp_path):
     np.testing.assert_allclose(without, [0, 0, 0], atol=3)  # the values as they stand: with full black
 
 
-def test_names_that_no_file_can_have_are_skipped(small_run, folder, capsys):
+def test_names_that_no_file_can_have_are_skipped(tiny_run, folder, capsys):
     (folder / "broken.jpg").unlink()
     with pytest.raises(AlexNetError, match="1 of 7 could not be read"):
-        classify.classify_images(EvalConfig(small_run, images=(folder.parent / ("x" * 300), folder)))
+        classify.classify_images(EvalConfig(tiny_run, images=(folder.parent / ("x" * 300), folder)))
     assert "File name too long" in capsys.readouterr().err
 
 
-def test_bad_input_is_found_before_anything_is_predicted_or_written(small_run, tmp_path, monkeypatch):
-    run = shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+def test_bad_input_is_found_before_anything_is_predicted_or_written(tiny_run, tmp_path, monkeypatch):
+    run = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "metrics.jsonl").write_text("nonsense\n\n")
     monkeypatch.setattr(task, "predict_split", lambda *args: pytest.fail("predicted"))

@@ -44,7 +44,7 @@ class TinyNetwork(nn.Module):
     def __call__(self, images, dropout_keys=None):
         dense = dense_layer(self.dense_axis)
         x = nn.relu(nn.Conv(8, (5, 5), strides=4, bias_init=ONES, name="conv1")(images))
-        x = max_pool(local_response_norm(x)).reshape(len(images), -1)
+        x = max_pool(local_response_norm(x)).reshape(images.shape[0], -1)
         x = nn.relu(dense(20, bias_init=ONES, name="fc1")(x))  # three devices can't have equal parts of its 20 outputs
         if dropout_keys is not None:
             x = dropout(x, self.dropout_rate, dropout_keys[:, 0])

@@ -72,7 +72,9 @@ def create_state(
     """
     params = begin(jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"])
     trained, _ = divide_frozen(params, frozen)
-    return TrainState(step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(trained), finite=jnp.bool_(True))
+    return TrainState(
+        step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(trained), finite=jnp.bool_(True)
+    )
 
 
 def divide_frozen(params: PyTree, frozen: Collection[str]) -> tuple[PyTree, PyTree]:
