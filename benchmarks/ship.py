@@ -5,8 +5,11 @@ model card with the accuracy of these files and of the run itself, both measured
 """
 
 import dataclasses
+import datetime
 import hashlib
 import pathlib
+import re
+import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -29,12 +32,11 @@ from alexnet_jax.runs.folder import RunFolder, versions
 VIEWS: tuple[Literal[1, 2, 6, 10], ...] = (1, 2, 6, 10)
 CARD = """# {name}
 
-AlexNetSmall for 32x32 images of the ten classes of CIFAR-10: {classes}. Trained with the preset `{preset}` of
-alexnet_jax, it is here so that you can open a well-trained network without data and without training:
+AlexNetSmall, trained with the preset `{preset}` of alexnet_jax, for 32x32 images of ten classes: {classes}. With it you
+can open a well-trained network without data and without training:
 
 ```python
 import alexnet_jax
-
 run = alexnet_jax.open_run("{name}")
 probabilities = run.predict(images)  # [N, 32, 32, 3], RGB: uint8, or floats in [0, 1]
 ```
@@ -48,15 +50,15 @@ On the command line, `python eval.py {name} --images photo.png` classifies image
 |---|---|---|
 {rows}
 
-All 10,000 test images, one network (seed {seed}); batches of {batch} on {machine}, JAX {jax}. A view is a mirrored or
-shifted copy of the image; the probabilities are averaged. The test images were not used for any choice: the recipe was
-chosen on 10,000 of the training images, and this network is not a selection among seeds.
+All 10,000 test images, one network (seed {seed}), measured on {date}: {machine}, Python {python}, JAX {jax}. A view is
+a mirrored or shifted copy of the image; the probabilities of all views are averaged. The test images were not used for
+any choice: the recipe was chosen on 10,000 of the training images, and this network was not selected among seeds.
 
 ## Training
 
 `python train.py {preset} --seed {seed}`: {epochs} epochs ({steps:,} updates) over {train:,} images, batch size
-{batch_size}, on {machine}. `config.json` has every setting, `metrics.jsonl` the training curve. The parameters are
-{average}stored in float16; `open_run` checks the SHA-256 of each file (`manifest.json`) and returns float32.
+{batch_size}. `config.json` has every setting, `metrics.jsonl` the training curve. The parameters are {average}stored in
+float16; `open_run` checks the SHA-256 of each file (`manifest.json`) and returns float32.
 
 Data: {source}.
 
@@ -67,7 +69,7 @@ Data: {source}.
 - Images of other sizes are scaled to 32x32 pixels, where small objects disappear.
 - A baseline for research and teaching. CIFAR-10's images were taken from the web, from the 80 Million Tiny Images
   data set, which its authors withdrew in 2020 for its offensive categories; the ten classes of CIFAR-10 were labelled
-  anew by hand. Nobody examined what biases this network has.
+  anew by hand. The biases of this network were not examined.
 
 ## Licence
 
@@ -115,7 +117,7 @@ def accuracies(options: Options, run: pathlib.Path) -> list[float]:
 def card(run: Run, name: str, machine: str, ours: Sequence[float], theirs: Sequence[float]) -> str:
     """The model card."""
     config = run.config
-    return CARD.format(
+    text = CARD.format(
         name=name,
         classes=", ".join(run.class_names),
         preset=config.preset,
@@ -123,8 +125,9 @@ def card(run: Run, name: str, machine: str, ours: Sequence[float], theirs: Seque
             f"| {views} | {one:.2%} | {two:.2%} |" for views, one, two in zip(VIEWS, ours, theirs, strict=True)
         ),
         seed=config.schedule.seed,
-        batch=EvalConfig(run=run.folder.path).batch_size,
+        date=datetime.date.today().isoformat(),
         machine=machine,
+        python=versions()["python"],
         jax=versions()["jax"],
         epochs=config.schedule.epochs,
         steps=run.step,
@@ -133,6 +136,13 @@ def card(run: Run, name: str, machine: str, ours: Sequence[float], theirs: Seque
         average="a moving average over the last updates, " if config.optimizer.average_decay else "",
         source=run.dataset.source,
     )
+    return "\n\n".join(_wrapped(paragraph) for paragraph in text.strip().split("\n\n")) + "\n"
+
+
+def _wrapped(paragraph: str) -> str:
+    """A paragraph of text in lines of at most 120 characters; anything else unchanged."""
+    is_text = paragraph[0].isalpha() or re.match("`[^`]", paragraph)
+    return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False) if is_text else paragraph
 
 
 def main(args: Sequence[str]) -> None:

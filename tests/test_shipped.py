@@ -1,7 +1,9 @@
 """Networks that come with the package: made by benchmarks/ship.py, opened by name, never written to."""
 
 import dataclasses
+import json
 import pathlib
+import re
 import sys
 
 import jax
@@ -20,11 +22,13 @@ from alexnet_jax.runs import shipped
 from alexnet_jax.training import loop
 from tests.tiny_runs import TINY_NETWORKS, make_config
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))  # its modules import one another
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # its modules import one another
 
 import ship
 
 SOURCE = "shapes (drawn for a test)"
+NETWORKS = build.NETWORKS
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +153,32 @@ def test_the_script_makes_a_card_with_measured_accuracies(trained, tiny, tmp_pat
     assert f"| 1 | {accuracy:.2%} | {accuracy:.2%} |" in card
     assert "A processor" in card
     assert str(tmp_path) not in "".join(path.read_text("latin-1") for path in (tmp_path / "tiny").iterdir())
+
+
+CARD = (ROOT / "alexnet_jax" / "pretrained" / "cifar10-best" / "README.md").read_text("utf-8")
+
+
+def test_the_shipped_network_is_small_and_names_no_path():
+    (folder,) = shipped.FOLDER.iterdir()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sum(map(len, files.values())) < 6_000_000
+    assert max(len(data) for name, data in files.items() if name != "weights.safetensors") < 20_000
+    assert json.loads(files["config.json"])["data_dir"] is None
+    assert not any(re.search(rb'"/\w', data) for name, data in files.items() if name.endswith(("json", "jsonl", "md")))
+
+
+def test_the_shipped_network_computes_what_it_did_when_it_was_shipped():
+    """No later change of a default, of the preprocessing or of a layer may change its predictions."""
+    y, x = np.mgrid[:32, :32]
+    image = np.stack([8 * x, 8 * y, 4 * (x + y)], axis=-1).astype(np.uint8)
+    build.NETWORKS = NETWORKS  # undone by `tiny_networks`
+    logits = alexnet_jax.open_run("cifar10-best").logits(image[None])[0]
+    recorded = [1.7886, -1.0483, 1.0476, 1.4933, -0.6526, 0.9993, -0.5233, -1.2299, -0.6510, -1.2545]
+    np.testing.assert_allclose(logits, recorded, atol=1e-3)
+
+
+def test_the_cards_accuracy_is_that_of_the_recorded_run():
+    rows = [json.loads(line) for line in (ROOT / "results" / "ablation-best-cpu.jsonl").read_text("utf-8").splitlines()]
+    (row,) = (row for row in rows if (row["variant"], row["seed"]) == ("cifar10-best", 2))
+    for views, figures in row["test"].items():
+        assert re.search(rf"^\| {views} \| \d\d\.\d\d% \| {figures['accuracy']:.2%} \|$", CARD, re.MULTILINE), views

@@ -75,7 +75,7 @@ CIFAR10_PAPER = preset(
 CIFAR10_BEST = preset(
     "cifar10-best",
     "The original post's network, tuned for accuracy in 24 epochs: Muon, cosine, label smoothing, averaged weights.",
-    f"{JPEG_COPY}: 84.1%, with --views 6 85.6% (2 seeds); 115 s per epoch on one core, beside another run.",
+    f"{JPEG_COPY}: 84.1%, with --views 6 85.6% (3 seeds); 115 s per epoch on one core, beside another run.",
     train_on="all",
     crop_padding=4,
     flip=True,
