@@ -25,7 +25,7 @@ from tests.tiny_runs import TINY_NETWORKS, make_config
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # its modules import one another
 
-import ship
+import ship  # noqa: E402
 
 SOURCE = "shapes (drawn for a test)"
 NETWORKS = build.NETWORKS
