@@ -40,6 +40,11 @@ def test_what_is_exported_predicts_the_same(workdir, tiny, tmp_path, form):
         exported.predict(images[0])
 
 
+def test_the_layers_are_in_the_order_of_a_checkpoint(workdir, tmp_path):
+    path = export.save(export.ExportConfig(workdir, "safetensors", tmp_path / "model"))
+    assert list(export.read_run(path).params) == list(alexnet_jax.open_run(workdir).params)
+
+
 def test_the_function_needs_nothing_of_ours(workdir, tiny, tmp_path):
     path = export.save(export.ExportConfig(workdir, "stablehlo", tmp_path / "model.bin"))
     np.save(tmp_path / "images.npy", tiny["test"].images[:5])

@@ -60,6 +60,7 @@ def test_a_shipped_run_is_opened_by_its_name(folder, trained, tiny):
     assert run.folder.path == folder.path
     assert run.step == trained.step
     assert (run.config.data.data_dir, run.dataset.source) == (None, SOURCE)
+    assert list(run.params) == list(trained.params)
     for leaf, original in zip(jax.tree.leaves(run.params), jax.tree.leaves(trained.params), strict=True):
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, np.float32(np.float16(original)))

@@ -250,7 +250,7 @@ def _run_of(data: bytes) -> "Run":
     config = from_json(json.loads(metadata["config"]))
     statistics = Statistics(PcaBasis(**basis), arrays.pop("mean_image", np.empty(0)))
     params: dict[str, dict[str, Any]] = {}
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items()):  # the file has them in any order; a checkpoint's are sorted
         layer, _, kind = name.partition("/")
         params.setdefault(layer, {})[kind] = array
     run = Run(RunFolder(config.workdir), config, dataset, statistics, int(metadata["step"]), params)

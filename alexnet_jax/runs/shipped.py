@@ -72,7 +72,7 @@ def read(folder: RunFolder) -> tuple[int, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AlexNetError(f"{folder.path / MANIFEST}: can't be read ({reason(error)})") from error
     params: dict[str, dict[str, Any]] = {}
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items()):  # the file has them in any order; a checkpoint's are sorted
         layer, _, kind = name.partition("/")
         params.setdefault(layer, {})[kind] = np.float32(array)
     return step, params
