@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shutil
+import sys
 import unicodedata
 
 import numpy as np
@@ -21,8 +22,13 @@ from alexnet_jax.errors import AlexNetError, UsageError
 from alexnet_jax.inspection.classify import classify_images
 from alexnet_jax.inspection.evaluate import evaluate
 from alexnet_jax.network import build
+from alexnet_jax.runs import shipped
 from alexnet_jax.training import loop
 from tests.tiny_runs import TINY_NETWORKS
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks"))  # its modules import one another
+
+import ship
 
 
 def write(root, names, count, first=0):
@@ -291,13 +297,15 @@ def test_the_commands_of_the_page_run(own, tiny, tmp_path, monkeypatch, capsys):
         ["cifar10-best", "--dataset", "shapes", "--epochs", "1", "--batch-size", "50", "--num-devices", "1"]
     )
     loop.train_and_evaluate(best, tiny.train_on_all())
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "pretrained")  # a network like this one comes with the package
+    ship.write_files(alexnet_jax.open_run("runs/cifar10-best"), "cifar10-best", "shapes")
     page = (pathlib.Path(__file__).parent.parent / "docs" / "your-own-images.md").read_text("utf-8")
     commands = re.findall(r"^\$ python (\S+)\.py (.+)$", page, re.MULTILINE)
     assert len(commands) >= 6
     for script, flags in commands:
         {"train": train.main, "eval": eval.main}[script]([*flags.split(), "--num-devices", "1"])
     out = capsys.readouterr().out
-    assert "weights  conv1, fc1 from runs/cifar10-best (step 3); drawn: logits" in out
+    assert "weights  conv1, fc1 from cifar10-best (step 3); drawn: logits" in out
     assert "frozen   conv1, fc1\n" in out
     assert alexnet_jax.open_run("runs/head").class_names == ("Katze", "ёж", "狗")
 

@@ -68,6 +68,14 @@ def test_a_shipped_run_is_opened_by_its_name(folder, trained, tiny):
     np.testing.assert_allclose(run.predict(images), trained.predict(images), atol=5e-3)
 
 
+def test_a_setting_that_came_later_has_its_default(folder, trained):
+    settings = json.loads(folder.config.read_text())
+    del settings["cutout"]
+    folder.config.write_text(json.dumps(settings))
+    shipped.write(folder, trained.step, trained.params)
+    assert alexnet_jax.open_run("tiny").config.augmentation.cutout == 0
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "statistics.npz", "config.json", "dataset.json"])
 def test_a_changed_file_is_refused(folder, name):
     path = folder.path / name

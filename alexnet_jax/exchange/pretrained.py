@@ -36,8 +36,8 @@ def load(path: pathlib.Path) -> Pretrained:
       AlexNetError: it is something else, or damaged.
       UsageError: it is a .npy.
     """
-    path = shipped.located(expanded(path))
-    if path.is_dir():
+    path = expanded(path)
+    if shipped.located(path).is_dir():
         run = open_run(path)
         return of_run(run, f"{path} (step {run.step:,})")
     if not path.exists():

@@ -15,6 +15,7 @@ from flax import nnx
 
 from alexnet_jax import runtime
 from alexnet_jax.augment import preprocess
+from alexnet_jax.config.config_json import to_json
 from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data import batches
 from alexnet_jax.data.statistics import Statistics
@@ -145,7 +146,8 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
     if not os.path.isdir(folder.path):
         names = ", ".join(shipped.names())
         raise AlexNetError(f"{shown(folder.path, 300)}: there is no such folder (without training, open {names})")
-    config, dataset, statistics = folder.read_config(), folder.read_dataset(), folder.read_statistics()
+    config = folder.read_config(to_json(TrainConfig()) if shipped.is_shipped(folder) else None)
+    dataset, statistics = folder.read_dataset(), folder.read_statistics()
     if statistics.mean_image.shape != dataset.image_shape:
         raise AlexNetError(
             f"{folder.dataset} has images {dataset.image_shape}, but {folder.statistics} {statistics.mean_image.shape}"

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TextIO
 
 import pydantic
@@ -157,9 +158,9 @@ class RunFolder:
             earlier = [*earlier, before]
         return {"versions": now} | ({"earlier_versions": earlier} if earlier else {})
 
-    def read_config(self) -> TrainConfig:
-        """The run's settings."""
-        settings = self._read_json(self.config)
+    def read_config(self, defaults: Mapping[str, Any] | None = None) -> TrainConfig:
+        """The run's settings; `defaults` are those of settings that the file may lack, as it is older than they are."""
+        settings = {**(defaults or {}), **self._read_json(self.config)}
         for name in ("versions", "earlier_versions"):
             settings.pop(name, None)
         try:
