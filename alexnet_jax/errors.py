@@ -45,6 +45,12 @@ def program_name() -> str:
     return f"python -m {module.name}" if module else pathlib.PurePath(sys.argv[0]).name
 
 
+def command(name: str) -> str:
+    """The command `train` or `eval`: a module if this program is run as one, since a wheel has no `train.py`."""
+    is_module = program_name().startswith("python -m alexnet_jax.")
+    return f"python -m alexnet_jax.{name}" if is_module else f"python {name}.py"
+
+
 def is_one_line(text: str) -> bool:
     """Whether a text can be printed in one line: it has no control characters and no lone UTF-16 surrogates."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)

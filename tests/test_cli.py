@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from alexnet_jax import errors
 from alexnet_jax.config import cli, flags
 from alexnet_jax.config.recipes import PRESETS
 from alexnet_jax.config.settings import EvalConfig, TrainConfig
@@ -233,3 +234,16 @@ def test_messages_are_the_same_on_a_terminal(environment):
 def test_help_does_not_wait_for_jax():
     code = "import sys; from alexnet_jax.config import cli; assert 'jax' not in sys.modules, 'cli imports jax'"
     assert run_script("-c", code) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("started", "named"),
+    [
+        ("train.py", "python eval.py"),
+        ("python -m alexnet_jax.train", "python -m alexnet_jax.eval"),
+        ("ipykernel_launcher.py", "python eval.py"),
+    ],
+)
+def test_other_commands_are_named_as_this_one_was_started(monkeypatch, started, named):
+    monkeypatch.setattr(errors, "program_name", lambda: started)
+    assert errors.command("eval") == named

@@ -40,7 +40,10 @@ def test_the_trained_network_classifies(installed, tmp_path):
     assert pathlib.Path(where.strip()).is_relative_to(installed)
 
 
-def test_the_training_command_is_there(installed, tmp_path):
+def test_the_training_command_is_there_and_names_itself(installed, tmp_path):
     done = run(installed, tmp_path, "-m", "alexnet_jax.train", "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("usage: train.py [PRESET] [FLAGS]")
+    refused = run(installed, tmp_path, "-m", "alexnet_jax.train", "cifar10", "--data-dir", "nothing")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("python -m alexnet_jax.train: ")

@@ -28,7 +28,7 @@ import platformdirs
 import tqdm
 
 from alexnet_jax import files, signals
-from alexnet_jax.errors import AlexNetError, program_name, reason, shown, warn
+from alexnet_jax.errors import AlexNetError, command, program_name, reason, shown, warn
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
@@ -61,7 +61,7 @@ _CHUNK_BYTES = 64 * 1024
 
 _WITHOUT = (
     "give --data-dir with cifar-10-python.tar.gz, or with a folder that contains cifar-10-batches-py or "
-    "cifar-10-batches-bin; `python train.py quickstart` needs no data"
+    f"cifar-10-batches-bin; `{command('train')} quickstart` needs no data"
 )
 
 
@@ -284,7 +284,7 @@ def _announce(url: str, partial: pathlib.Path, start: int, total: int | None) ->
     print(
         f"downloading CIFAR-10 ({_mb(size)}{f', {_mb(start)} are there' if start else ''}) to {partial.parent}: "
         f"{_host(url)} {slow}: if you have cifar-10-python.tar.gz, stop and give --data-dir FILE; "
-        "`python train.py quickstart` needs no data",
+        f"`{command('train')} quickstart` needs no data",
         file=sys.stderr,
         flush=True,
     )

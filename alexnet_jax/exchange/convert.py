@@ -16,7 +16,7 @@ import tyro
 
 from alexnet_jax.config import cli
 from alexnet_jax.config.types import Path
-from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown
+from alexnet_jax.errors import AlexNetError, UsageError, command, is_one_line, reason, shown
 from alexnet_jax.files import read_bytes
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def main(args: Sequence[str]) -> None:
 
     runtime.devices()  # before a file is read, so that an error of JAX is not reported as the file's
     convert(config)
-    print(f"Converted. Next: python eval.py {config.out} --images FILE_OR_FOLDER")
+    print(f"Converted. Next: {command('eval')} {config.out} --images FILE_OR_FOLDER")
 
 
 if __name__ == "__main__":

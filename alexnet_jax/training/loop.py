@@ -15,7 +15,7 @@ from alexnet_jax.config.settings import TrainConfig
 from alexnet_jax.data.dataset import Dataset, Placement
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import default_steps_per_call, select_devices, sent_ahead
-from alexnet_jax.errors import AlexNetError, StoppedError
+from alexnet_jax.errors import AlexNetError, StoppedError, command
 from alexnet_jax.network import build
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import RunFolder, describe, versions
@@ -132,7 +132,7 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
         save(accuracy=None)
         if processes.is_main():
             draw_curves(folder)
-            print(f"Trained: {trainer.step:,} updates. Next: python eval.py {folder.path}")
+            print(f"Trained: {trainer.step:,} updates. Next: {command('eval')} {folder.path}")
 
 
 def take_steps(trainer: Trainer) -> Iterator[Call]:
