@@ -1,6 +1,6 @@
 """The example of docs/your-own-images.md: what beginning with trained weights is worth.
 
-    python benchmarks/own_images.py --weights runs/cifar10-best --data-dir DIR
+    python benchmarks/own_images.py --weights cifar10-best --data-dir DIR
 
 writes two sets of 600 images, a folder for each class, and trains on each in three ways, with several seeds:
 
@@ -30,6 +30,7 @@ from alexnet_jax.config import cli
 from alexnet_jax.config.types import Path, PositiveInt
 from alexnet_jax.data import cifar10
 from alexnet_jax.errors import AlexNetError
+from alexnet_jax.exchange.pretrained import recorded
 from alexnet_jax.runs.folder import versions
 from alexnet_jax.runs.log import read_jsonl
 
@@ -100,7 +101,7 @@ def train(options: Options, images: str, way: str, seed: int) -> dict[str, objec
     workdir = options.work / "runs" / f"{images} {way} {seed}".replace(" ", "-")
     flags = [*WAYS[way], "--seed", str(seed)]
     if way != "from scratch":
-        flags += ["--init-from", str(options.weights.absolute())]
+        flags += ["--init-from", str(recorded(options.weights))]
     command = ["train.py", "folder", "--data-dir", str((options.work / images).absolute()), *flags]
     began = time.monotonic()
     done = subprocess.run(

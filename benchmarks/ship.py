@@ -1,7 +1,8 @@
 """Makes the network that comes with the package: `python benchmarks/ship.py RUN --name NAME --source TEXT`.
 
-Writes `alexnet_jax/pretrained/NAME` from a finished run: its description and metrics, the parameters in float16, and a
-model card with the accuracy of these files and of the run itself, both measured here on the test images.
+Writes `alexnet_jax/pretrained/NAME` from a finished run of `cifar10-best`: its description and metrics, the parameters
+in float16, and a model card with the accuracy of these files and of the run itself, both measured here on the test
+images.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import datetime
 import hashlib
 import pathlib
 import re
+import shutil
 import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -37,12 +39,13 @@ can open a well-trained network without data and without training:
 
 ```python
 import alexnet_jax
+
 run = alexnet_jax.open_run("{name}")
 probabilities = run.predict(images)  # [N, 32, 32, 3], RGB: uint8, or floats in [0, 1]
 ```
 
-On the command line, `python eval.py {name} --images photo.png` classifies images, and `python train.py ... --init-from
-{name}` starts a training from these weights.
+On the command line, `python -m alexnet_jax.eval {name} --images photo.png` classifies images, and `python -m
+alexnet_jax.train ... --init-from {name}` starts a training from these weights.
 
 ## Accuracy
 
@@ -84,7 +87,7 @@ class Options:
 
     run: tyro.conf.Positional[Path]
     """Folder of a finished run, train.py's --workdir."""
-    name: Annotated[str, pydantic.Field(pattern="[a-z0-9-]+")]
+    name: Annotated[str, pydantic.Field(pattern="^[a-z0-9-]+$")]
     """Name of the network, for `open_run`."""
     source: str
     """What the training images are, for dataset.json and the card."""
@@ -136,12 +139,14 @@ def card(run: Run, name: str, machine: str, ours: Sequence[float], theirs: Seque
         average="a moving average over the last updates, " if config.optimizer.average_decay else "",
         source=run.dataset.source,
     )
-    return "\n\n".join(_wrapped(paragraph) for paragraph in text.strip().split("\n\n")) + "\n"
+    parts = re.split(r"(```.*?```)", text.strip(), flags=re.DOTALL)  # every second one is code
+    parts[::2] = ["\n\n".join(map(_wrapped, part.split("\n\n"))) for part in parts[::2]]
+    return "".join(parts) + "\n"
 
 
 def _wrapped(paragraph: str) -> str:
     """A paragraph of text in lines of at most 120 characters; anything else unchanged."""
-    is_text = paragraph[0].isalpha() or re.match("`[^`]", paragraph)
+    is_text = paragraph[:1].isalpha() or re.match("`[^`]", paragraph)
     return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False) if is_text else paragraph
 
 
@@ -153,9 +158,13 @@ def main(args: Sequence[str]) -> None:
     run = open_run(options.run)
     theirs = accuracies(options, options.run)
     folder = write_files(run, options.name, options.source)
-    ours = accuracies(options, folder.path)
-    text = card(open_run(folder.path), options.name, machine, ours, theirs)
-    write_atomically(folder.path / "README.md", text.encode())
+    try:
+        ours = accuracies(options, folder.path)
+        text = card(open_run(folder.path), options.name, machine, ours, theirs)
+        write_atomically(folder.path / "README.md", text.encode())
+    except BaseException:  # also Ctrl-C: the package has no half-made network
+        shutil.rmtree(folder.path)
+        raise
     for path in sorted(folder.path.iterdir()):
         print(f"{path.stat().st_size:>10,}  {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}  {path.name}")
     print(text)

@@ -33,7 +33,7 @@ class Room(NamedTuple):
       layer: its place in the order of imports, from 0 (imported by nothing).
       summary: the first line of its docstring.
       files: number of modules.
-      lines: in all of them, rounded to hundreds, or to tens below 100.
+      lines: of all modules together, rounded to hundreds; below 100, to tens.
       imports: how many imports of a module there are from each other room.
     """
 

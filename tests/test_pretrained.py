@@ -301,6 +301,7 @@ def test_weights_of_others_become_a_run(foreign, tmp_path, monkeypatch):
     convert.main([str(foreign), "--out", str(tmp_path / "run"), "--class-names", str(tmp_path / "names.txt")])
     run = alexnet_jax.open_run(tmp_path / "run")
     assert run.class_names == tuple(names)
+    assert (run.dataset.name, run.dataset.counts, run.config.data.dataset) == ("folder", {}, "folder")
     images = RNG.integers(0, 256, (2, 256, 256, 3), np.uint8)
     expected = load_weights(foreign).logits(images[:, 16:240, 16:240])
     np.testing.assert_allclose(run.logits(images), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())

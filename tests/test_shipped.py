@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import alexnet_jax
+from alexnet_jax.config import cli
 from alexnet_jax.config.settings import EvalConfig
 from alexnet_jax.data import shapes
 from alexnet_jax.errors import AlexNetError, UsageError
@@ -32,7 +33,7 @@ NETWORKS = build.NETWORKS
 
 
 @pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
+def networks(monkeypatch):
     monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
 
 
@@ -43,6 +44,8 @@ def trained(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "NETWORKS", TINY_NETWORKS)
         loop.train_and_evaluate(make_config(folder, 1), tiny)
+    settings = json.loads((folder / "config.json").read_text()) | {"data_dir": "/somewhere/else"}
+    (folder / "config.json").write_text(json.dumps(settings))
     return alexnet_jax.open_run(folder)
 
 
@@ -60,6 +63,7 @@ def test_a_shipped_run_is_opened_by_its_name(folder, trained, tiny):
     assert run.folder.path == folder.path
     assert run.step == trained.step
     assert (run.config.data.data_dir, run.dataset.source) == (None, SOURCE)
+    assert trained.config.data.data_dir is not None
     assert list(run.params) == list(trained.params)
     for leaf, original in zip(jax.tree.leaves(run.params), jax.tree.leaves(trained.params), strict=True):
         assert leaf.dtype == np.float32
@@ -80,22 +84,23 @@ def test_a_setting_that_came_later_has_its_default(folder, trained):
 def test_a_changed_file_is_refused(folder, name):
     path = folder.path / name
     data = bytearray(path.read_bytes())
-    data[-2] ^= 1 if name.endswith("json") else 16  # JSON stays JSON: "\n" is the last character
+    data[-2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(AlexNetError, match=name):
+    with pytest.raises(AlexNetError, match=rf"{name} is not what was saved .*: install alexnet_jax again"):
         alexnet_jax.open_run("tiny")
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"step": 1, "files": 2}', '{"step": 1, "files": {"config.json": 3}}'])
 def test_a_damaged_manifest_is_refused(folder, text):
     (folder.path / "manifest.json").write_text(text)
-    with pytest.raises(AlexNetError, match=r"manifest\.json"):
+    with pytest.raises(AlexNetError, match=r"manifest\.json.*: install alexnet_jax again"):
         alexnet_jax.open_run("tiny")
 
 
-def test_a_missing_file_is_named(folder):
-    (folder.path / "weights.safetensors").unlink()
-    with pytest.raises(AlexNetError, match=r"weights\.safetensors is missing: install alexnet_jax again"):
+@pytest.mark.parametrize("name", ["weights.safetensors", "statistics.npz", "config.json", "manifest.json"])
+def test_a_missing_file_is_refused(folder, name):
+    (folder.path / name).unlink()
+    with pytest.raises(AlexNetError, match=rf"{name}.*: install alexnet_jax again"):
         alexnet_jax.open_run("tiny")
 
 
@@ -105,8 +110,20 @@ def test_a_folder_of_that_name_takes_precedence(folder):
         alexnet_jax.open_run("tiny")
 
 
+def test_a_file_of_that_name_does_not(folder):
+    pathlib.Path("tiny").touch()
+    assert alexnet_jax.open_run("tiny").folder.path == folder.path
+
+
+def test_it_is_opened_by_any_path(folder, trained, tmp_path, monkeypatch):
+    pathlib.Path("link").symlink_to(folder.path)
+    monkeypatch.chdir(folder.path.parent)
+    for path in ("tiny", folder.path, tmp_path / "work" / "link"):
+        assert alexnet_jax.open_run(path).step == trained.step
+
+
 def test_an_unknown_name_lists_the_shipped_ones(folder):
-    with pytest.raises(AlexNetError, match=r"large: there is no such folder \(without training, open tiny\)"):
+    with pytest.raises(AlexNetError, match=r"large: there is no such folder \(tiny comes with the package\)"):
         alexnet_jax.open_run("large")
 
 
@@ -121,14 +138,13 @@ def test_nothing_is_written_to_the_package(folder, trained, tiny, monkeypatch, c
     before = sorted(shipped.FOLDER.rglob("*"))
     config = EvalConfig(run=pathlib.Path("tiny"))
     results = evaluate(config)
-    printed = capsys.readouterr()
-    assert "test accuracy" in printed.out
-    assert "tiny is part of alexnet_jax, so the results are only printed: to keep them" in printed.err
+    assert "test accuracy" in capsys.readouterr().out
     assert results["correct"] == evaluate(EvalConfig(run=trained.folder.path))["correct"]
     with pytest.raises(AlexNetError, match="give another folder with --out"):
         evaluate(dataclasses.replace(config, report=True))
-    with pytest.raises(UsageError, match="with --out"):
-        export.save(export.ExportConfig(run=pathlib.Path("tiny")))
+    for path in ("tiny", folder.path):
+        with pytest.raises(UsageError, match="with --out"):
+            export.save(export.ExportConfig(run=pathlib.Path(path)))
     evaluate(dataclasses.replace(config, out=pathlib.Path("results")))
     export.save(export.ExportConfig(run=pathlib.Path("tiny"), out=pathlib.Path("tiny.safetensors")))
     assert sorted(shipped.FOLDER.rglob("*")) == before
@@ -139,6 +155,21 @@ def test_another_copy_of_the_data_is_accepted_with_a_warning(folder, monkeypatch
     monkeypatch.setattr(task, "load", lambda config: shapes.load(train=100, validation=30, test=60))
     assert evaluate(EvalConfig(run=pathlib.Path("tiny"), out=pathlib.Path("results")))["count"] == 60
     assert f"tiny was trained on {SOURCE}, not on the images from" in capsys.readouterr().err
+
+
+def test_copies_of_the_data_are_told_apart(folder, monkeypatch):
+    """A run on one copy is not compared with the shipped network on another."""
+    tasks = []
+    for test in (60, 61):
+        monkeypatch.setattr(task, "load", lambda config, test=test: shapes.load(train=100, validation=30, test=test))
+        tasks.append(task.open_task(pathlib.Path("tiny"), EvalConfig(run=pathlib.Path("tiny"))))
+    assert tasks[0].has_same_images(tasks[0])
+    assert tasks[0].run.dataset.fingerprint != tasks[1].run.dataset.fingerprint
+
+
+def test_the_folder_of_the_weights_is_not_that_of_the_run(folder):
+    with pytest.raises(UsageError, match="--init-from tiny is also --workdir"):
+        cli.parse_train(["quickstart", "--init-from", "tiny", "--workdir", "tiny"])
 
 
 def test_a_training_can_begin_with_it(folder, trained):
@@ -159,9 +190,11 @@ def test_the_script_makes_a_card_with_measured_accuracies(trained, tiny, tmp_pat
     ship.main([str(trained.folder.path), "--name", "tiny", "--source", SOURCE])
     accuracy = evaluate(EvalConfig(run=trained.folder.path))["accuracy"]
     card = (tmp_path / "tiny" / "README.md").read_text()
+    assert "import alexnet_jax\n\nrun = " in card
+    assert max(map(len, card.splitlines())) <= 120
     assert f"| 1 | {accuracy:.2%} | {accuracy:.2%} |" in card
     assert "A processor" in card
-    assert str(tmp_path) not in "".join(path.read_text("latin-1") for path in (tmp_path / "tiny").iterdir())
+    assert "/somewhere/else" not in "".join(path.read_text("latin-1") for path in (tmp_path / "tiny").iterdir())
 
 
 CARD = (ROOT / "alexnet_jax" / "pretrained" / "cifar10-best" / "README.md").read_text("utf-8")
@@ -176,11 +209,11 @@ def test_the_shipped_network_is_small_and_names_no_path():
     assert not any(re.search(rb'"/\w', data) for name, data in files.items() if name.endswith(("json", "jsonl", "md")))
 
 
-def test_the_shipped_network_computes_what_it_did_when_it_was_shipped():
+def test_the_shipped_network_computes_what_it_did_when_it_was_shipped(monkeypatch):
     """No later change of a default, of the preprocessing or of a layer may change its predictions."""
     y, x = np.mgrid[:32, :32]
     image = np.stack([8 * x, 8 * y, 4 * (x + y)], axis=-1).astype(np.uint8)
-    build.NETWORKS = NETWORKS  # undone by `tiny_networks`
+    monkeypatch.setattr(build, "NETWORKS", NETWORKS)
     logits = alexnet_jax.open_run("cifar10-best").logits(image[None])[0]
     recorded = [1.7886, -1.0483, 1.0476, 1.4933, -0.6526, 0.9993, -0.5233, -1.2299, -0.6510, -1.2545]
     np.testing.assert_allclose(logits, recorded, atol=1e-3)

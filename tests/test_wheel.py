@@ -17,7 +17,9 @@ def installed(tmp_path_factory):
     """A folder with only the installed wheel, whose dependencies are those of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", folder / "wheels", ROOT], check=True)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "wheels", ROOT], check=True
+    )
     (wheel,) = (folder / "wheels").iterdir()
     subprocess.run([*pip, "install", "--no-deps", "--target", folder / "packages", wheel], check=True)
     return folder / "packages"

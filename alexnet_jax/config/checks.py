@@ -79,6 +79,8 @@ def _check_train(config: TrainConfig) -> None:
             raise UsageError(f"{flag(option)} is for --dataset folder")
     if data.scaling != "square" and data.dataset in ("cifar10", "cifar100", "shapes"):
         raise UsageError("--scaling is for --dataset folder")
+    if config.network.init_from and config.network.init_from == config.run.workdir:
+        raise UsageError(f"--init-from {config.run.workdir} is also --workdir: choose another folder for the run")
     if config.network.init_from and config.network.conv1_init != "he":
         raise UsageError("--init-from and --conv1-init: choose one")
     if config.augmentation.flip_schedule == "alternating" and not config.augmentation.flip:

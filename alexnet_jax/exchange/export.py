@@ -57,8 +57,9 @@ def save(config: ExportConfig) -> pathlib.Path:
     """
     from alexnet_jax.inspection.run import open_run
     from alexnet_jax.runs import shipped
+    from alexnet_jax.runs.folder import RunFolder
 
-    if config.out is None and shipped.located(config.run) != config.run:
+    if config.out is None and shipped.is_shipped(RunFolder(shipped.located(config.run))):
         raise UsageError(f"{config.run} is part of alexnet_jax: give the file to write with --out")
     out = config.out or config.run / "export" / f"model.{config.format}"
     for path in (out, description_path(out)):

@@ -38,7 +38,7 @@ def compare(config: EvalConfig) -> list[dict[str, Any]]:
     records = [read_jsonl(task.run.folder.metrics) for task in tasks]
     folder = results_folder(tasks[0].run, config)
     evaluations = [evaluate_task(task, config, devices) for task in tqdm.tqdm(tasks, "runs", leave=False, disable=None)]
-    names = shortest_names(paths)
+    names = shortest_names([task.run.folder.path for task in tasks])
     rows = _rows(paths, names, evaluations)
     written = None
     try:

@@ -145,8 +145,9 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
     folder = RunFolder(shipped.located(expanded(path)))
     if not os.path.isdir(folder.path):
         names = ", ".join(shipped.names())
-        raise AlexNetError(f"{shown(folder.path, 300)}: there is no such folder (without training, open {names})")
-    config = folder.read_config(to_json(TrainConfig()) if shipped.is_shipped(folder) else None)
+        raise AlexNetError(f"{shown(folder.path, 300)}: there is no such folder ({names} comes with the package)")
+    parameters = shipped.read(folder) if shipped.is_shipped(folder) else None  # first: it checks the other files, too
+    config = folder.read_config(to_json(TrainConfig()) if parameters else None)
     dataset, statistics = folder.read_dataset(), folder.read_statistics()
     if statistics.mean_image.shape != dataset.image_shape:
         raise AlexNetError(
@@ -154,7 +155,9 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
         )
     if dataset.counts and "train" not in dataset.counts:
         raise AlexNetError(f"{folder.dataset}: counts has no number of training images")
-    step, params = _restored(folder, str(checkpoint))
+    step, params = parameters or _restored(folder, str(checkpoint))
+    if parameters and str(checkpoint) not in ("last", str(step)):
+        raise AlexNetError(f"{folder.path.name} was shipped with one checkpoint, of step {step}: use last")
     outputs, classes = len(params["logits"]["bias"]), len(dataset.class_names)
     if outputs != classes:
         raise AlexNetError(f"{folder.dataset}: {classes} class names, but the network has {outputs} outputs")
@@ -163,11 +166,6 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
 
 def _restored(folder: RunFolder, checkpoint: str) -> tuple[int, dict[str, Any]]:
     """The step and the parameters of "last", "best" or a step."""
-    if shipped.is_shipped(folder):
-        step, params = shipped.read(folder)
-        if checkpoint not in ("last", str(step)):
-            raise AlexNetError(f"{folder.path.name} was shipped with one checkpoint, of step {step}: use last")
-        return step, params
     if folder.checkpoints.is_symlink() and not folder.checkpoints.is_dir():
         raise AlexNetError(f"{folder.checkpoints} is a broken link: fetch or mount its target first")
     restored = None

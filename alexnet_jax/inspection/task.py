@@ -94,7 +94,8 @@ def _matched(run: Run, dataset: Dataset) -> Run:
       AlexNetError: it is other data or, for converted weights, has other classes or images of another size.
     """
     path = run.folder.path
-    is_own = dataset.fingerprint() == run.dataset.fingerprint
+    fingerprint = dataset.fingerprint()
+    is_own = fingerprint == run.dataset.fingerprint
     if shipped.is_shipped(run.folder):
         if not is_own:
             warn(f"{path.name} was trained on {run.dataset.source}, not on the images from {dataset.source}")
@@ -115,7 +116,7 @@ def _matched(run: Run, dataset: Dataset) -> Run:
         )
     order = [ours.index(name) for name in theirs]
     head = {name: array[..., order] for name, array in run.params["logits"].items()}
-    described = dataclasses.replace(run.dataset, class_names=theirs)
+    described = dataclasses.replace(run.dataset, class_names=theirs, fingerprint=fingerprint, source=dataset.source)
     return dataclasses.replace(run, params={**run.params, "logits": head}, dataset=described)
 
 
@@ -151,22 +152,22 @@ def evaluate_task(task: Task, config: EvalConfig, devices: Sequence[jax.Device])
 
 
 def results_folder(run: Run, config: EvalConfig) -> pathlib.Path | None:
-    """The folder for results; None, after a warning, if the run's folder can't be written or belongs to the package.
+    """The folder for results; None, if it would be part of the package or, after a warning, can't be written.
 
     Raises:
       AlexNetError: it is None, and a report was requested.
     """
     if config.out is not None:
         return config.out
-    if shipped.is_shipped(run.folder):
-        why = f"{run.folder.path.name} is part of alexnet_jax"
-    else:
-        existing = next(folder for folder in (run.folder.eval, run.folder.path) if folder.exists())
-        if os.access(existing, os.W_OK | os.X_OK):
-            return run.folder.eval
-        why = f"{existing} can't be written"
     remedy = "give another folder with --out"
+    if shipped.is_shipped(run.folder):
+        if config.report:
+            raise AlexNetError(f"{run.folder.path.name} is part of alexnet_jax: {remedy}")
+        return None
+    existing = next(folder for folder in (run.folder.eval, run.folder.path) if folder.exists())
+    if os.access(existing, os.W_OK | os.X_OK):
+        return run.folder.eval
     if config.report:
-        raise AlexNetError(f"{why}: {remedy}")
-    warn(f"{why}, so the results are only printed: to keep them, {remedy}")
+        raise AlexNetError(f"{existing} can't be written: {remedy}")
+    warn(f"{existing} can't be written, so the results are only printed: to keep them, {remedy}")
     return None

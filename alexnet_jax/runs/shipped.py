@@ -1,7 +1,7 @@
 """Trained networks that come with the package, as small run folders: `open_run("cifar10-best")`.
 
-The folder `pretrained/<name>` has config.json, dataset.json, statistics.npz and metrics.jsonl, as that of any run, and
-in place of checkpoints:
+The folder `pretrained/<name>` has config.json, dataset.json, statistics.npz and metrics.jsonl, like any run's, and in
+place of checkpoints:
 
     weights.safetensors     the parameters in float16, as arrays `conv1/kernel`, `conv1/bias`, ...
     manifest.json           the step, and size and SHA-256 of the other files
@@ -33,14 +33,13 @@ def names() -> tuple[str, ...]:
 
 
 def located(path: pathlib.Path) -> pathlib.Path:
-    """The folder of a run: `path` or, if nothing has that path, the folder of the shipped network of that name."""
-    is_name = path == pathlib.Path(path.name)
-    return FOLDER / path if is_name and str(path) in names() and not path.exists() else path
+    """The folder of a run: `path` or, if there is no such folder, that of the shipped network of this name."""
+    return FOLDER / path if str(path) in names() and not path.is_dir() else path
 
 
 def is_shipped(folder: RunFolder) -> bool:
     """Whether a run's folder is part of the package, where nothing is written."""
-    return folder.path.parent == FOLDER
+    return folder.path.resolve().parent == FOLDER.resolve()
 
 
 def write(folder: RunFolder, step: int, params: dict[str, Any]) -> None:
@@ -62,15 +61,16 @@ def read(folder: RunFolder) -> tuple[int, dict[str, Any]]:
     Raises:
       AlexNetError: a file differs from what was shipped, or can't be read.
     """
+    again = "install alexnet_jax again"
     try:
         manifest = json.loads(read_bytes(folder.path / MANIFEST, _MAX_BYTES))
         step, files = int(manifest["step"]), manifest["files"]
         verify_files(folder.path, files)
         arrays = safetensors.numpy.load(read_bytes(folder.path / WEIGHTS, _MAX_BYTES))
     except DamagedError as damage:
-        raise AlexNetError(f"{damage}: install alexnet_jax again") from damage
+        raise AlexNetError(f"{damage}: {again}") from damage
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AlexNetError(f"{folder.path / MANIFEST}: can't be read ({reason(error)})") from error
+        raise AlexNetError(f"{folder.path / MANIFEST}: can't be read ({reason(error)}): {again}") from error
     params: dict[str, dict[str, Any]] = {}
     for name, array in sorted(arrays.items()):  # the file has them in any order; a checkpoint's are sorted
         layer, _, kind = name.partition("/")

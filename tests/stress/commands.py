@@ -141,8 +141,9 @@ class Place:
 
 def run(words: list[str], place: Place, seconds: float, settings: dict[str, str]) -> tuple[int, float, bool, str]:
     """Runs a program, stops it after so many seconds; returns exit code, seconds, if it was stopped, last lines."""
-    finished = place.root / "runs" / "quickstart"  # with --only the notebook trains it
-    environment = os.environ | settings | ({"ALEXNET_JAX_RUN": str(finished)} if finished.exists() else {})
+    finished = place.root / "runs" / "quickstart"  # for the notebook; without it, the shipped network
+    environment = os.environ | settings | {"ALEXNET_JAX_DATA": str(place.data_dir or "")}
+    environment |= {"ALEXNET_JAX_RUN": str(finished), "ALEXNET_JAX_DATA": ""} if finished.exists() else {}
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
