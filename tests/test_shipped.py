@@ -20,33 +20,27 @@ from alexnet_jax.inspection import task
 from alexnet_jax.inspection.evaluate import evaluate
 from alexnet_jax.network import build
 from alexnet_jax.runs import shipped
-from alexnet_jax.training import loop
-from tests.tiny_runs import TINY_NETWORKS, make_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # its modules import one another
 
 import ship  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 SOURCE = "shapes (drawn for a test)"
 NETWORKS = build.NETWORKS
 
 
-@pytest.fixture(autouse=True)
-def networks(monkeypatch):
-    monkeypatch.setattr(build, "NETWORKS", TINY_NETWORKS)
+def accuracy(run, dataset):
+    return (run.predict_class(dataset["test"].images) == dataset["test"].labels).mean()
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
+def trained(tiny_run):
     """A run of the tiny network on the ten shapes."""
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "NETWORKS", TINY_NETWORKS)
-        loop.train_and_evaluate(make_config(folder, 1), tiny)
-    settings = json.loads((folder / "config.json").read_text()) | {"data_dir": "/somewhere/else"}
-    (folder / "config.json").write_text(json.dumps(settings))
-    return alexnet_jax.open_run(folder)
+    settings = json.loads((tiny_run / "config.json").read_text()) | {"data_dir": "/somewhere/else"}
+    (tiny_run / "config.json").write_text(json.dumps(settings))
+    return alexnet_jax.open_run(tiny_run)
 
 
 @pytest.fixture
@@ -139,7 +133,7 @@ def test_nothing_is_written_to_the_package(folder, trained, tiny, monkeypatch, c
     config = EvalConfig(run=pathlib.Path("tiny"))
     results = evaluate(config)
     assert "test accuracy" in capsys.readouterr().out
-    assert results["correct"] == evaluate(EvalConfig(run=trained.folder.path))["correct"]
+    assert results["accuracy"] == accuracy(alexnet_jax.open_run("tiny"), tiny)
     with pytest.raises(AlexNetError, match="give another folder with --out"):
         evaluate(dataclasses.replace(config, report=True))
     for path in ("tiny", folder.path):
@@ -188,11 +182,11 @@ def test_the_script_makes_a_card_with_measured_accuracies(trained, tiny, tmp_pat
     monkeypatch.setattr(ship, "VIEWS", (1, 2))
     monkeypatch.setattr(ship, "describe_device", lambda: {"name": "A processor"})
     ship.main([str(trained.folder.path), "--name", "tiny", "--source", SOURCE])
-    accuracy = evaluate(EvalConfig(run=trained.folder.path))["accuracy"]
+    ours, theirs = (accuracy(run, tiny) for run in (alexnet_jax.open_run(tmp_path / "tiny"), trained))
     card = (tmp_path / "tiny" / "README.md").read_text()
     assert "import alexnet_jax\n\nrun = " in card
     assert max(map(len, card.splitlines())) <= 120
-    assert f"| 1 | {accuracy:.2%} | {accuracy:.2%} |" in card
+    assert f"| 1 | {ours:.2%} | {theirs:.2%} |" in card
     assert "A processor" in card
     assert "/somewhere/else" not in "".join(path.read_text("latin-1") for path in (tmp_path / "tiny").iterdir())
 
