@@ -7,7 +7,7 @@ images.
 
 import dataclasses
 import datetime
-import hashlib
+import json
 import pathlib
 import re
 import shutil
@@ -25,7 +25,7 @@ from alexnet_jax.config.settings import EvalConfig
 from alexnet_jax.config.types import Path
 from alexnet_jax.distributed.devices import select_devices
 from alexnet_jax.errors import UsageError
-from alexnet_jax.files import write_atomically
+from alexnet_jax.files import to_bytes, write_atomically
 from alexnet_jax.inspection.run import Run, open_run
 from alexnet_jax.inspection.task import evaluate_task, open_task
 from alexnet_jax.runs import shipped
@@ -101,11 +101,11 @@ def write_files(run: Run, name: str, source: str) -> RunFolder:
     if folder.path.exists():
         raise UsageError(f"{folder.path} exists already: delete it first")
     folder.path.mkdir(parents=True)
-    data = dataclasses.replace(run.config.data, data_dir=None)
-    settings = dataclasses.replace(run.config.run, workdir=pathlib.Path("runs") / name)
-    config = dataclasses.replace(run.config, data=data, run=settings)
-    folder.prepare(config, dataclasses.replace(run.dataset, source=source), run.statistics)
-    write_atomically(folder.metrics, run.folder.metrics.read_bytes())
+    config = json.loads(run.folder.config.read_bytes())  # with the versions of the training
+    write_atomically(folder.config, to_bytes(config | {"data_dir": None, "workdir": f"runs/{name}"}))
+    write_atomically(folder.dataset, to_bytes(dataclasses.asdict(run.dataset) | {"source": source}))
+    shutil.copy(run.folder.statistics, folder.statistics)
+    shutil.copy(run.folder.metrics, folder.metrics)
     shipped.write(folder, run.step, run.params)
     return folder
 
@@ -165,8 +165,6 @@ def main(args: Sequence[str]) -> None:
     except BaseException:  # also Ctrl-C: the package has no half-made network
         shutil.rmtree(folder.path)
         raise
-    for path in sorted(folder.path.iterdir()):
-        print(f"{path.stat().st_size:>10,}  {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}  {path.name}")
     print(text)
 
 

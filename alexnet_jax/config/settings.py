@@ -303,7 +303,7 @@ class EvalConfig:
     """
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run, train.py's --workdir, or cifar10-best: trained, part of the package."""
+    """Folder of the run, train.py's --workdir, or cifar10-best, which comes with the package."""
     others: tyro.conf.Positional[tuple[Path, ...]] = ()
     """More runs, each compared with the first on the same images.
 
@@ -332,7 +332,7 @@ class EvalConfig:
     batch_size: Annotated[PositiveInt, Mark.RARE] = 500
     """Images per step; does not change the results."""
     out: Path | None = None
-    """Folder for results and plots. Unset: RUN/eval."""
+    """Folder for results and plots. Unset: RUN/eval; for cifar10-best, none."""
     views: Literal[1, 2, 6, 10] = 1
     """Number of views of each image over which the probabilities are averaged.
 

@@ -83,6 +83,7 @@ def description_path(function: pathlib.Path) -> pathlib.Path:
 def to_safetensors(run: "Run") -> bytes:
     """The weights of a run: arrays `conv1/kernel` .., `mean_image`, and the metadata that `load` needs, as JSON."""
     import safetensors.numpy
+    from flax.traverse_util import flatten_dict
 
     from alexnet_jax.config.config_json import to_json
 
@@ -93,7 +94,7 @@ def to_safetensors(run: "Run") -> bytes:
         "pca_basis": json.dumps(basis),
         "step": str(run.step),
     }
-    arrays = _flat(run.params) | {"mean_image": run.statistics.mean_image}
+    arrays = flatten_dict(run.params, sep="/") | {"mean_image": run.statistics.mean_image}
     return safetensors.numpy.save(arrays, metadata | {"sha256": _sha256_of_arrays(arrays, metadata)})
 
 
@@ -146,10 +147,6 @@ def _description(run: "Run", function: bytes) -> dict[str, Any]:
         "sha256": hashlib.sha256(function).hexdigest(),
         "class_names_sha256": _sha256_of_names(run.class_names),
     }
-
-
-def _flat(params: Any) -> dict[str, Any]:
-    return {f"{layer}/{name}": array for layer, arrays in params.items() for name, array in arrays.items()}
 
 
 def _sha256_of_arrays(arrays: dict[str, Any], metadata: dict[str, str]) -> str:
@@ -232,6 +229,7 @@ def _run_of(data: bytes) -> "Run":
     import numpy as np
     import pydantic
     import safetensors.numpy
+    from flax.traverse_util import unflatten_dict
 
     from alexnet_jax.config.config_json import from_json
     from alexnet_jax.data.statistics import PcaBasis, Statistics
@@ -250,10 +248,8 @@ def _run_of(data: bytes) -> "Run":
     dataset = pydantic.TypeAdapter(DatasetInfo).validate_python(json.loads(metadata["dataset"]))
     config = from_json(json.loads(metadata["config"]))
     statistics = Statistics(PcaBasis(**basis), arrays.pop("mean_image", np.empty(0)))
-    params: dict[str, dict[str, Any]] = {}
-    for name, array in sorted(arrays.items()):  # the file has them in any order; a checkpoint's are sorted
-        layer, _, kind = name.partition("/")
-        params.setdefault(layer, {})[kind] = array
+    # The file has them in any order; a checkpoint's are sorted.
+    params = unflatten_dict({name: arrays[name] for name in sorted(arrays)}, sep="/")
     run = Run(RunFolder(config.workdir), config, dataset, statistics, int(metadata["step"]), params)
     _check_arrays(run, arrays)
     return run
@@ -264,6 +260,7 @@ def _check_arrays(run: "Run", found: dict[str, Any]) -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
+    from flax.traverse_util import flatten_dict
 
     def check(name: str, array: Any, shape: tuple[int, ...]) -> None:
         if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
@@ -277,7 +274,7 @@ def _check_arrays(run: "Run", found: dict[str, Any]) -> None:
         check(f"pca_basis {name}", array, (3, 3) if name == "eigenvectors" else (3,))
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
     variables = jax.eval_shape(lambda key, images: model.init(key, evaluation(images)), jax.random.key(0), images)
-    wanted = _flat(variables["params"])
+    wanted = flatten_dict(variables["params"], sep="/")
     if different := sorted(found.keys() ^ wanted.keys()):
         name = different[0]
         raise ValueError(f"{name} is missing" if name in wanted else f"it has {name}, which would not be used")

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import alexnet_jax
 from alexnet_jax.errors import AlexNetError, reason
 from alexnet_jax.files import read_bytes, to_bytes, write_atomically
-from alexnet_jax.runs.checkpoint import DamagedError, describe_files, verify_files
+from alexnet_jax.runs.checkpoint import MANIFEST, DamagedError, describe_files, verify_files
 from alexnet_jax.runs.folder import RunFolder
 
 FOLDER = pathlib.Path(alexnet_jax.__file__).absolute().with_name("pretrained")
 WEIGHTS = "weights.safetensors"
-MANIFEST = "manifest.json"
 _MAX_BYTES = 16 * 1024**2
 
 
@@ -44,11 +44,7 @@ def is_shipped(folder: RunFolder) -> bool:
 
 def write(folder: RunFolder, step: int, params: dict[str, Any]) -> None:
     """Adds the parameters and the manifest to a folder that has the files which describe the run."""
-    arrays = {
-        f"{layer}/{name}": np.asarray(array, np.float16)
-        for layer, part in params.items()
-        for name, array in part.items()
-    }
+    arrays = {name: np.asarray(array, np.float16) for name, array in flatten_dict(params, sep="/").items()}
     write_atomically(folder.path / WEIGHTS, safetensors.numpy.save(arrays))
     paths = [folder.config, folder.dataset, folder.statistics, folder.metrics, folder.path / WEIGHTS]
     manifest = {"step": step, "files": describe_files(folder.path, paths)}
@@ -71,8 +67,5 @@ def read(folder: RunFolder) -> tuple[int, dict[str, Any]]:
         raise AlexNetError(f"{damage}: {again}") from damage
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AlexNetError(f"{folder.path / MANIFEST}: can't be read ({reason(error)}): {again}") from error
-    params: dict[str, dict[str, Any]] = {}
-    for name, array in sorted(arrays.items()):  # the file has them in any order; a checkpoint's are sorted
-        layer, _, kind = name.partition("/")
-        params.setdefault(layer, {})[kind] = np.float32(array)
-    return step, params
+    # The file has them in any order; a checkpoint's are sorted.
+    return step, unflatten_dict({name: np.float32(arrays[name]) for name in sorted(arrays)}, sep="/")
