@@ -124,6 +124,9 @@ FIELDS = (
     "variant", "seed", "command", "settings", "test", "curve", "data", "side_by_side", "device", "versions", "date",
 )  # fmt: skip
 
+# Settings that train.py had when runs were recorded, each with the value that all runs have now.
+REMOVED = {"conv1_init": "he"}
+
 
 class Ablation:
     """A study in progress."""
@@ -157,7 +160,7 @@ class Ablation:
         found = []
         for row in self.rows:
             if row["variant"] in variants:
-                wanted = settings(self.arguments(variants[row["variant"]], row["seed"]))
+                wanted = REMOVED | settings(self.arguments(variants[row["variant"]], row["seed"]))
                 # Settings that were added later have the value that the run used implicitly.
                 if all(wanted.get(name) == value for name, value in row["settings"].items()):
                     found.append(row)

@@ -131,7 +131,6 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             (*BEFORE_SEARCH, "--train-on", "train", "--epochs", "8"),
             (
                 Variant("cifar10-best"),
-                Variant("whitened conv1", ("--conv1-init", "whitening")),
                 Variant("alternating flips", ("--flip-schedule", "alternating")),
                 Variant("cutout of 8 pixels", ("--cutout", "8")),
                 Variant("pooling 2/2, not overlapping", ("--pool-window", "2")),

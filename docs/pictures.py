@@ -25,7 +25,6 @@ from alexnet_jax.data.statistics import PcaBasis, Statistics, pca_basis
 from alexnet_jax.files import write_atomically
 from alexnet_jax.network.layers import max_pool
 from alexnet_jax.network.lrn import local_response_norm
-from alexnet_jax.training.whitening import SMALLEST, whiten
 
 IMAGES = pathlib.Path(__file__).parent / "images"
 BLUE, VERMILION, INK = plots.TRAIN, plots.VALIDATION, plots.INK
@@ -256,30 +255,6 @@ def augmentation() -> Figure:
     return figure
 
 
-def whitening() -> Figure:
-    """The variances of patches along their principal components, and the first kernels made of these."""
-    images = shapes.load(train=500, validation=0, test=0)["train"].images.astype(np.float32) / 255
-    figure = Figure(figsize=(plots.WIDTH, 2.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
-    kernel = whiten(images - images.mean(axis=0), (7, 7, 3, 294))[..., :147].astype(np.float64)
-    variances = 1 / (kernel**2).sum(axis=(0, 1, 2)) - SMALLEST
-    left.semilogy(np.arange(1, 148), variances, color=BLUE, linewidth=1.2)
-    left.axvspan(0.5, 24.5, color=PALE, linewidth=0)
-    left.axhline(SMALLEST, color=VERMILION, linewidth=0.8, linestyle="--")
-    left.set_title("Variance of 7 x 7 patches", fontsize=plots.TITLE)
-    left.set_xlabel("Component (grey: the 24 used)", fontsize=plots.LABEL)
-    left.set_ylabel("Variance (dashed: \N{GREEK SMALL LETTER EPSILON})", fontsize=plots.LABEL)
-    left.tick_params(labelsize=plots.SMALL)
-    left.spines[["top", "right"]].set_visible(False)
-    tiles = kernel[..., :24]
-    tiles = 0.5 + 0.5 * tiles / abs(tiles).max(axis=(0, 1, 2))
-    framed = np.pad(tiles.transpose(3, 0, 1, 2), [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=1.0)
-    right.imshow(framed.reshape(3, 8, 9, 9, 3).swapaxes(1, 2).reshape(27, 72, 3), interpolation="nearest")
-    right.set_title("The 24 kernels, each at full contrast", fontsize=plots.TITLE)
-    right.set_axis_off()
-    return figure
-
-
 def _levels(shift: np.ndarray) -> str:
     """The RGB shift [3] in grey levels, with as many digits after the point as its size asks for."""
     largest = float(np.abs(shift).max())
@@ -302,7 +277,6 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "pooling.png": pooling,
     "data_parallelism.png": data_parallelism,
     "augmentation.png": augmentation,
-    "whitening.png": whitening,
 }
 
 

@@ -85,7 +85,6 @@ def test_every_value_survives_json():
         ({"warmup_epochs": 1.0}, "--warmup-epochs is for --rate-schedule cosine"),
         ({"rate_schedule": "cosine", "warmup_epochs": 50.0}, "--warmup-epochs 50 must be less than --epochs 50"),
         ({"network": "paper", "conv1_stride": 1}, "--conv1-stride is for --network small"),
-        ({"network": "paper", "conv1_init": "whitening"}, "--conv1-init is for --network small"),
         ({"network": "convnet-18pct", "dropout_after": "fc1"}, "--dropout-after is for --network small"),
         ({"network": "convnet-18pct"}, "--dropout-rate 0.5: --network convnet-18pct has no dropout: set it to 0"),
         ({"network": "convnet-11pct", "lrn": "divided"}, "--lrn divided: --network convnet-11pct has its own"),

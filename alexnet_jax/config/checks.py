@@ -81,8 +81,6 @@ def _check_train(config: TrainConfig) -> None:
         raise UsageError("--scaling is for --dataset folder")
     if config.network.init_from and config.network.init_from == config.run.workdir:
         raise UsageError(f"--init-from {config.run.workdir} is also --workdir: choose another folder for the run")
-    if config.network.init_from and config.network.conv1_init != "he":
-        raise UsageError("--init-from and --conv1-init: choose one")
     if config.augmentation.flip_schedule == "alternating" and not config.augmentation.flip:
         raise UsageError("--flip-schedule alternating needs --flip")
     if config.augmentation.crop_size and config.augmentation.crop_padding:
@@ -136,7 +134,7 @@ def _check_network(network: NetworkConfig) -> None:
     """Refuses options that the network does not have."""
     name, convnet = network.network, network.network.startswith("convnet-")
     if name != "small":
-        for option in ("initial_bias", "pool_window", "conv1_stride", "conv1_init", "dropout_after"):
+        for option in ("initial_bias", "pool_window", "conv1_stride", "dropout_after"):
             if getattr(network, option) != getattr(NetworkConfig(), option):
                 raise UsageError(f"{flag(option)} is for --network small")
         if network.lrn == "divided" or (network.lrn == "none" and not convnet):

@@ -142,9 +142,6 @@ class NetworkConfig:
     """Hidden dense layers of `small` that dropout follows.
 
     `fc1` is the mistake in the original post's program."""
-    conv1_init: Annotated[Literal["he", "whitening"], Mark.RARE] = "he"
-    """Initial kernels of conv1 in `small`: random (He-normal), or the eigenvectors of patches of the training images,
-    which whiten them."""
     init_from: Path | None = None
     """Begin with the weights of a run, or of torchvision's or Caffe's AlexNet.
 

@@ -23,7 +23,7 @@ COMPUTED = ("network", "activation", "lrn", "pool_window", "conv1_stride", "subt
 # ... and all that `Pretrained.adopted` can set.
 ADOPTED = (
     *COMPUTED,
-    *("conv1_init", "initial_bias", "dropout_after", "dropout_rate"),
+    *("initial_bias", "dropout_after", "dropout_rate"),
     *("image_size", "scaling", "crop_size", "crop_padding", "enlarge_to"),
 )
 IMAGE_SIZE = 256  # side of the images of ImageNet of which the networks see windows

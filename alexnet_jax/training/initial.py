@@ -44,7 +44,7 @@ class Pretrained:
     def adopted(self, dataset: str) -> dict[str, Any]:
         """The settings, by flat name, of a training on `--dataset` that begins with these weights."""
         network = str(self.settings["network"])
-        options: dict[str, Any] = {"conv1_init": "he"}
+        options: dict[str, Any] = {}
         if network != "small":  # the others have their own
             options |= {"initial_bias": None, "dropout_after": "both"}
         if network.startswith("convnet"):

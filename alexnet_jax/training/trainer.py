@@ -18,7 +18,7 @@ from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import AXIS, replicate
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.network import build
-from alexnet_jax.training import gradients, health, optimizer, whitening
+from alexnet_jax.training import gradients, health, optimizer
 from alexnet_jax.training.features import Features, Head, Unchanged, stay_the_same
 from alexnet_jax.training.initial import Pretrained
 from alexnet_jax.training.predict import cross_entropies, make_predict_step, predict_split
@@ -117,11 +117,7 @@ class Trainer:
         shape = self.preprocessing.input_shape(dataset.image_shape)
 
         def begin(params: Any) -> Any:
-            if pretrained is not None:
-                return pretrained.into(params, dataset.class_names)
-            if config.network.conv1_init == "whitening":
-                return whitening.into(params, self.preprocessing, dataset)
-            return params
+            return params if pretrained is None else pretrained.into(params, dataset.class_names)
 
         state = create_state(self.model, self._update_rule, shape, initial_key, begin, self.frozen)
         self.shapes = jax.eval_shape(lambda: state)
