@@ -12,7 +12,6 @@ def main(args: Sequence[str]) -> None:
     # Imported after parsing, because importing JAX and Flax takes longer than printing --help should.
     from alexnet_jax import data
     from alexnet_jax.distributed import devices, processes
-    from alexnet_jax.exchange import pretrained
     from alexnet_jax.training import loop
 
     with processes.joined(config.run):
@@ -20,6 +19,8 @@ def main(args: Sequence[str]) -> None:
         devices.select_devices(config.run.num_devices, config.run.deterministic)
         weights = None
         if config.network.init_from:
+            from alexnet_jax.exchange import pretrained
+
             settings = pretrained.resumed(config.workdir)
             if settings is None:
                 weights = pretrained.load(config.network.init_from)

@@ -10,12 +10,16 @@ Every block of `BLOCK` images has its own random stream, and pixels are computed
 drawn and of the processor's vector width.
 """
 
+import collections
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
 from alexnet_jax.data.dataset import SPLITS, ArrayDataset, Split
+from alexnet_jax.runtime import available_cores
 
 Array = np.ndarray
 
@@ -57,11 +61,15 @@ def load(seed: int = 0, *, train: int = 10_000, validation: int = 1_000, test: i
 def _draw_split(seed: int, split: int, count: int) -> Split:
     images = np.empty((count, SIZE, SIZE, 3), np.uint8)
     labels = np.empty(count, np.int32)
-    for block, start in enumerate(range(0, count, BLOCK)):
+
+    def draw(block: int) -> None:
         rng = np.random.default_rng(SeedSequence(seed, spawn_key=(split, block)))
-        part = slice(start, start + BLOCK)
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
         labels[part] = rng.permutation(np.arange(len(labels[part])) % len(SHAPES))
         images[part] = _draw_images(rng, labels[part])
+
+    with ThreadPoolExecutor(available_cores()) as threads:
+        collections.deque(threads.map(draw, range(math.ceil(count / BLOCK))), maxlen=0)
     return Split(images, labels)
 
 

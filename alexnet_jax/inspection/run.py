@@ -5,13 +5,12 @@ import dataclasses
 import functools
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from alexnet_jax import runtime
 from alexnet_jax.augment import preprocess
@@ -29,6 +28,9 @@ from alexnet_jax.runs import shipped
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.folder import DatasetInfo, RunFolder
 from alexnet_jax.training import optimizer, predict
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,12 +78,14 @@ class Run:
         """Maps images in grey levels to the network's input."""
         return preprocess.Preprocessing(self.config.augmentation, self.statistics, self.steps_per_epoch)
 
-    def nnx(self) -> nnx.Module:
+    def nnx(self) -> "nnx.Module":
         """The network as an NNX module with a copy of `params`, for code that is written for `flax.nnx`.
 
         It maps the network's input, `run.preprocessing.evaluation(images)`, to logits, and has a dict of `nnx.Param`
         for each layer: `module.conv1["kernel"]`.
         """
+        from flax import nnx  # takes a quarter of a second, which eval.py and predictions need not pay
+
         module = nnx.bridge.ToNNX(self.model)
         for name, layer in self.params.items():
             setattr(module, name, nnx.data({key: nnx.Param(jnp.asarray(value)) for key, value in layer.items()}))
