@@ -26,8 +26,8 @@ from alexnet_jax.config.settings import DataConfig
 from alexnet_jax.data import shapes
 from alexnet_jax.errors import AlexNetError, UsageError
 from alexnet_jax.network import build
-from alexnet_jax.training import loop, optimizer
-from tests.tiny_runs import TINY_NETWORKS
+from alexnet_jax.training import optimizer
+from tests.tiny_runs import TINY_NETWORKS, draw_nothing
 
 SHORT = "--epochs 1 --batch-size 20 --num-devices 1 --workdir run"
 DRAWN = functools.partial(shapes.load, train=100, validation=30, test=70)
@@ -111,7 +111,7 @@ if __name__ == "__main__":
     check, settings = EXAMPLES[name]
     assert pathlib.Path(alexnet_jax.__file__).parents[1] == pathlib.Path.cwd()  # not the repository itself
     shapes.load = DRAWN
-    loop.draw_data = loop.draw_curves = lambda *_: None
+    draw_nothing()
     build.NETWORKS = TINY_NETWORKS
     rng = np.random.default_rng(0)
     labels = {split: rng.integers(0, 2, number) for split, number in (("train", 100), ("test", 70))}

@@ -24,12 +24,11 @@ assert len(jax.devices()) == 8  # from here on no code under test can choose ano
 
 @pytest.fixture(scope="session", autouse=True)
 def no_pictures():  # type: ignore[no-untyped-def]
-    """Trainings draw nothing: matplotlib takes longer than a short run. Those of `tiny_runs.with_pictures` draw."""
-    from alexnet_jax.training import loop
+    """Training and evaluation draw nothing, except where a test calls them in `tiny_runs.with_pictures`."""
+    from tests import tiny_runs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_data", lambda *_: None)
-        patch.setattr(loop, "draw_curves", lambda *_: None)
+        tiny_runs.draw_nothing(patch.setattr)
         yield
 
 

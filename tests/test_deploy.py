@@ -85,7 +85,6 @@ def assert_one_finished_run(workdir):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if record["split"] == "validation"] == [2]
     assert (workdir / "checkpoints" / "2" / "manifest.json").exists()
-    assert (workdir / "plots" / "curves.png").exists()
 
 
 def test_shellcheck_finds_nothing():

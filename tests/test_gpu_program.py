@@ -112,6 +112,7 @@ def test_sizes_of_types():
         _ = hlo.arrays("x7[2]")[0].nbytes
 
 
+@pytest.mark.stress
 @needs_compiler
 def test_the_step_compiled_for_an_h100(tmp_path):
     """Ceilings with some slack; the figures are in benchmarks/README.md."""

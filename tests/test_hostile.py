@@ -486,7 +486,7 @@ CASES = 10  # of each kind
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
-def test_fuzzed_input(kind, tmp_path):
+def test_fuzzed_input(kind, tiny_networks, tmp_path):
     maker = fuzz.KINDS[kind][1](tmp_path)
     accepted = 0
     for number in range(CASES):

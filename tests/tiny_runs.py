@@ -5,7 +5,7 @@ import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -18,13 +18,14 @@ from alexnet_jax.config.recipes import PRESETS
 from alexnet_jax.config.settings import AugmentationConfig, NetworkConfig, TrainConfig
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.inspection import evaluate
 from alexnet_jax.network import build
 from alexnet_jax.network.layers import dropout, max_pool
 from alexnet_jax.network.lrn import local_response_norm
 from alexnet_jax.network.split_dense import dense_layer
 from alexnet_jax.runs.checkpoint import Checkpoints
 from alexnet_jax.runs.log import read_jsonl
-from alexnet_jax.training import loop, optimizer, pictures
+from alexnet_jax.training import loop, optimizer
 
 ONES = nn.initializers.ones  # for biases: no unit is dead
 
@@ -71,12 +72,22 @@ def make_config(workdir: pathlib.Path, epochs: int = 3, **run: Any) -> TrainConf
     )
 
 
+DRAWING = ((loop, "draw_data", None), (loop, "draw_curves", None), (evaluate, "draw", {}))
+DRAWN = [getattr(module, name) for module, name, _ in DRAWING]
+
+
+def draw_nothing(change: Callable[[Any, str, Any], None] = setattr) -> None:
+    """From now on, training and evaluation draw no plots: matplotlib takes longer than a short run."""
+    for module, name, result in DRAWING:
+        change(module, name, lambda *_, result=result: result)
+
+
 @contextlib.contextmanager
 def with_pictures() -> Iterator[None]:
-    """Trainings in this context draw their plots, as outside the tests."""
+    """Training and evaluation in this context draw their plots, as outside the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "draw_data", pictures.draw_data)
-        patch.setattr(loop, "draw_curves", pictures.draw_curves)
+        for (module, name, _), draw in zip(DRAWING, DRAWN, strict=True):
+            patch.setattr(module, name, draw)
         yield
 
 

@@ -55,7 +55,7 @@ def _suffix(split: str) -> str:
 
 def _evaluation_files(evaluation: Evaluation) -> dict[str, bytes]:
     """Contents of an evaluation's files, by name; the results come last."""
-    run, split, results = evaluation.task.run, evaluation.task.split, evaluation.results
+    split, results = evaluation.task.split, evaluation.results
     predictions = io.BytesIO()
     np.savez_compressed(
         predictions,
@@ -63,13 +63,18 @@ def _evaluation_files(evaluation: Evaluation) -> dict[str, bytes]:
         predicted=evaluation.logits.argmax(axis=1),
         labels=evaluation.labels,
     )
+    predictions_file = {f"predictions{_suffix(split)}.npz": predictions.getvalue()}
+    return predictions_file | draw(evaluation) | {f"{split}.json": to_bytes(results)}
+
+
+def draw(evaluation: Evaluation) -> dict[str, bytes]:
+    """PNGs of the confusion matrix and of conv1's kernels, by the names of their files."""
+    run, split, results = evaluation.task.run, evaluation.task.split, evaluation.results
     matrix = np.array(results["confusion"])
     title = f"{split}: {results['correct']:,} of {results['count']:,} correct ({results['accuracy']:.2%})"
     return {
-        f"predictions{_suffix(split)}.npz": predictions.getvalue(),
         f"confusion{_suffix(split)}.png": plots.to_png(plots.confusion_matrix(matrix, run.class_names, title)),
         "kernels.png": plots.to_png(plots.kernels(run.params["conv1"]["kernel"])),
-        f"{split}.json": to_bytes(results),
     }
 
 

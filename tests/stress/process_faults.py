@@ -37,7 +37,8 @@ from alexnet_jax import data
 from alexnet_jax.config import cli
 from alexnet_jax.data import shapes
 from alexnet_jax.network import build
-from tests.tiny_runs import TINY_NETWORKS
+from tests.tiny_runs import TINY_NETWORKS, draw_nothing
+draw_nothing()
 tiny = shapes.load(train=100, validation=30, test=70)
 data.load = lambda config: tiny
 build.NETWORKS = TINY_NETWORKS
