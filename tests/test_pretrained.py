@@ -281,10 +281,10 @@ def test_the_head_of_every_network_is_a_dense_layer(name, monkeypatch):
     monkeypatch.undo()
     config = dataclasses.replace(make_config("x").network, network=name, dropout_rate=0.0)
     model, images = build.from_config(config, 10), RNG.normal(size=(2, 32, 32, 3)).astype(np.float32)
-    params = model.init(jax.random.key(0), images)["params"]
-    kept = input_of_head(model, params, images)
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    kept = jax.jit(functools.partial(input_of_head, model))(params, images)
     logits = Head(10, model.dtype, model.precision).apply({"params": params}, kept)
-    np.testing.assert_allclose(logits, model.apply({"params": params}, images), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(logits, jax.jit(model.apply)({"params": params}, images), rtol=1e-6, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

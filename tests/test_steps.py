@@ -228,7 +228,8 @@ def test_views_are_averaged_as_probabilities(tiny):
     images, devices = tiny["test"].images[:6], jax.devices()[:2]
     preprocessing = without_augmentation(images, crop_size=24)
     model = TinyNetwork()
-    params = model.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))["params"]
+    apply = jax.jit(model.apply)
     params = jax.tree.map(lambda x: 20 * x, params)  # far from the linear part of the softmax
     step = predict.make_predict_step(model, preprocessing, devices, views=10)
     logits = predict.predict_logits(step, params, images, 6, 2)
@@ -238,7 +239,7 @@ def test_views_are_averaged_as_probabilities(tiny):
             flipped = mirrored is not images
             left = 8 - column if flipped else column  # the same window, then mirrored
             window = mirrored[:, row : row + 24, left : left + 24] / 255
-            expected += np.asarray(jax.nn.softmax(model.apply({"params": params}, window))) / 10
+            expected += np.asarray(jax.nn.softmax(apply({"params": params}, window))) / 10
     np.testing.assert_allclose(np.asarray(jax.nn.softmax(logits)), expected, atol=1e-6)
     assert np.ptp(expected) > 0.1
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax import plots, runtime, terminal
+from alexnet_jax import runtime, terminal
 from alexnet_jax.config.settings import EvalConfig
 from alexnet_jax.distributed.devices import select_devices
 from alexnet_jax.files import to_bytes, write_atomically, write_together
@@ -69,6 +69,8 @@ def _evaluation_files(evaluation: Evaluation) -> dict[str, bytes]:
 
 def draw(evaluation: Evaluation) -> dict[str, bytes]:
     """PNGs of the confusion matrix and of conv1's kernels, by the names of their files."""
+    from alexnet_jax import plots  # takes a second
+
     run, split, results = evaluation.task.run, evaluation.task.split, evaluation.results
     matrix = np.array(results["confusion"])
     title = f"{split}: {results['correct']:,} of {results['count']:,} correct ({results['accuracy']:.2%})"
