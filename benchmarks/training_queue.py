@@ -1,5 +1,6 @@
 """Works off the long trainings, one after another, on one core at low priority; see `--help`."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -162,6 +163,11 @@ def use_one_core() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if hasattr(os, "nice"):
         os.nice(19)
+    # Linux divides the cores among sessions first, and nice counts only within one. The session of a terminal, which
+    # has other programs, is left as it is.
+    with contextlib.suppress(AttributeError, OSError):
+        if os.getsid(0) == os.getpid():
+            pathlib.Path("/proc/self/autogroup").write_text("19")
 
 
 def main(args: Sequence[str]) -> None:

@@ -270,6 +270,12 @@ def test_max_pool_refuses_windows_whose_places_need_more_than_8_bits():
             function(x, 12)
 
 
+def test_max_pool_refuses_a_map_smaller_than_its_window():
+    for function in (max_pool, jax.grad(lambda x, *args: max_pool(x, *args).sum())):
+        with pytest.raises(ValueError, match=r"window=3 is larger than the map \(2, 4\): pad it, or use"):
+            function(jnp.zeros((1, 2, 4, 1)), 3, 2, "VALID")
+
+
 def test_max_pool_passes_nan_on():
     x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 2].set(jnp.nan)
     for y in (max_pool(x, 2, 2), max_pool_with_places(x, 2, 2, "SAME")[0]):

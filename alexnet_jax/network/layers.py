@@ -33,13 +33,13 @@ def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAM
       [B, H', W', C] of the dtype of `x`.
 
     Raises:
-      ValueError: `window` is above 11.
+      ValueError: `window` is above 11, or with "VALID" larger than the map.
 
     >>> import jax.numpy as jnp
     >>> max_pool(jnp.arange(25.0).reshape(1, 5, 5, 1), padding="VALID")[0, :, :, 0].tolist()
     [[12.0, 14.0], [22.0, 24.0]]
     """
-    _check_window(window)
+    _check(x, window, padding)
     return _pool(x, window, stride, padding, jnp.maximum, -jnp.inf)  # not differentiated: ties don't matter
 
 
@@ -94,7 +94,7 @@ def gradient_by_blocks(
 
 @jax.named_scope("max_pool")
 def _forward(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    _check_window(window)
+    _check(x, window, padding)
     y, places = max_pool_with_places(x, window, stride, padding)
     return y, (x, places)
 
@@ -133,9 +133,11 @@ def average_pool(x: jax.Array, window: int = 3, stride: int = 2) -> jax.Array:
     return sums / counts
 
 
-def _check_window(window: int) -> None:
+def _check(x: jax.Array, window: int, padding: str) -> None:
     if window > 11:
         raise ValueError(f"max_pool: {window=}: at most 11, because places in a window are stored in 8 bits")
+    if padding == "VALID" and min(x.shape[1:3]) < window:
+        raise ValueError(f"max_pool: {window=} is larger than the map {x.shape[1:3]}: pad it, or use padding='SAME'")
 
 
 def _windows(x: jax.Array, window: int, stride: int, padding: str) -> list[jax.Array]:
