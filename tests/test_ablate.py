@@ -73,6 +73,12 @@ def test_the_printed_command_and_flags_give_the_recorded_settings(name):
         assert ablate.REMOVED | settings == ablate.REMOVED | settings | recorded, variant.name
 
 
+def test_the_row_with_stride_1_measures_its_preset():
+    (variant,) = (v for v in STUDIES["best"].variants if "--conv1-stride" in v.flags)
+    measured = ablate.settings(ablate.arguments(STUDIES["best"], variant, seed=0))
+    assert measured | {"preset": "cifar10-best-stride1"} == ablate.settings(["cifar10-best-stride1"])
+
+
 def made_up(variant: str, seed: int, accuracy: float, **more) -> dict:
     epoch = {"loss": 1.0, "accuracy": 0.5, "seconds": 10.0, "validation_accuracy": None}
     return {

@@ -71,7 +71,7 @@ def parse_train(args: Sequence[str], settings: Mapping[str, Any] = types.Mapping
     presets = table([(name, f"{preset.summary} {preset.measured}") for name, preset in PRESETS.items()], column=17)
     description = (
         "Train an AlexNet. Flags change settings of a preset; repeating the command resumes the run.\n\n"
-        f"presets, with measured test accuracy and time:\n{presets}"
+        f"presets, with test accuracy (CIFAR-10's on a JPEG-coded copy) and time:\n{presets}"
     )
     return parse(TrainConfig, flags, "train.py [PRESET]", description, replace(PRESETS[name].config, **settings))
 
