@@ -10,7 +10,6 @@ Every block of `BLOCK` images has its own random stream, and pixels are computed
 drawn and of the processor's vector width.
 """
 
-import collections
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +68,7 @@ def _draw_split(seed: int, split: int, count: int) -> Split:
         images[part] = _draw_images(rng, labels[part])
 
     with ThreadPoolExecutor(available_cores()) as threads:
-        collections.deque(threads.map(draw, range(math.ceil(count / BLOCK))), maxlen=0)
+        list(threads.map(draw, range(math.ceil(count / BLOCK))))  # raises what they raise
     return Split(images, labels)
 
 
