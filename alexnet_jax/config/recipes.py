@@ -98,7 +98,7 @@ CIFAR10_BEST = preset(
 
 CIFAR10_BEST_STRIDE1 = Preset(
     "cifar10-best with stride 1 in conv1: four times as many positions, 12 epochs.",
-    "Not trained to the end.",
+    "85.9%, with --views 6 86.9% (1 seed); 8 minutes per epoch on a busy core.",
     replace(CIFAR10_BEST.config, preset="cifar10-best-stride1", conv1_stride=1, average_decay=0.995, epochs=12),
 )
 
