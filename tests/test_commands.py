@@ -92,7 +92,7 @@ def problem_with(words: list[str]) -> str | None:
             return missing_tests(flags)
         case ["jupyter", "execute", *flags]:
             return next((flag for flag in flags if not flag.startswith("-") and not (ROOT / flag).exists()), None)
-        case ["pip", "install", "-e", target]:
+        case ["pip", "install", "-e", target] | ["pip", "install", "--no-compile", "-e", target]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             return next((name for name in re.findall(r"[\w-]+", target) if name not in extras), None)
     return None if words[0] in ("ruff", "lint-imports", "mypy", "pre-commit", "sphinx-build") else f"program {words[0]}"

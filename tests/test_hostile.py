@@ -482,7 +482,7 @@ def test_the_judge_ends_a_hang(monkeypatch):
 
 # Fuzzed input
 
-CASES = 10  # of each kind
+CASES = 20  # of each kind
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
