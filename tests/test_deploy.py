@@ -17,10 +17,11 @@ import pytest
 import yaml
 
 from alexnet_jax.config import cli
-from tests.stress.process_faults import WORKER
+from tests.stress import process_faults
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
+WORKER = process_faults.WORKER.replace("draw_nothing()\n", "")  # draws, as train.py does
 SBATCH = DEPLOY / "slurm.sbatch"
 DOCUMENTS = [document for path in DEPLOY.glob("*.yaml") for document in yaml.safe_load_all(path.read_text())]
 SERVICE, JOB, CLAIM = (
@@ -85,6 +86,7 @@ def assert_one_finished_run(workdir):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if record["split"] == "validation"] == [2]
     assert (workdir / "checkpoints" / "2" / "manifest.json").exists()
+    assert (workdir / "plots" / "curves.png").exists()
 
 
 def test_shellcheck_finds_nothing():

@@ -91,7 +91,7 @@ def test_all_are_done_once_in_order_and_an_interrupted_one_first(queue, tmp_path
     monkeypatch.setattr(ablate, "train_and_evaluate", noted)
     training_queue.main(queue)
     assert order == [(0.01, True), (0.001, True), (0.01, True), (0.001, False)]
-    names, _ = rows(tmp_path / "out")
+    names, found = rows(tmp_path / "out")
     assert names == [("other", 1), ("other", 0), ("first", 0), ("second", 0)]
     assert not any((tmp_path / "runs").iterdir())
     out = capsys.readouterr().out
@@ -99,6 +99,8 @@ def test_all_are_done_once_in_order_and_an_interrupted_one_first(queue, tmp_path
     assert out.endswith("Nothing is left.\n")
     training_queue.main(queue)
     assert len(order) == 4
+    undisturbed = train_only(1, tmp_path / "undisturbed.jsonl", tmp_path / "runs")
+    assert found[0]["test"] == undisturbed["test"]
 
 
 # What the script does, with a tiny network and drawn images.
