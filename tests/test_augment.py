@@ -12,8 +12,6 @@ from alexnet_jax.augment.preprocess import Preprocessing, visible_noise
 from alexnet_jax.config.settings import AugmentationConfig
 from alexnet_jax.data.statistics import PcaBasis, Statistics
 
-pytestmark = pytest.mark.both_lines
-
 
 @pytest.fixture(scope="module")
 def images(tiny):
@@ -57,6 +55,7 @@ def posts_pca(image: np.ndarray) -> PCA:
     return PCA(3).fit(StandardScaler().fit_transform(image.reshape(-1, 3).astype(np.float64)))
 
 
+@pytest.mark.both_lines
 def test_image_covariance_is_the_posts(images):
     ours = np.asarray(image_covariance(jnp.asarray(images[:20], jnp.float32)))
     for image, matrix in zip(images[:20], ours, strict=True):
@@ -102,6 +101,7 @@ def test_per_image_noise_has_the_posts_distribution(images, basis, index):
     assert draws.std(axis=0).max() < 0.5  # under half a grey level, as the README says
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize(("mode", "exponent", "divisor"), [("dataset-std", 1, 1), ("dataset-eigenvalue", 2, 255**2)])
 def test_dataset_noise_has_the_published_distribution(basis, mode, exponent, divisor):
     draws = np.asarray(pca_noise(keys(DRAWS), jnp.zeros((1, 1, 1, 3)), basis, mode, 0.1))
@@ -184,6 +184,7 @@ def test_flips_mirror_left_to_right_half_the_time(images):
     assert 430 < mirrored.sum() < 570
 
 
+@pytest.mark.both_lines
 def test_an_examples_draws_depend_on_its_key_alone(images, make):
     preprocessing = make(crop_padding=4, flip=True, pca="per-image")
     together = preprocessing.training(keys_of_all_draws(8), images[:8], jnp.int32(0))
@@ -200,6 +201,7 @@ def test_evaluation_only_scales(images, make):
     np.testing.assert_allclose(np.asarray(centred).mean(axis=0), 0, atol=1e-5)
 
 
+@pytest.mark.both_lines
 def test_alternating_flips_show_each_image_both_ways(images, make):
     """In two epochs; which way comes first depends on the image alone, not on keys or neighbours."""
     preprocessing = make(flip=True, flip_schedule="alternating", input_range=255)
@@ -275,6 +277,7 @@ def test_windows_of_larger_images(images, statistics, make):
     assert ((counts - 25) ** 2 / 25).sum() < 45
 
 
+@pytest.mark.both_lines
 def test_training_windows_are_those_of_the_views(images, make):
     """Without noise, windows in training are shifted versions of the centre view in evaluation."""
     preprocessing = make(crop_size=30, flip=True, input_range=255)

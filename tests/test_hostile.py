@@ -223,6 +223,14 @@ TRICKS: dict[str, bytes] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_heap():
+    """Leaves what was made before out of garbage collection, so that collecting takes milliseconds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def batches(tmp_path):
     """A folder of intact batches."""

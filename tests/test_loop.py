@@ -38,8 +38,6 @@ from tests.tiny_runs import (
     with_pictures,
 )
 
-pytestmark = pytest.mark.both_lines
-
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_network():
@@ -74,6 +72,7 @@ def test_the_run_describes_itself(finished, tiny):
     np.testing.assert_allclose(run.statistics.mean_image, tiny["train"].images.mean(axis=0), rtol=1e-6)
 
 
+@pytest.mark.both_lines
 def test_metrics_lines(finished, tiny):
     records = read_jsonl(finished / "metrics.jsonl")
     train = [r for r in records if r["split"] == "train"]
@@ -90,6 +89,7 @@ def test_metrics_lines(finished, tiny):
     assert validation[-1]["accuracy"] == np.mean(run.predict_class(split.images) == split.labels)
 
 
+@pytest.mark.both_lines
 def test_many_steps_in_a_call_change_nothing_that_is_logged(finished, tiny, tmp_path):
     """Lines of the log are due at steps 3, 6, 7, ..; a call never goes beyond the next."""
     steps = [call.step for call in loop.training(make_config(tmp_path, steps_per_call=2), tiny)]
@@ -103,6 +103,7 @@ def test_many_steps_in_a_call_change_nothing_that_is_logged(finished, tiny, tmp_
             assert got[key] == pytest.approx(value, rel=1e-3) if isinstance(value, float) else got[key] == value
 
 
+@pytest.mark.both_lines
 def test_more_epochs_go_on_bit_for_bit(finished, tiny, tmp_path):
     for epochs in (1, 3):
         loop.train_and_evaluate(make_config(tmp_path / "run", epochs), tiny)
@@ -117,6 +118,7 @@ def whole(tiny, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize(
     "stop", [stop if stop in (7, 10) else pytest.param(stop, marks=pytest.mark.stress) for stop in range(1, 15)]
 )
@@ -170,6 +172,7 @@ def test_a_plateau_lowers_the_rate_also_across_a_stop(tiny, tmp_path):
     assert scales == [pytest.approx(0.01)]
 
 
+@pytest.mark.both_lines
 def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(whole, tiny, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     (run / "checkpoints" / "14" / "memory.json").write_text("{}")
@@ -215,6 +218,7 @@ def test_a_run_below_a_folder_with_wildcards(whole, tiny, tmp_path):
     assert_same_run(whole, config.workdir)
 
 
+@pytest.mark.both_lines
 def test_a_run_resumed_with_other_versions_keeps_both_and_warns(finished, tiny, tmp_path, monkeypatch, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     now = run_module.versions()
@@ -249,6 +253,7 @@ def test_the_place_of_the_data_is_remembered_as_an_absolute_path(tiny, tmp_path,
         assert folder.read_config().data.data_dir == expected
 
 
+@pytest.mark.both_lines
 def test_a_run_can_be_pickled_before_and_after_predict(finished, tiny):
     run, images = alexnet_jax.open_run(finished), tiny["test"].images[:2]
     expected = pickle.loads(pickle.dumps(run)).predict(images)
@@ -272,6 +277,7 @@ def test_a_first_start_that_was_killed_blocks_nothing(tiny, tmp_path):
     loop.train_and_evaluate(make_config(tmp_path, 1), tiny)
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("steps_per_call", [1, pytest.param(3, marks=pytest.mark.stress)])
 def test_an_update_that_is_not_finite_is_not_taken(tiny, tmp_path, monkeypatch, steps_per_call):
     """One image of the second epoch's third batch is Inf: nine updates are taken, not one more."""
@@ -302,6 +308,7 @@ def test_an_update_that_is_not_finite_is_not_taken(tiny, tmp_path, monkeypatch, 
     assert alexnet_jax.open_run(tmp_path).step == 21
 
 
+@pytest.mark.both_lines
 def test_a_gradient_that_is_not_finite_is_named(tiny, tmp_path, monkeypatch):
     config = make_config(tmp_path, 1)
     monkeypatch.setattr(optimizer, "from_config", lambda *args: (optax.sgd(1e38), lambda step: jnp.float32(1e38)))
@@ -377,6 +384,7 @@ def test_a_finished_run_is_left_as_it_is(finished, tiny, capsys):
     assert "resumes after step 21" in capsys.readouterr().out
 
 
+@pytest.mark.both_lines
 def test_other_settings_are_refused_by_name(finished, tiny):
     config = make_config(finished)
     changed = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, seed=5))
@@ -430,6 +438,7 @@ def test_training_without_validation(tiny, tmp_path):
         alexnet_jax.open_run(tmp_path / "run", "best")
 
 
+@pytest.mark.both_lines
 def test_the_best_checkpoint_is_kept(tiny, tmp_path):
     loop.train_and_evaluate(make_config(tmp_path / "run", 3), tiny)
     validation = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["split"] == "validation"]
@@ -439,6 +448,7 @@ def test_the_best_checkpoint_is_kept(tiny, tmp_path):
     assert np.mean(run.predict_class(tiny["validation"].images) == tiny["validation"].labels) == best["accuracy"]
 
 
+@pytest.mark.both_lines
 def test_predict_takes_grey_levels_and_floats(finished, tiny):
     run, images = alexnet_jax.open_run(finished), tiny["test"].images[:5]
     probabilities = run.predict(images)
@@ -448,6 +458,7 @@ def test_predict_takes_grey_levels_and_floats(finished, tiny):
     np.testing.assert_array_equal(run.predict_class(images), probabilities.argmax(axis=1))
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_predict_takes_floats_of_any_width(finished, dtype, monkeypatch):
     """NumPy's and JAX's; what reaches the network are grey levels."""
@@ -546,6 +557,7 @@ def test_merging_keeps_every_image(tiny: ArrayDataset):
     assert merged.fingerprint() != tiny.fingerprint()
 
 
+@pytest.mark.both_lines
 def test_load_is_the_one_face():
     config = dataclasses.replace(PRESETS["quickstart"].config.data, train_on="all")
     dataset = data.load(config)

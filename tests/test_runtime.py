@@ -16,8 +16,6 @@ from alexnet_jax.distributed import devices
 from alexnet_jax.errors import AlexNetError
 from alexnet_jax.runtime import compilation_cache_folder
 
-pytestmark = pytest.mark.both_lines
-
 ROOT = pathlib.Path(__file__).parent.parent
 CACHE_VARIABLES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 
@@ -31,6 +29,7 @@ def run(program, warnings=0, **environment):
     return done.stdout + done.stderr
 
 
+@pytest.mark.both_lines
 def test_keep_freed_memory():
     """A large block that is allocated again costs no new pages."""
     program = """
@@ -65,6 +64,7 @@ def entries(folder):
     return list(pathlib.Path(folder).rglob("*-cache"))
 
 
+@pytest.mark.both_lines
 def test_compilations_are_kept(tmp_path):
     run(COMPILE.format(enable=True), XDG_CACHE_HOME=str(tmp_path))
     assert len(entries(tmp_path)) == 1
@@ -167,6 +167,7 @@ def caused(error, by):
     return error
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize(
     ("error", "is_memory"),
     [
@@ -185,6 +186,7 @@ def test_memory_shortage(error, is_memory):
     assert found is None or "--batch-size" in str(found)
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize("allocate", [lambda: jnp.zeros(2**46, jnp.uint8), lambda: np.ones(2**46, np.uint8)])
 def test_a_real_memory_shortage(allocate):
     with pytest.raises((RuntimeError, MemoryError)) as error:

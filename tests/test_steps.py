@@ -24,8 +24,6 @@ from alexnet_jax.training.state import create_state
 from alexnet_jax.training.step import compile_train_step, train_step
 from tests.tiny_runs import UPDATE, TinyNetwork, everything_on, relative_difference
 
-pytestmark = pytest.mark.both_lines
-
 
 def without_augmentation(images: np.ndarray, **settings) -> preprocess.Preprocessing:
     return preprocess.Preprocessing(AugmentationConfig(**settings), Statistics.of(images), steps_per_epoch=1)
@@ -65,6 +63,7 @@ def one_device(tiny):
     return train(tiny["train"], 1, 20)
 
 
+@pytest.mark.both_lines
 def test_more_devices_compute_the_same(tiny, one_device):
     _, expected, expected_metrics, _ = one_device
     _, state, metrics, _ = train(tiny["train"], 8, 20)
@@ -84,6 +83,7 @@ def test_many_steps_in_one_call_compute_the_same(tiny, one_device):
     np.testing.assert_allclose([m.loss for m in metrics], [m.loss for m in expected_metrics], rtol=1e-3)
 
 
+@pytest.mark.both_lines
 def test_other_draws_would_be_seen(tiny, one_device):
     """The bounds above are far below the effect of other crops, noise and masks."""
     _, expected, expected_metrics, _ = one_device
@@ -92,6 +92,7 @@ def test_other_draws_would_be_seen(tiny, one_device):
     assert abs(metrics[0].loss / expected_metrics[0].loss - 1) > 0.01
 
 
+@pytest.mark.both_lines
 def test_every_parameter_gets_a_gradient_and_moves(one_device):
     initial, state, _, _ = one_device
     for (path, before), after in zip(
@@ -116,6 +117,7 @@ def test_gradient_without_weight_decay_reaches_every_tensor(tiny):
         assert np.abs(x - y).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.both_lines
 def test_the_step_compiles_once(tiny):
     """Full batches, a padded batch, another epoch, the colour noise switched off: one program."""
     traces = 0
@@ -141,6 +143,7 @@ def test_the_step_compiles_once(tiny):
     assert traces == 1
 
 
+@pytest.mark.both_lines
 def test_padding_changes_nothing(tiny):
     """A batch of 4 in room for 16 gives the update of a batch of 4."""
     split, devices = tiny["train"], jax.devices()[:1]
@@ -174,6 +177,7 @@ def test_metrics_are_sums_of_the_true_loss(tiny):
     assert int(metrics.correct[0]) == (logits.argmax(axis=1) == split.labels[:16]).sum()
 
 
+@pytest.mark.both_lines
 @pytest.mark.parametrize(
     ("num_devices", "batch_size", "count"),
     [(1, 1, 7), (1, 64, 64), (1, 64, 65), (2, 1, 1), (2, 100, 63), (4, 64, 70), (8, 1, 7), (8, 64, 65)],
@@ -244,9 +248,12 @@ def test_views_are_averaged_as_probabilities(tiny):
     assert np.ptp(expected) > 0.1
 
 
-def deterministic_state(split, devices_at, sum_gradients=gradients.in_fixed_order):
-    """The state after 9 steps on `devices_at(step)` devices; the seventh batch of each pass is padded."""
-    programs, model = {}, TinyNetwork()
+def deterministic_state(split, programs, devices_at, sum_gradients=gradients.in_fixed_order):
+    """The state after 9 steps on `devices_at(step)` devices; the seventh batch of each pass is padded.
+
+    `programs` has what was compiled for a number of devices.
+    """
+    model = TinyNetwork()
     update = optimizer.paper_sgd(optimizer.scale_by_rate(optimizer.step_schedule(0.01, [15], 0.1)), 0.9, 5e-4)
     state = jax.device_get(create_state(model, update, (32, 32, 3), jax.random.key(0)))
     for number in range(9):
@@ -261,13 +268,13 @@ def deterministic_state(split, devices_at, sum_gradients=gradients.in_fixed_orde
 
 
 def test_deterministic_steps_compute_the_same_bits(tiny):
-    """On one device, and changing over from 8 to 2; the long form: tests/stress/devices.py."""
-    split = tiny["train"]
-    one = deterministic_state(split, lambda step: 1)
-    changing = deterministic_state(split, lambda step: 8 if step < 5 else 2)
+    """On one device, and changing over from 8 to one; the long form: tests/stress/devices.py."""
+    split, programs = tiny["train"], {}
+    one = deterministic_state(split, programs, lambda step: 1)
+    changing = deterministic_state(split, programs, lambda step: 8 if step < 5 else 1)
     jax.tree.map(np.testing.assert_array_equal, one, changing)
     # At once the bits differ, so that equality above says something.
-    plain = deterministic_state(split, lambda step: 2, gradients.at_once)
+    plain = deterministic_state(split, {}, lambda step: 2, gradients.at_once)
     assert any((x != y).any() for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(plain), strict=True))
 
 
@@ -296,6 +303,7 @@ def test_a_part_computes_with_nothing_but_its_own_inputs(tiny):
             assert outside == [], eqn
 
 
+@pytest.mark.both_lines
 def test_select_devices():
     assert len(select_devices(3)) == 3
     assert len(select_devices(None)) == 8

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -202,21 +203,27 @@ def with_arrays(layers, arrays, old=False):
     return layers
 
 
-@pytest.mark.parametrize("form", ["npy", "caffemodel", "old caffemodel"])
-def test_caffes_weights_compute_the_same(caffe, tmp_path, form):
+@pytest.mark.parametrize(("form", "variant"), [("npy", "caffe"), ("caffemodel", "caffenet")])
+def test_caffes_weights_compute_the_same(caffe, tmp_path, form, variant):
     path, batch = tmp_path / "bvlc.npy", images(227)
-    old, variant = form == "old caffemodel", "caffenet" if form == "caffemodel" else "caffe"
-    mean = (104.01, 116.67, 122.68)
     if form == "npy":
         write_npy(path, caffe)
     else:
-        layers = with_arrays(caffe_net(variant), caffe, old)
-        if old:
-            mean = layers["data"]["transform_param"][5] = [104.0, 117.0, 123.0]
-        path.write_bytes(serialized(layers, old))
+        path.write_bytes(serialized(with_arrays(caffe_net(variant), caffe)))
     got = load_weights(path)
     assert got.variant == variant
-    assert_close(got.logits(batch), caffe_reference(caffe, batch[0], variant, mean)[None])
+    assert_close(got.logits(batch), caffe_reference(caffe, batch[0], variant, (104.01, 116.67, 122.68))[None])
+
+
+def test_caffes_older_format_gives_the_same(caffe, tmp_path):
+    layers = with_arrays(caffe_net("caffe"), caffe, old=True)
+    layers["data"]["transform_param"][5] = [104.0, 117.0, 123.0]
+    (tmp_path / "old").write_bytes(serialized(layers, old=True))
+    write_npy(tmp_path / "new.npy", caffe)
+    old, new = load_weights(tmp_path / "old"), load_weights(tmp_path / "new.npy")
+    assert old.variant == new.variant == "caffe"
+    np.testing.assert_array_equal(old.mean, [123, 117, 104])
+    jax.tree.map(np.testing.assert_array_equal, old.params, new.params)
 
 
 def test_npy_files_of_python_2(tmp_path, monkeypatch):
@@ -448,15 +455,13 @@ def write_safetensors(path, state):
 
 
 @pytest.mark.both_lines
-@pytest.mark.parametrize("form", ["safetensors", "pth"])
-def test_torchvisions_weights_compute_the_same(torchvision, tmp_path, form):
-    path = tmp_path / f"alexnet.{form}"
-    if form == "pth":
-        write_pth(path, torchvision)
-    else:
-        safetensors.numpy.save_file(torchvision, path)
+def test_torchvisions_weights_compute_the_same(torchvision, tmp_path):
+    path = tmp_path / "alexnet.safetensors"
+    safetensors.numpy.save_file(torchvision, path)
+    write_pth(tmp_path / "alexnet.pth", torchvision)
     batch = images(224)
     loaded = load_weights(path)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path / "alexnet.pth").params, loaded.params)
     got = loaded.logits(batch)
     assert_close(got, np.stack([torchvision_reference(torchvision, image) for image in batch]))
     probabilities = loaded.predict(batch)
