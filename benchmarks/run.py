@@ -154,14 +154,16 @@ def label(spec: Spec) -> str:
 
 def training_specs(spec: Spec) -> list[Spec]:
     """Every training program, ours first; `spec` gives platform, batch size and data."""
+    # A CPU without matrix instructions for bfloat16 takes minutes for a block.
+    dtypes = ("float32", "bfloat16") if spec.platform != "cpu" or "amx_bf16" in cpuinfo() else ("float32",)
     modes = ["eager", "compile"]
     if spec.platform == "gpu":
         modes += ["compile reduce-overhead", "compile max-autotune"]
     return [
-        *(dataclasses.replace(spec, dtype=dtype) for dtype in ("float32", "bfloat16")),
+        *(dataclasses.replace(spec, dtype=dtype) for dtype in dtypes),
         *(
             dataclasses.replace(spec, framework="torch", variant=mode, dtype=dtype)
-            for dtype in ("float32", "bfloat16")
+            for dtype in dtypes
             for mode in modes
         ),
         *(
@@ -409,11 +411,16 @@ def describe_device() -> Record:
     if process.returncode:
         raise AlexNetError((process.stderr.strip().splitlines() or ["JAX finds no device"])[-1].removeprefix("-c: "))
     backend, count, name = process.stdout.splitlines()[-3:]
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if backend == "cpu" and cpuinfo.exists():
-        models = (line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
+    if backend == "cpu":
+        models = (line.split(":", 1)[1].strip() for line in cpuinfo().splitlines() if "model name" in line)
         name = next(models, name)
     return {"platform": backend, "name": name, "count": int(count), "cores": available_cores()}
+
+
+def cpuinfo() -> str:
+    """What Linux tells about the processor; elsewhere nothing."""
+    path = pathlib.Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
 
 
 def versions() -> dict[str, str]:
