@@ -260,4 +260,4 @@ def _draw_curves(axes: Axes, study: Study, variants: Sequence[Variant], rows: Se
     if study.until:
         axes.set_ylim(bottom=0)
     axes.grid(color="0.9", linewidth=0.6)
-    axes.legend(fontsize=plots.SMALL, frameon=False)
+    axes.legend(fontsize=plots.SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

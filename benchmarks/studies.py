@@ -93,7 +93,12 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             "How much sooner do ReLUs reach 25% training error than tanh (paper, figure 1)?",
             "cifar10-18pct",
             (*FIGURE_1, "--epochs", "40"),
-            (Variant("ReLU"), Variant("tanh", ("--activation", "tanh"))),
+            (
+                Variant("ReLU"),
+                Variant("tanh", ("--activation", "tanh")),
+                Variant("ReLU, rate 0.003", ("--learning-rate", "0.003")),  # the best of `rates`
+                Variant("tanh, rate 0.003", ("--activation", "tanh", "--learning-rate", "0.003")),
+            ),
             until=("accuracy", (0.40, 0.50, 0.60, 0.75)),
             curves="accuracy",
             published="tanh takes six times as many epochs to reach 75% (paper, figure 1)",
@@ -107,6 +112,7 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
                 for name, flags in (("ReLU", ()), ("tanh", ("--activation", "tanh")))
                 for rate in ("0.001", "0.0003", "0.003")
             ),
+            curves="accuracy",
         ),
         "post": Study("How accurate is the original post's program?", "cifar10", (), (Variant("cifar10"),)),
         "normalization": Study(

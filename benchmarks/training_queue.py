@@ -41,12 +41,12 @@ class Entry:
 QUEUE = (
     Entry("best", seeds=3, rows=("cifar10-best",)),
     Entry("best", seeds=1),
-    Entry("options", seeds=1),
-    Entry("search", seeds=1),
+    Entry("options", seeds=3),
     Entry("rates", seeds=1),
     Entry("relu", seeds=3),
     Entry("tips", seeds=3),
     Entry("post", seeds=3),
+    Entry("search", seeds=1),
 )
 
 
