@@ -109,7 +109,7 @@ def heading(study: Study, rows: Sequence[Row]) -> str:
     where = "; ".join(", ".join(sorted(found)) for found in (devices, versions, data))
     return (
         f"{question(study, rows)} Measured on {where}, {images} test images. Means with 95% intervals "
-        "(Student's t over seeds); of twenty differences that are zero, one is expected to look real."
+        "(Student's t over seeds)."
     )
 
 

@@ -34,8 +34,8 @@ from alexnet_jax.runs.folder import RunFolder, versions
 VIEWS: tuple[Literal[1, 2, 6, 10], ...] = (1, 2, 6, 10)
 CARD = """# {name}
 
-AlexNetSmall, trained with the preset `{preset}` of alexnet_jax, for 32x32 images of ten classes: {classes}. With it you
-can open a well-trained network without data and without training:
+AlexNetSmall, trained with the preset `{preset}` of alexnet_jax, for 32x32 images of ten classes: {classes}. It lets you
+use a trained network without downloading data or training one yourself:
 
 ```python
 import alexnet_jax
@@ -45,7 +45,7 @@ probabilities = run.predict(images)  # [N, 32, 32, 3], RGB: uint8, or floats in 
 ```
 
 On the command line, `python -m alexnet_jax.eval {name} --images photo.png` classifies images, and `python -m
-alexnet_jax.train ... --init-from {name}` starts a training from these weights.
+alexnet_jax.train ... --init-from {name}` starts training from these weights.
 
 ## Accuracy
 

@@ -69,11 +69,11 @@ BEFORE_SEARCH = (
 STUDIES: Mapping[str, Study] = types.MappingProxyType(
     {
         "tips": Study(
-            "Which tips of 2012 pay on CIFAR-10?",
+            "Which of the paper's techniques help on CIFAR-10?",
             "cifar10-paper",
             SHORT,
             (
-                Variant("all tips"),
+                Variant("all techniques"),
                 Variant("tanh for ReLU", ("--activation", "tanh")),
                 Variant("no LRN", ("--lrn", "none")),
                 Variant("pooling 2/2, not overlapping", ("--pool-window", "2")),
@@ -132,11 +132,11 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             curves="validation_accuracy",
         ),
         "options": Study(
-            "What does each option add to cifar10-best?",
+            "What does each option add to the recipe before the search?",
             "cifar10-best",
             (*BEFORE_SEARCH, "--train-on", "train", "--epochs", "8"),
             (
-                Variant("cifar10-best"),
+                Variant("before the search"),
                 Variant("alternating flips", ("--flip-schedule", "alternating")),
                 Variant("cutout of 8 pixels", ("--cutout", "8")),
                 Variant("pooling 2/2, not overlapping", ("--pool-window", "2")),
@@ -148,21 +148,27 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
         "search": Study(
             "Which regularization does cifar10-best need in 24 epochs?",
             "cifar10-best",
-            (*BEFORE_SEARCH, "--train-on", "train", "--epochs", "24", "--average-decay", "0.998"),
+            (*BEFORE_SEARCH[2:], "--average-decay", "0.998", "--train-on", "train", "--epochs", "24"),
             (
-                Variant("cifar10-best, average over 0.998"),
-                Variant("alternating flips, cutout", REGULARIZED),
-                Variant("... and dropout 0.2", (*REGULARIZED, "--dropout-rate", "0.2")),
-                Variant("... and dropout 0.5", (*REGULARIZED, "--dropout-rate", "0.5")),
-                Variant("... and weight decay 0.2", (*REGULARIZED, "--dropout-rate", "0.2", "--weight-decay", "0.2")),
-                Variant("weight decay 0.2 without dropout", (*REGULARIZED, "--weight-decay", "0.2")),
-                Variant("weight decay 0.4 without dropout", (*REGULARIZED, "--weight-decay", "0.4")),
-                Variant("weight decay 0.2 alone", ("--weight-decay", "0.2")),
+                Variant("before the search, average 0.998"),
+                Variant("+ flips, cutout", REGULARIZED),
+                Variant("+ flips, cutout, dropout 0.2", (*REGULARIZED, "--dropout-rate", "0.2")),
+                Variant("+ flips, cutout, dropout 0.5", (*REGULARIZED, "--dropout-rate", "0.5")),
                 Variant(
-                    "... and dropout 0.2, weight decay 0.4",
+                    "+ flips, cutout, dropout 0.2, weight decay 0.2",
+                    (*REGULARIZED, "--dropout-rate", "0.2", "--weight-decay", "0.2"),
+                ),
+                Variant("+ flips, cutout, weight decay 0.2", (*REGULARIZED, "--weight-decay", "0.2")),
+                Variant("+ flips, cutout, weight decay 0.4", (*REGULARIZED, "--weight-decay", "0.4")),
+                Variant("+ weight decay 0.2", ("--weight-decay", "0.2")),
+                Variant(
+                    "+ flips, cutout, dropout 0.2, weight decay 0.4",
                     (*REGULARIZED, "--dropout-rate", "0.2", "--weight-decay", "0.4"),
                 ),
-                Variant("... and colour noise", (*REGULARIZED, "--dropout-rate", "0.2", "--pca", "dataset-std")),
+                Variant(
+                    "+ flips, cutout, dropout 0.2, colour noise",
+                    (*REGULARIZED, "--dropout-rate", "0.2", "--pca", "dataset-std"),
+                ),
             ),
             views=(1, 2, 6),
             curves="validation_accuracy",

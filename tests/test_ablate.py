@@ -261,7 +261,7 @@ def test_an_accelerator_trains_one_run_after_another(study, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
-        (["tips", "--rows", "nothing"], UsageError, "--rows 'nothing': the rows of tips are all tips, tanh"),
+        (["tips", "--rows", "nothing"], UsageError, "--rows 'nothing': the rows of tips are all techniques, tanh"),
         (["tips", "--table", "--out", "{tmp}/none.jsonl"], AlexNetError, "no finished run of this study"),
         (
             ["tips", "--table", "--out", "{tmp}/bad.jsonl"],

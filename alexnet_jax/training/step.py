@@ -54,9 +54,9 @@ def train_step(
     """
     examples = batch.mask.shape[0]
     with jax.named_scope("keys"):
-        place = lax.axis_index(AXIS) * examples + jnp.arange(examples)
+        position = lax.axis_index(AXIS) * examples + jnp.arange(examples)
         of_draw = functools.partial(jax.random.fold_in, jax.random.fold_in(key, state.step))
-        keys = jax.vmap(jax.vmap(of_draw))(place[:, None] * DRAWS + jnp.arange(DRAWS)[None])  # [B, DRAWS]
+        keys = jax.vmap(jax.vmap(of_draw))(position[:, None] * DRAWS + jnp.arange(DRAWS)[None])  # [B, DRAWS]
 
     def loss_and_gradient(common: PyTree, batch: Batch, keys: jax.Array) -> tuple[PyTree, StepSums]:
         params, step = common
