@@ -61,7 +61,7 @@ class Options:
     study: tyro.conf.Positional[
         Literal["tips", "relu", "rates", "normalization", "time", "options", "search", "best", "post"]
     ]
-    """`tips`: the paper's techniques, one removed at a time. `relu`: ReLU and tanh (figure 1); `rates`: the rate of each.
+    """`tips`: the paper's techniques, one removed at a time. `relu`: ReLU and tanh (figure 1); `rates`: their rates.
     `normalization`: section 3.3. `time`: how long it takes to reach an accuracy. `options`: what each
     option adds to cifar10-best as it was before its search; `search`: that search. `best`: the most accurate presets.
     `post`: the original post's program."""

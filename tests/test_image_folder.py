@@ -1,5 +1,6 @@
 """A folder of the user's own images."""
 
+import errno
 import pathlib
 import re
 import shutil
@@ -275,6 +276,20 @@ def test_prepared_folders_are_checked_like_others(own, tmp_path, capsys):
         path.write_bytes(b"\x89PNG\r\n broken")
     with pytest.raises(AlexNetError, match="class 狗 has no image to train on"):
         prepare.main(["folder", "--source", str(own), "--out", str(tmp_path / "other"), "--size", "32"])
+
+
+def test_a_disk_that_fails_ends_the_reading(own, tmp_path, monkeypatch):
+    """A file that can't be read for a moment must not be missing from the data set for good."""
+    failing = sorted((own / "Katze").iterdir())[0]
+
+    def read_bytes(path, limit):
+        if path == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        return path.read_bytes()
+
+    monkeypatch.setattr(image_folder, "read_bytes", read_bytes)
+    with pytest.raises(AlexNetError, match=r"000\.png: can't be read now \(Input/output error\): repeat the command"):
+        load(own)
 
 
 def test_a_folder_is_prepared_by_hand(own, tmp_path):

@@ -197,6 +197,8 @@ def test_the_occlusion_map_covers_a_square_at_each_place(run, images):
     assert found[0, 0] == pytest.approx(run.predict(covered[None])[0, 2], rel=1e-4)
     as_floats = activations.occlusion_map(run, image / 255, label=2, window=9, stride=5)
     np.testing.assert_allclose(as_floats, found, rtol=1e-4)
+    with pytest.raises(ValueError, match="label must be from 0 to 9, not -1"):
+        activations.occlusion_map(run, image, label=-1, window=9, stride=5)
 
 
 def test_the_input_gradient_is_the_slope(run, images):

@@ -438,6 +438,19 @@ def test_training_without_validation(tiny, tmp_path):
         alexnet_jax.open_run(tmp_path / "run", "best")
 
 
+def test_a_run_without_validation_that_lost_its_checkpoints_does_not_begin_anew(tiny, tmp_path):
+    """The first one is saved when --checkpoint-every says so, as it was before the flag changed."""
+    config, dataset = make_config(tmp_path / "run", 3), tiny.train_on_all()
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, checkpoint_every=1))
+    loop.train_and_evaluate(config, dataset)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    rarely = dataclasses.replace(config, run=dataclasses.replace(config.run, checkpoint_every=100))
+    with pytest.raises(AlexNetError, match=r"its metrics reach step .*, but there is no checkpoint"):
+        loop.train_and_evaluate(rarely, dataset)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
 @pytest.mark.both_lines
 def test_the_best_checkpoint_is_kept(tiny, tmp_path):
     loop.train_and_evaluate(make_config(tmp_path / "run", 3), tiny)

@@ -1,5 +1,6 @@
 """Preparation of ImageNet: output, resuming, refusals."""
 
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -209,6 +211,21 @@ def test_unusual_images_are_decoded_and_broken_ones_skipped(tmp_path):
     ink = PIL.Image.open(io.BytesIO(unusual["cmyk"]))  # Pillow reads both as Adobe's, whose numbers are inverted
     for name, image in {"cmyk": ink, "cmyk_not_adobes": PIL.ImageChops.invert(ink)}.items():
         np.testing.assert_array_equal(pixels[name], central_square(image.convert("RGB"), SIZE))
+
+
+def test_a_disk_that_fails_ends_the_preparation(tmp_path):
+    """A file that can't be read for a moment must not be missing from the data set for good."""
+
+    class Failing(NamedTuple):
+        name: str = "cat.jpg"
+
+        def read(self):
+            raise OSError(errno.EIO, "Input/output error")
+
+    shard = shards.Shard(tmp_path / "train-0.array_record", [Failing()], SIZE, "raw")
+    with pytest.raises(OSError, match=r"cat\.jpg: Input/output error"):
+        shards.write_shard(shard)
+    assert not shard.is_finished()
 
 
 def test_skipped_files_are_listed_and_counted(tmp_path, capsys):

@@ -169,6 +169,9 @@ def test_a_run_is_resumed_without_the_weights_that_it_began_with(source, tiny, t
     assert "resumes after step" in capsys.readouterr().out
     with pytest.raises(UsageError, match="contains a run with --init-from"):
         train.main(["quickstart", "--init-from", "other", *flags, "2"])
+    (tmp_path / "run" / "statistics.npz").unlink()  # has their mean image, which the training images do not tell
+    with pytest.raises(AlexNetError, match=r"statistics\.npz is missing: copy it back"):
+        train.main(["quickstart", "--init-from", str(moved), *flags, "2"])
 
 
 @pytest.mark.parametrize("preset", ["folder", "quickstart", "cifar10", "cifar10-paper", "cifar10-best"])
@@ -441,5 +444,7 @@ def test_features_of_no_image(source, tmp_path):
     with pytest.raises(UsageError, match="--layer fc9: the layers and operations are conv1, fc1, logits"):
         extract_features(cli.parse_eval([*flags, "--layer", "fc9"]))
     assert not (tmp_path / "x.npz").exists()
+    with pytest.raises(UsageError, match="--features writes one file, of one view"):
+        cli.parse_eval([*flags, "--views", "10"])
     with pytest.raises(UsageError, match="--features and --layer need --images"):
         cli.parse_eval([str(source), "--features", "x.npz"])

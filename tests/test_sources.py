@@ -8,6 +8,7 @@ import lzma
 import pathlib
 import pickle
 import shutil
+import sys
 import tarfile
 import types
 
@@ -400,6 +401,7 @@ def test_an_example_of_tfds_without_a_label(monkeypatch):
 def test_a_data_set_of_tfds_that_has_no_classes(tmp_path, monkeypatch):
     info = types.SimpleNamespace(file_format=types.SimpleNamespace(value="array_record"), features={"image": 1})
     builder = types.SimpleNamespace(info=info, data_dir="folder")
+    (tmp_path / "features.json").write_text("{}")
     monkeypatch.setattr("tensorflow_datasets.builder_from_directory", lambda folder: builder)
     with pytest.raises(AlexNetError, match="folder: its examples have no image and label"):
         find(write(tmp_path, {"dataset_info.json": b"{}"}))
@@ -489,3 +491,9 @@ def test_tfds_imagenet_gives_the_same(folder, tmp_path):
     assert found.wnids == list(WNIDS)
     for split in ("train", "validation"):
         assert sorted(read(found, split)) == sorted(read(expected, split))
+    # TFDS would import what features.json names.
+    (features,) = (tmp_path / "tfds").rglob("features.json")
+    features.write_text(features.read_text().replace("tensorflow_datasets.core.features.text", "antigravity.text"))
+    with pytest.raises(AlexNetError, match=r"names antigravity\.text.*, which is not TFDS's"):
+        find(tmp_path / "tfds")
+    assert "antigravity" not in sys.modules

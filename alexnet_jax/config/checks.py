@@ -152,6 +152,8 @@ def _check_eval(config: EvalConfig) -> None:
         raise UsageError("--images is for one run, without --report, --split and --data-dir")
     if (config.features or config.layer) and not config.images:
         raise UsageError("--features and --layer need --images: files, or folders of them")
+    if config.features and (config.views > 1 or config.out):
+        raise UsageError("--features writes one file, of one view: leave --views and --out out")
     if config.layer and not config.features:
         raise UsageError("--layer needs --features: the file to write")
     if config.others and config.report:

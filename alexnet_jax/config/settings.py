@@ -17,6 +17,7 @@ from alexnet_jax.config.types import (
     Checkpoint,
     FiniteFloat,
     Fraction,
+    ImageSize,
     Mark,
     NonNegativeFloat,
     NonNegativeInt,
@@ -47,7 +48,7 @@ class DataConfig:
     data_url: Annotated[WebAddress | None, Mark.MAY_CHANGE, Mark.PER_PROCESS, Mark.RARE] = None
     """Where to download CIFAR-10 from: a copy of one of the two published archives; its SHA-256 is checked. Unset: the
     environment variable ALEXNET_JAX_DATA_URL, then the authors' host, which is slow."""
-    image_size: Annotated[int, pydantic.Field(ge=8, le=1024, strict=True), Mark.RARE] = 32
+    image_size: Annotated[ImageSize, Mark.RARE] = 32
     """For `folder`: side in pixels to which each image is scaled."""
     scaling: Annotated[Literal["square", "torchvision", "caffe"], Mark.RARE] = "square"
     """For `folder` and eval.py --images: how an image becomes square.

@@ -65,6 +65,7 @@ def _checkpoint(name: str) -> str:
 _INT_END = 2**31
 PositiveInt = Annotated[int, pydantic.Field(gt=0, lt=_INT_END, strict=True)]
 NonNegativeInt = Annotated[int, pydantic.Field(ge=0, lt=_INT_END, strict=True)]
+ImageSize = Annotated[int, pydantic.Field(ge=8, le=1024, strict=True)]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32, strict=True)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False, strict=True)]
 NonNegativeFloat = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False, strict=True)]

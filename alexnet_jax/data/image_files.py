@@ -3,6 +3,7 @@
 Does not import JAX, because every process that prepares images would have to wait for it.
 """
 
+import errno
 import os
 import pathlib
 import re
@@ -100,3 +101,9 @@ def looks_like_image(path: pathlib.Path) -> bool:
             return image_format(file.read(HEAD_BYTES)) is not None
     except OSError:
         return True  # decoding it will report the error
+
+
+def is_of_the_file(error: Exception) -> bool:
+    """Whether a file that can't be read is to blame itself, not the disk, the network or the process (EIO, EMFILE)."""
+    lasting = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+    return not isinstance(error, OSError) or error.errno in lasting

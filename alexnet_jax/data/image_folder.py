@@ -5,7 +5,6 @@ Two layouts are read. `DIR/CLASS/...`: a part of the images is held out for vali
 Images may be in subfolders of their class.
 """
 
-import collections
 import concurrent.futures
 import hashlib
 import math
@@ -345,6 +344,10 @@ def _read(
             data = read_bytes(image.path, decode.MAX_BYTES)
             return to_square(decode.decode(data, as_seen=True), size)
         except (OSError, ValueError, decode.ImageError) as error:
+            if not image_files.is_of_the_file(error):
+                raise AlexNetError(
+                    f"{image.path}: can't be read now ({reason(error)}): repeat the command once it can"
+                ) from error
             broken.append((image.path, reason(error)))
             return None
 
@@ -385,7 +388,7 @@ def _report_classes(root: pathlib.Path, counts: np.ndarray, classes: Sequence[st
 
 def _report_copies(splits: Mapping[str, Split]) -> None:
     """Warns of images that are in two splits."""
-    seen = collections.Counter(_digests(splits["train"]))
+    seen = set(_digests(splits["train"]))
     for split in splits.keys() - {"train"}:
         if copies := sum(digest in seen for digest in _digests(splits[split])):
             warn(f"{copies:,} of the {len(splits[split]):,} images for {split} are also among those to train on")

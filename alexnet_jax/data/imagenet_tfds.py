@@ -2,13 +2,17 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alexnet_jax.data.decode import ImageError
-from alexnet_jax.errors import AlexNetError, shown
+from alexnet_jax.errors import AlexNetError, reason, shown
+from alexnet_jax.files import read_bytes
+
+_MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes some kB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +87,30 @@ def _open(folder: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
+        _refuse_foreign_features(pathlib.Path(folder))
         return tfds.builder_from_directory(folder)
     except Exception as error:  # of many kinds
-        raise AlexNetError(f"{folder}: TFDS can't read it ({shown(str(error).splitlines()[0], 200)})") from error
+        raise AlexNetError(f"{folder}: TFDS can't read it ({reason(error)})") from error
+
+
+def _refuse_foreign_features(folder: pathlib.Path) -> None:
+    """TFDS imports the classes that features.json names: allows only its own.
+
+    Raises:
+      ValueError: the file can't be read, is no JSON, or names another class.
+    """
+
+    def own(entry: dict[str, Any]) -> dict[str, Any]:
+        for key in ("pythonClassName", "python_class_name", "type"):
+            if key in entry and not str(entry[key]).startswith("tensorflow_datasets."):
+                raise ValueError(f"features.json names {shown(entry[key])}, which is not TFDS's")
+        return entry
+
+    try:
+        data = read_bytes(folder / "features.json", _MAX_JSON_BYTES)
+    except OSError as error:
+        raise ValueError(f"features.json: {reason(error)}") from error
+    json.loads(data, object_hook=own)
 
 
 def _class_names(builder: Any) -> list[str]:

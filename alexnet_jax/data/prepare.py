@@ -29,11 +29,11 @@ import numpy as np
 import tqdm
 
 from alexnet_jax.config import cli
-from alexnet_jax.config.types import Fraction, Path, PositiveInt
+from alexnet_jax.config.types import Fraction, ImageSize, Path, PositiveInt
 from alexnet_jax.data.shards import Shard, write_shard
 from alexnet_jax.data.sources import Example, Source, find
-from alexnet_jax.data.statistics import PcaBasis, Statistics, basis_from_sums
-from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, shown, warn
+from alexnet_jax.data.statistics import PcaBasis, Statistics
+from alexnet_jax.errors import AlexNetError, StoppedError, UsageError, reason, shown, warn
 from alexnet_jax.files import locked, to_bytes, write_atomically
 from alexnet_jax.runtime import available_cores, require_array_record
 from alexnet_jax.signals import StopSignals
@@ -81,7 +81,7 @@ class FolderConfig:
     """Share of the images held out for validation where there are no folders for validation and testing."""
     workers: PositiveInt | None = None
     """Number of processes; does not change the result. Unset: the number of cores."""
-    size: PositiveInt = 256
+    size: ImageSize = 256
     """Side of the squares in pixels."""
     scaling: Literal["square", "torchvision", "caffe"] = "square"
     """How an image becomes square, as for train.py."""
@@ -163,8 +163,7 @@ def write(source: Source, output: Output) -> dict[str, Any]:
             write_missing([shard for split in shards.values() for shard in split], output.workers)
             return _finish(source, shards, output)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise AlexNetError(f"{out}: the preparation can't continue ({reason})") from error
+        raise AlexNetError(f"{out}: the preparation can't continue ({reason(error)})") from error
 
 
 def _begin(source: Source, output: Output) -> None:
@@ -309,8 +308,7 @@ def _measure(shards: Sequence[Shard], count: int) -> Statistics:
         shard_total, shard_products = shard.sums()
         total += shard_total
         products += shard_products
-    pixels = count * total.shape[0] * total.shape[1]
-    return Statistics(basis_from_sums(pixels, total.sum(axis=(0, 1)), products), (total / count).astype(np.float32))
+    return Statistics.from_sums(count, total, products)
 
 
 def _print_summary(
@@ -329,8 +327,8 @@ def _print_summary(
 def main(args: Sequence[str]) -> None:
     """Parses the flags and prepares a data set."""
     command = "python -m alexnet_jax.data.prepare"
-    if args and args[0] in ("-h", "--help"):
-        args = ["imagenet", "--help"]
+    if args and args[0] in ("-h", "--help", "--help-all"):
+        args = ["imagenet", args[0]]
     match args:
         case ["imagenet", *flags]:
             prepare(cli.parse(PrepareConfig, flags, f"{command} imagenet"))

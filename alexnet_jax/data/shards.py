@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_jax.data.decode import SCALINGS, ImageError, decode
+from alexnet_jax.data.image_files import is_of_the_file
 from alexnet_jax.data.imagenet_tfds import TfdsExample
 from alexnet_jax.data.records import decode_record, encode_record
 from alexnet_jax.data.sources import Example
 from alexnet_jax.data.statistics import pixel_sums
+from alexnet_jax.errors import reason
 from alexnet_jax.files import sync, write_atomically
 
 
@@ -92,7 +94,9 @@ def write_shard(shard: Shard) -> None:
             data, label = example.read()
             pixels = SCALINGS[shard.scaling](decode(data, as_seen=shard.as_seen), shard.size)
         except (ImageError, OSError) as error:
-            skipped.append((example.name, str(error)))
+            if not is_of_the_file(error):
+                raise OSError(f"{example.name}: {reason(error)}") from error
+            skipped.append((example.name, reason(error)))
             continue
         record = encode_record(pixels, label, example.name, shard.store)
         writer.write(record)

@@ -19,7 +19,7 @@ from alexnet_jax.data.labels import (
     read_ground_truth,
 )
 from alexnet_jax.data.tar_members import refuse_compressed, tar_members
-from alexnet_jax.errors import AlexNetError, shown
+from alexnet_jax.errors import AlexNetError, reason, shown
 from alexnet_jax.files import read_bytes
 
 TRAIN_TAR, VALIDATION_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -120,7 +120,7 @@ def find(source: pathlib.Path, labels: pathlib.Path | None = None) -> Source:
             raise AlexNetError(f"{source}: contains neither train/, nor {TRAIN_TAR}, nor TFDS's imagenet2012")
         return found._replace(notes=found.notes + _unused(source, found.wnids, used))
     except OSError as error:
-        raise AlexNetError(f"{error.filename or source}: can't be read ({error.strerror or error})") from error
+        raise AlexNetError(f"{error.filename or source}: can't be read ({reason(error)})") from error
 
 
 def _unused(source: pathlib.Path, wnids: Sequence[str], used: Sequence[str]) -> list[str]:
@@ -235,7 +235,7 @@ def _undecodable(files: Sequence[Example]) -> list[tuple[str, str]]:
         try:
             decode(file.read()[0])
         except (ImageError, OSError) as error:
-            reasons.append((file.name, str(error)))
+            reasons.append((file.name, reason(error)))
         else:
             break
     return reasons

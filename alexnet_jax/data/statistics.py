@@ -81,7 +81,14 @@ class Statistics:
     @classmethod
     def of(cls, images: np.ndarray) -> "Statistics":
         """Measures uint8 images [N, H, W, 3]."""
-        return cls(pca_basis(images), images.mean(axis=0, dtype=np.float64).astype(np.float32))
+        return cls.from_sums(len(images), *pixel_sums(images))
+
+    @classmethod
+    def from_sums(cls, count: int, total: np.ndarray, products: np.ndarray) -> "Statistics":
+        """The statistics of `count` images from their `pixel_sums`."""
+        pixels = count * total.shape[0] * total.shape[1]
+        basis = basis_from_sums(pixels, total.sum(axis=(0, 1)), products)
+        return cls(basis, (total / count).astype(np.float32))
 
     def to_bytes(self) -> bytes:
         """The contents of a file."""

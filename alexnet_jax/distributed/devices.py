@@ -48,6 +48,7 @@ def select_devices(num_devices: int | None, deterministic: bool = False) -> list
             too_late = True
     devices = runtime.devices()
     if deterministic and too_late and devices[0].platform != "cpu" and DETERMINISTIC_GPU not in flags:
+        os.environ["XLA_FLAGS"] = flags  # otherwise the next call would take the flag for one that XLA has read
         raise UsageError(
             "--deterministic: JAX has been used already, and XLA reads its flags only at the start: set "
             f"XLA_FLAGS={DETERMINISTIC_GPU}"

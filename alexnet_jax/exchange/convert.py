@@ -112,7 +112,7 @@ def _with_options(config: ConvertConfig, weights: "Weights") -> "Weights":
     """The weights, with the variant and the mean that the user gives.
 
     Raises:
-      UsageError: the file tells the variant, or does not and none is given.
+      UsageError: the file determines the variant, or does not and none is given.
     """
     import numpy as np
 
@@ -156,7 +156,7 @@ def read_class_names(path: pathlib.Path | None, number: int) -> tuple[str, ...]:
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags and converts."""
-    config = cli.parse(ConvertConfig, args, "convert")
+    config = cli.parse(ConvertConfig, args, "python -m alexnet_jax.exchange.convert")
     from alexnet_jax import runtime
 
     runtime.devices()  # before a file is read, so that an error of JAX is not reported as the file's

@@ -332,7 +332,7 @@ def _numbers(version: str) -> list[int]:
 
 def main(args: Sequence[str]) -> None:
     """Parses the flags and exports."""
-    config = cli.parse(ExportConfig, args, "export")
+    config = cli.parse(ExportConfig, args, "python -m alexnet_jax.exchange.export")
     from alexnet_jax import runtime
 
     runtime.devices()  # before the checkpoint is read, so that an error of JAX is not reported as the checkpoint's

@@ -132,6 +132,11 @@ def selectivity_of_noise(side: int, percentile: float = 99.0, count: int = 4096)
     return float(np.percentile(noise.colour, percentile)), float(np.percentile(noise.orientation, percentile))
 
 
+def _check_label(run: Run, label: int) -> None:
+    if not 0 <= label < len(run.class_names):
+        raise ValueError(f"label must be from 0 to {len(run.class_names) - 1}, not {label}")
+
+
 def occlusion_map(run: Run, image: np.ndarray, label: int, window: int, stride: int) -> np.ndarray:
     """Probability of a class while a square of the image is covered with the data set's mean colour.
 
@@ -146,7 +151,11 @@ def occlusion_map(run: Run, image: np.ndarray, label: int, window: int, stride: 
 
     Returns:
       float32 [ceil(H / stride), ceil(W / stride)]; the centre of entry i, j is pixel (i * stride, j * stride).
+
+    Raises:
+      ValueError: the image has another shape, dtype or range, or the label is not a class.
     """
+    _check_label(run, label)
     grey = to_grey_levels(image[None], run.dataset.image_shape)[0]
     height, width = grey.shape[:2]
     covered = []
@@ -170,9 +179,7 @@ def input_gradient(run: Run, image: np.ndarray, label: int) -> np.ndarray:
     Raises:
       ValueError: the image has another shape, dtype or range, or the label is not a class.
     """
-    if not 0 <= label < len(run.class_names):
-        raise ValueError(f"label must be from 0 to {len(run.class_names) - 1}, not {label}")
-
+    _check_label(run, label)
     grey = jnp.asarray(to_grey_levels(image[None], run.dataset.image_shape), jnp.float32)
     inputs, pull_back = jax.vjp(run.preprocessing.evaluation, grey)
     (gradient,) = pull_back(_input_gradient(run.model, run.params, inputs, label))

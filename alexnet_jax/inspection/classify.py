@@ -15,7 +15,7 @@ from alexnet_jax.config.checks import check_views
 from alexnet_jax.config.settings import EvalConfig
 from alexnet_jax.data import decode, image_files
 from alexnet_jax.distributed.devices import replicate, select_devices
-from alexnet_jax.errors import AlexNetError, shown, warn
+from alexnet_jax.errors import AlexNetError, reason, shown, warn
 from alexnet_jax.files import read_bytes, to_bytes, write_together
 from alexnet_jax.inspection.run import open_run
 from alexnet_jax.inspection.task import results_folder
@@ -91,7 +91,7 @@ def find_images(paths: Sequence[pathlib.Path]) -> tuple[list[pathlib.Path], list
 
     def skip(error: OSError) -> None:
         path = pathlib.Path(error.filename)
-        warn(f"skipped {shown(str(path), 300)}: {error.strerror or error}")
+        warn(f"skipped {shown(str(path), 300)}: {reason(error)}")
         broken.append(path)
 
     for path in paths:
@@ -127,16 +127,16 @@ def read_images(
         try:
             pixels = to_square(decode.decode(read_bytes(path, decode.MAX_BYTES), as_seen=True), size)
         except (decode.ImageError, OSError) as error:
-            reason = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
-            reasons[reason] += 1
-            if reasons[reason] <= MOST_NAMED:  # a phone's folder may contain hundreds of one kind
-                warn(f"skipped {shown(str(path), 300)}: {reason}")
+            why = reason(error)
+            reasons[why] += 1
+            if reasons[why] <= MOST_NAMED:  # a phone's folder may contain hundreds of one kind
+                warn(f"skipped {shown(str(path), 300)}: {why}")
             broken.append(path)
             continue
         yield path, pixels
-    for reason, count in reasons.items():
+    for why, count in reasons.items():
         if count > MOST_NAMED:
-            warn(f"skipped {count - MOST_NAMED:,} more: {reason}")
+            warn(f"skipped {count - MOST_NAMED:,} more: {why}")
 
 
 def _sheet(rows: Sequence[Record], drawn: Sequence[np.ndarray]) -> bytes:

@@ -15,8 +15,6 @@ from alexnet_jax.inspection.run import Run, open_run
 from alexnet_jax.network.layer_outputs import layer_names
 from alexnet_jax.runs.folder import versions
 
-AT_ONCE = 100  # images
-
 
 def extract_features(config: EvalConfig) -> None:
     """Writes a layer's outputs for image files to `config.features`.
@@ -41,7 +39,7 @@ def extract_features(config: EvalConfig) -> None:
         for path, image in read_images(paths, run.dataset.image_shape[0], broken, run.config.data.scaling):
             files.append(str(path))
             pixels.append(image)
-            if len(pixels) == AT_ONCE:
+            if len(pixels) == config.batch_size:
                 parts.append(run.features(np.stack(pixels), layer))
                 pixels = []
             bar.update()

@@ -129,8 +129,13 @@ class Checkpoints:
             return
         tree = devices.shared(tree)
         described = {"memory": memory, "validation_accuracy": accuracy}
+
+        def begin() -> None:
+            with _one_line_errors(target):
+                saving.mkdir()
+
         try:
-            processes.on_main(_one_line_errors(target)(saving.mkdir))
+            processes.on_main(begin)
             self._write_state(tree, saving, target)
             processes.on_main(lambda: self._commit(tree, described, saving, target))
         except AlexNetError:

@@ -116,6 +116,8 @@ class RunFolder:
         """
         if self.exists():
             self._check_resumable(config, info)
+            if config.network.init_from and not self.statistics.exists():  # has the mean image of those weights
+                raise AlexNetError(f"{self.statistics} is missing: copy it back, or choose another --workdir")
         elif any(self.checkpoints.glob("[0-9]*")):
             raise AlexNetError(
                 f"{self.config} is missing, but there are checkpoints: copy it back, or choose another --workdir"
@@ -142,7 +144,10 @@ class RunFolder:
                 f"reduced to {config.schedule.epochs}"
             )
         if self.read_dataset().fingerprint != info.fingerprint:
-            raise AlexNetError(f"{self.path} was not trained on the images from {info.source}")
+            raise AlexNetError(
+                f"{self.path} was not trained on the images from {info.source}: set --data-dir to those, or choose "
+                "another --workdir"
+            )
 
     def _versions(self) -> dict[str, Any]:
         """The current versions and, for a resumed run, the earlier ones; warns if they differ."""

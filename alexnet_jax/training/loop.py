@@ -45,7 +45,7 @@ def train_and_evaluate(config: TrainConfig, dataset: Dataset, pretrained: Pretra
 
 
 def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | None = None) -> Iterator[Call]:
-    """`train` as a generator: it yields after each call of the train step, once everything that is due is done.
+    """`train_and_evaluate` as a generator: it yields after each call of the train step, once all that is due is done.
 
     Leaving the generator ends the training without saving, as a killed process does.
     """
@@ -64,16 +64,17 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
         pretrained.check(config, parameter_shapes(config, dataset), dataset.class_names)
     folder = RunFolder(config.workdir)
     with contextlib.ExitStack() as resources:
-        claim(folder, config, dataset, pretrained, resources)
+        saved_every = claim(folder, config, dataset, pretrained, resources)
         trainer = Trainer(config, dataset, devices, folder.read_statistics(), pretrained)
         checkpoints = resources.enter_context(
             contextlib.closing(Checkpoints(folder.checkpoints, read_only=not processes.is_main()))
         )
-        totals, plateau = resume(trainer, checkpoints, folder)
+        totals, plateau = resume(trainer, checkpoints, folder, saved_every)
         writers = open_writers(folder, trainer.step, config.run.tensorboard, resources)
         accuracy, best = processes.on_main(lambda: past_accuracies(folder))  # of the records that remain
         announce(trainer, folder, pretrained)
-        if trainer.keep_features() and processes.is_main():
+        kept = trainer.keep_features()  # in every process
+        if kept and processes.is_main():
             print("         every image's input of the last layer was computed once, and is kept", flush=True)
 
         meter = Meter(
@@ -94,6 +95,7 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
             memory = {"totals": dataclasses.asdict(meter.totals), "plateau": dataclasses.asdict(plateau)}
             checkpoints.save(trainer.gather(), memory, accuracy)
 
+        dead_shares = trainer.dead_shares if processes.is_main() else None
         undrawn = processes.is_main() and not trainer.step
         stop, bar = processes.Poll(), progress_bar(trainer)
         with bar, StopSignals() as signals:
@@ -105,7 +107,7 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
                 if due.report:
                     means = meter.report()
                     write(call, "train", means | {"learning_rate": trainer.learning_rate() * plateau.scale})
-                    stalls.check(call.step, means["loss"], trainer.params, trainer.dead_shares)
+                    stalls.check(call.step, means["loss"], trainer.params, dead_shares)
                     meter.watch.restart()
                 with meter.watch.paused():
                     is_best = False
@@ -191,22 +193,27 @@ def claim(
     dataset: Dataset,
     pretrained: Pretrained | None,
     resources: contextlib.ExitStack,
-) -> None:
-    """Locks the folder and describes the run in it; with several processes, the first does so for all."""
+) -> int:
+    """Locks the folder and describes the run in it; with several processes, the first does so for all.
+
+    Returns --checkpoint-every of the run so far.
+    """
     info, statistics = describe(dataset), dataset.statistics()
     if pretrained is not None:
         statistics = pretrained.statistics(statistics)
     facts = {"data set": info.fingerprint, "versions of Python or packages": versions()}
     processes.agree(shared_settings(config) | facts | {"weights of --init-from": pretrained and pretrained.digest()})
 
-    def lock_and_describe() -> None:
+    def lock_and_describe() -> int:
         resources.enter_context(folder.claim())
+        saved_every = (folder.read_config() if folder.exists() else config).run.checkpoint_every
         folder.prepare(config, info, statistics)
+        return saved_every
 
-    processes.on_main(lock_and_describe)
+    return processes.on_main(lock_and_describe)
 
 
-def resume(trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder) -> tuple[Totals, Plateau]:
+def resume(trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder, saved_every: int) -> tuple[Totals, Plateau]:
     """Restores the newest intact checkpoint, if there is one; returns the loop's memory.
 
     The first process moves damaged checkpoints aside and determines the newest step; each process reads that
@@ -220,10 +227,11 @@ def resume(trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder) -> tup
         newest = checkpoints.restore_newest()
         if newest is not None:
             return int(newest[0]["step"])
-        # The first validation is the best so far, and is saved before the next step.
+        # The first validation is the best so far; like that of a due epoch, its state is saved before the next step.
         records = read_jsonl(folder.metrics)
         validated = [record["step"] for record in records if record["split"] == "validation"]
-        if validated and any(record["step"] > validated[0] for record in records):
+        first_saved = min([saved_every * trainer.steps_per_epoch, *validated[:1]])
+        if any(record["step"] > first_saved for record in records):
             raise AlexNetError(
                 f"{folder.path}: its metrics reach step {records[-1]['step']:,}, but there is no checkpoint: "
                 "copy one back, or train from scratch in another --workdir"
@@ -274,9 +282,10 @@ def progress_bar(trainer: Trainer) -> tqdm.tqdm:
 
 def show(bar: tqdm.tqdm, trainer: Trainer, call: Call, loss: float, accuracy: float | None) -> None:
     """Prints a line of the log."""
-    line = f"mean cross entropy: {loss:.3f}"
+    line, postfix = f"mean cross entropy: {loss:.3f}", f"loss: {loss:.3f}"
     if accuracy is not None:
         line += f" | validation accuracy: {accuracy:.3f}"
+        postfix += f" | validation: {accuracy:.3f}"
     if processes.is_main():
         bar.write(f"epoch {call.epoch + 1}/{trainer.config.schedule.epochs} step {call.step:,} | {line}")
-    bar.set_postfix_str(line.replace("mean cross entropy", "loss").replace(" accuracy", ""), refresh=False)
+    bar.set_postfix_str(postfix, refresh=False)

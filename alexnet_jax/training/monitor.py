@@ -94,7 +94,7 @@ class Meter:
         """Records a call, and fetches the sums of the previous one.
 
         Raises:
-          AlexNetError: its loss, gradient or update was not finite.
+          AlexNetError: its loss or gradient was not finite.
         """
         self.fetch()
         self._pending = call

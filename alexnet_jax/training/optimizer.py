@@ -5,7 +5,6 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import optax
@@ -191,10 +190,8 @@ def averaged(opt_state: Any, params: Any) -> Any:
 
     Layers that are not trained have no average. The state may be the plain dict that a checkpoint holds.
     """
-    for part in flax.serialization.to_state_dict(opt_state).values():
-        if isinstance(part, dict) and "average" in part:
-            return {**params, **part["average"]}
-    return params
+    average = optax.tree.get(opt_state, "average")
+    return params if average is None else {**params, **average}
 
 
 def from_config(

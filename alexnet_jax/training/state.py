@@ -26,8 +26,9 @@ class TrainState(flax.struct.PyTreeNode):
       step: int32 scalar, updates made.
       params: nested dict of float32 arrays.
       opt_state: the optimizer's state.
-      finite: bool scalar. False once a loss, a gradient or a new parameter was Inf or NaN; from then on, no update is
-        applied, and the rest stays as it was before that step.
+      finite: bool scalar. False once a loss or an examined gradient (`gradients.all_finite`) was Inf or NaN; from then
+        on, no update is applied, and the rest stays as it was before that step. A parameter that overflows in the
+        update itself is found in the next step's loss, and never saved.
     """
 
     step: jax.Array
