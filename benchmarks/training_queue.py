@@ -153,7 +153,7 @@ def table(items: Sequence[Item]) -> str:
     known = [one.remaining for one in items if one.remaining is not None]
     total = f"{len(items)} runs are left: {sum(known) / 3600:.1f} core-hours"
     if unknown := len(items) - len(known):
-        total += f", and {unknown} runs whose time no finished run tells"
+        total += f", and {unknown} runs of unknown duration"
     return markdown(["study", "row", "seed", "epochs", "core-hours left"], lines) + f"\n\n{total}."
 
 

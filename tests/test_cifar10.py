@@ -534,7 +534,7 @@ def test_folder_of_something_else(names, words, tmp_path):
 
 def test_file_that_is_no_archive(tmp_path):
     batch = write_binary(tmp_path / "batches") / "data_batch_1.bin"
-    failure(batch, batch, "one of six batches; give --data-dir its folder")
+    failure(batch, batch, "one of six batches; set --data-dir to its folder")
     train = tmp_path / "train.bin"
     train.write_bytes(bytes(3074))
     failure(train, train, "CIFAR-100")
@@ -685,7 +685,7 @@ def test_download(content, server, cache, capfd):
     assert files_under(cache) == [name, "download.lock"]
     output = capfd.readouterr()
     assert output.out == ""
-    assert "if you have cifar-10-python.tar.gz, stop and give --data-dir FILE; `python train.py quick" in output.err
+    assert "if you have cifar-10-python.tar.gz, stop and set --data-dir FILE; `python train.py quick" in output.err
     assert re.search(r"CIFAR-10: \S+ of 3\d\dk, \S+B/s, \S+ left\n", output.err)  # no bar, as this is no terminal
     assert_fabricated(load(None, url=CLOSED))
     assert server.ranges == [None]

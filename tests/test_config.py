@@ -87,8 +87,8 @@ def test_every_value_survives_json():
         ({"network": "paper", "conv1_stride": 1}, "--conv1-stride is for --network small"),
         ({"network": "convnet-18pct", "dropout_after": "fc1"}, "--dropout-after is for --network small"),
         ({"network": "convnet-18pct"}, "--dropout-rate 0.5: --network convnet-18pct has no dropout: set it to 0"),
-        ({"network": "convnet-11pct", "lrn": "divided"}, "--lrn divided: --network convnet-11pct has its own"),
-        ({"network": "2012", "lrn": "none"}, "--lrn none: --network 2012 has its own"),
+        ({"network": "convnet-11pct", "lrn": "divided"}, "--lrn divided: not available for --network convnet-11pct"),
+        ({"network": "2012", "lrn": "none"}, "--lrn none: not available for --network 2012"),
         ({"network": "caffe", "activation": "tanh"}, "--activation is for --network small and convnet-..."),
         ({"parallelism": "hybrid", "deterministic": True}, "--parallelism hybrid: --deterministic needs all weights"),
         (

@@ -264,7 +264,7 @@ def test_many_images_are_prepared_once_and_streamed(own, monkeypatch, tmp_path, 
         image_folder.load(shards, 32, 0.2, "caffe")
     with pytest.raises(UsageError, match=r"--validation-share 0\.5: .* was prepared with 0\.2"):
         load(shards, validation_share=0.5)
-    with pytest.raises(UsageError, match="has images of your own: give --dataset folder"):
+    with pytest.raises(UsageError, match="contains a prepared folder data set: use --dataset folder"):
         data.load(DataConfig(dataset="imagenet", data_dir=shards))
 
 

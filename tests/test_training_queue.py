@@ -80,7 +80,7 @@ def test_all_are_done_once_in_order_and_an_interrupted_one_first(queue, tmp_path
         ("other", "0", "0 of 3"),
         ("second", "0", "0 of 3"),
     ]
-    assert "4 runs are left: 0.0 core-hours, and 3 runs whose time no finished run tells." in out
+    assert "4 runs are left: 0.0 core-hours, and 3 runs of unknown duration." in out
 
     order, trained = [], ablate.train_and_evaluate
 

@@ -138,7 +138,7 @@ def _check_network(network: NetworkConfig) -> None:
             if getattr(network, option) != getattr(NetworkConfig(), option):
                 raise UsageError(f"{flag(option)} is for --network small")
         if network.lrn == "divided" or (network.lrn == "none" and not convnet):
-            raise UsageError(f"--lrn {network.lrn}: --network {name} has its own")
+            raise UsageError(f"--lrn {network.lrn}: not available for --network {name}: leave the flag out")
         if network.activation != "relu" and not convnet:
             raise UsageError("--activation is for --network small and convnet-...")
     if convnet and network.dropout_rate:

@@ -59,8 +59,7 @@ class DataConfig:
     """For `folder`: share of the images that is held out for validation, by a hash of their names, where there are no
     folders for validation and testing."""
     train_on: Annotated[Literal["train", "all"], Mark.RARE] = "train"
-    """For `cifar10` and `cifar100`: `train`: 40,000 images, and the last 10,000 validate. `all`: 50,000, without
-    validation."""
+    """`train`: CIFAR's first 40,000 images, and the last 10,000 validate. `all`: all 50,000, without validation."""
     loader_workers: Annotated[NonNegativeInt, Mark.MAY_CHANGE, Mark.PER_PROCESS, Mark.RARE] = 0
     """Processes that decode prepared images; 0: threads of this process."""
 

@@ -17,7 +17,7 @@ class Mark(enum.Enum):
     """A property of a setting, given in its annotation: `Annotated[PositiveInt, Mark.MAY_CHANGE]`."""
 
     MAY_CHANGE = "may change when a run is resumed, because no random draw and no batch depends on it"
-    PER_PROCESS = "may differ between the processes of one training"
+    PER_PROCESS = "may differ between the processes of one training run"
     RARE = "rarely needed: its flag is listed by --help-all, not by --help"
 
 

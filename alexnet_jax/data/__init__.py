@@ -29,7 +29,9 @@ def load(config: DataConfig) -> "Dataset":
                 )
             prepared = streamed.open_prepared(config.data_dir, config.loader_workers)
             if prepared.name != "imagenet":
-                raise UsageError(f"{config.data_dir} has images of your own: give --dataset {prepared.name}")
+                raise UsageError(
+                    f"{config.data_dir} contains a prepared folder data set: use --dataset {prepared.name}"
+                )
             return prepared
         case "shapes":
             dataset = shapes.load()

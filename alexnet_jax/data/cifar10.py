@@ -15,7 +15,7 @@ import numpy as np
 
 from alexnet_jax.config.types import web_address
 from alexnet_jax.data import cifar10_download, cifar10_files
-from alexnet_jax.data.cifar10_files import ARCHIVES, BATCHES, CLASS_NAMES, RECORDS_PER_BATCH, WHICH_TO_TAKE
+from alexnet_jax.data.cifar10_files import ARCHIVES, BATCHES, CLASS_NAMES, RECORDS_PER_BATCH, WHICH_TO_USE
 from alexnet_jax.data.dataset import ArrayDataset, Split
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown
 from alexnet_jax.files import expanded
@@ -83,7 +83,7 @@ def _default_source(url: str | None) -> _Source:
 def _given_source(place: pathlib.Path) -> _Source:
     """The source that --data-dir names."""
     if not os.path.exists(place):
-        raise AlexNetError(f"{place}: no such file or folder; give --data-dir an existing one")
+        raise AlexNetError(f"{place}: no such file or folder; set --data-dir to an existing one")
     if not os.path.isdir(place):
         return _archive(place)
     if not os.access(place, os.R_OK | os.X_OK):
@@ -147,11 +147,11 @@ def _what_else(place: pathlib.Path) -> str:
     paths = _listed(place)
     sizes = {path.name: path.stat().st_size if os.path.isfile(path) else 0 for path in paths if os.path.exists(path)}
     if version := cifar10_files.other_version(sizes):
-        return f": {version}; {WHICH_TO_TAKE}"
+        return f": {version}; {WHICH_TO_USE}"
     similar = [path.name for path in paths if "cifar" in path.name.lower()]
     for name in similar:
         if name.lower().endswith(_UNFINISHED) and os.path.isfile(place / name):
-            return f"/{name} is an unfinished download: finish it; {WHICH_TO_TAKE}"
+            return f"/{name} is an unfinished download: finish it; {WHICH_TO_USE}"
     names = ", ".join([*(layout.folder for layout in cifar10_files.LAYOUTS), _TFDS_FOLDER.as_posix(), *ARCHIVES[:2]])
     hint = f" (it has {shown(', '.join(similar), 300)}, which is not read: unpack it if it is packed)"
     return (
@@ -171,7 +171,7 @@ def _default_url() -> str:
 
 
 def default_tfds_folder() -> list[pathlib.Path]:
-    """TFDS's default data_dir; None for a user without a home directory."""
+    """TFDS's default data_dir; nothing for a user without a home directory."""
     chosen = os.environ.get("TFDS_DATA_DIR")
     try:
         return [expanded(chosen or "~/tensorflow_datasets")]
@@ -197,7 +197,7 @@ def _read_tfds(root: pathlib.Path, records: int) -> list[Split]:
     except ImportError as error:
         raise AlexNetError(
             f"{root / _TFDS_FOLDER}: a copy of TensorFlow Datasets needs the packages tensorflow-datasets and "
-            f"array_record ({reason(error)}): install them, or give --data-dir another copy: {WHICH_TO_TAKE}"
+            f"array_record ({reason(error)}): install them, or set --data-dir to another copy: {WHICH_TO_USE}"
         ) from error
     return cifar10_tfds.read(root, records)
 

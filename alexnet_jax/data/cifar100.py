@@ -21,7 +21,7 @@ RECORDS: Mapping[str, int] = {"train": 50_000, "test": 10_000}
 VALIDATION_SHARE = 5  # the last fifth of the training images validates, as in CIFAR-10
 SUFFIXES = {"cifar-100-binary": ".bin", "cifar-100-python": ""}  # by published folder, in order of preference
 ARCHIVES = tuple(f"{folder}.tar{gz}" for gz in (".gz", "") for folder in SUFFIXES)
-WHICH_TO_TAKE = "take cifar-100-python.tar.gz or cifar-100-binary.tar.gz"
+WHICH_TO_USE = "use cifar-100-python.tar.gz or cifar-100-binary.tar.gz"
 _RECORD_BYTES = 2 + 3 * 32 * 32  # superclass, class, pixels in planes
 _MAX_BYTES = 320 * 1024**2  # of a file; the pickles have 155 MB, rewritten by Python 3 some 230
 
@@ -54,13 +54,13 @@ def load(data_dir: pathlib.Path | None, records: Mapping[str, int] = RECORDS) ->
       AlexNetError: the data is damaged, or is not CIFAR-100.
     """
     if data_dir is None:
-        raise UsageError(f"--dataset cifar100 needs --data-dir: {WHICH_TO_TAKE}")
+        raise UsageError(f"--dataset cifar100 needs --data-dir: {WHICH_TO_USE}")
     place = pathlib.Path(os.path.abspath(data_dir))
     source, found = _read(place, records)
     for name, split in found.items():
         each = records[name] // len(CLASS_NAMES)
         if (np.bincount(split.labels, minlength=len(CLASS_NAMES)) != each).any():
-            raise AlexNetError(f"{source}: {name} must have {each} images of each class, but has not: {WHICH_TO_TAKE}")
+            raise AlexNetError(f"{source}: {name} does not have {each} images of each class: {WHICH_TO_USE}")
     train, held_out = found["train"], records["train"] // VALIDATION_SHARE
     return ArrayDataset(
         name="cifar100",
@@ -77,7 +77,7 @@ def load(data_dir: pathlib.Path | None, records: Mapping[str, int] = RECORDS) ->
 def _read(place: pathlib.Path, records: Mapping[str, int]) -> tuple[pathlib.Path, dict[str, Split]]:
     """The two splits, and the file or folder they are from."""
     if not place.exists():
-        raise AlexNetError(f"{place}: no such file or folder; give --data-dir an existing one")
+        raise AlexNetError(f"{place}: no such file or folder; set --data-dir to an existing one")
     if not place.is_dir():
         return place, _read_archive(place, records)
     for folder in (place, *(place / name for name in SUFFIXES)):
@@ -101,7 +101,7 @@ def _read_file(path: pathlib.Path, records: int) -> Split:
 
 def _read_archive(path: pathlib.Path, records: Mapping[str, int]) -> dict[str, Split]:
     found: dict[str, Split] = {}
-    with archive_errors(path, WHICH_TO_TAKE), open_tar(path, MAX_ARCHIVE_BYTES) as tar:
+    with archive_errors(path, WHICH_TO_USE), open_tar(path, MAX_ARCHIVE_BYTES) as tar:
         for member in tar.members():
             name = member.name.rpartition("/")[2]
             split = name.removesuffix(".bin")
@@ -113,7 +113,7 @@ def _read_archive(path: pathlib.Path, records: Mapping[str, int]) -> dict[str, S
             found[split] = _parse(name, data, records[split])
         tar.drain()  # the checksum of gzip is at the end
     if missing := [name for name in records if name not in found]:
-        raise AlexNetError(f"{path}: it lacks {' and '.join(missing)}; {WHICH_TO_TAKE}")
+        raise AlexNetError(f"{path}: it lacks {' and '.join(missing)}; {WHICH_TO_USE}")
     return {name: found[name] for name in records}
 
 

@@ -31,7 +31,7 @@ CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 # In order of preference; those without .gz were decompressed.
 ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-binary.tar", "cifar-10-python.tar")
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
-WHICH_TO_TAKE = "take cifar-10-python.tar.gz or cifar-10-binary.tar.gz"
+WHICH_TO_USE = "use cifar-10-python.tar.gz or cifar-10-binary.tar.gz"
 
 MAX_ARCHIVE_BYTES = 512 * 1024**2  # unpacked; the published archives have 184 and 186 million bytes
 _MAX_MEMBERS = 10_000
@@ -69,7 +69,7 @@ class Layout:
 def _check_binary_size(size: int, records: int) -> None:
     if size == records * _CIFAR_100_RECORD_BYTES:
         raise ValueError(
-            "it has records of 3,074 bytes, as CIFAR-100 has, instead of 3,073: is --dataset cifar100 meant?"
+            "it has records of 3,074 bytes, as CIFAR-100 has, instead of 3,073: did you mean --dataset cifar100?"
         )
     if size != records * _RECORD_BYTES:
         fault = "truncated" if size < records * _RECORD_BYTES else "too long"
@@ -198,14 +198,14 @@ def read_archive(path: pathlib.Path, records: int) -> list[Split]:
     Raises:
       AlexNetError: it is damaged, incomplete, or not an archive of CIFAR-10.
     """
-    with archive_errors(path, WHICH_TO_TAKE):
+    with archive_errors(path, WHICH_TO_USE):
         try:
             with open_tar(path, MAX_ARCHIVE_BYTES) as tar:
                 parts = _read_members(tar, records)
                 tar.drain()  # the checksum of gzip is at the end
         except NotAnArchiveError as error:
             if path.name in _FILES:
-                raise AlexNetError(f"{path}: this is one of six batches; give --data-dir its folder") from error
+                raise AlexNetError(f"{path}: this is one of six batches; set --data-dir to its folder") from error
             version = other_version({path.name: os.path.getsize(path)})
             raise ValueError(error.kind or version or str(error)) from error
     return [parts[batch] for batch in BATCHES]

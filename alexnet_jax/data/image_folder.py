@@ -1,7 +1,7 @@
 """A data set of the user's own images: a folder with a folder of images for each class.
 
 Two layouts are read. `DIR/CLASS/...`: a part of the images is held out for validation. `DIR/train/CLASS/...` with
-`val`, `valid` or `validation`, and `test` beside it, of which at least one is there or else a part is held out as well.
+`val`, `valid` or `validation`, and/or `test`, beside it; if neither exists, a part is held out as well.
 Images may be in subfolders of their class.
 """
 
@@ -33,7 +33,7 @@ FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "t
 MOST_CLASSES = 1000
 MOST_BYTES = 2 * 2**30  # of decoded images in memory
 FEW = 10  # training images of a class below which a warning names it
-IMBALANCE = 10  # ratio of the largest class to the smallest from which on a warning names both
+IMBALANCE = 10  # ratio of the largest class to the smallest at which a warning names both
 NAMED = 3  # files or classes that a message names
 
 
@@ -211,7 +211,7 @@ def _open(
     dataset = streamed.open_prepared(folder, loader_workers)
     description = dataset.description
     if dataset.name != "folder":
-        raise UsageError(f"--dataset folder: {folder} has prepared ImageNet; give --dataset imagenet")
+        raise UsageError(f"--dataset folder: {folder} contains prepared ImageNet: use --dataset imagenet")
     given = {"image_size": image_size, "scaling": scaling, "validation_share": validation_share}
     had = {"image_size": description["size"]} | {
         name: description.get(name) for name in ("scaling", "validation_share")
@@ -228,9 +228,9 @@ _Classes = dict[str, tuple[pathlib.Path, list[pathlib.Path]]]  # by name, sorted
 def _find(root: pathlib.Path) -> dict[str, _Classes]:
     """The images of each split and class."""
     if not os.path.exists(root):
-        raise AlexNetError(f"{root}: no such folder; give --data-dir an existing one")
+        raise AlexNetError(f"{root}: no such folder; set --data-dir to an existing one")
     if not os.path.isdir(root):
-        raise AlexNetError(f"{root} is a file: give --data-dir the folder that has a folder of images for each class")
+        raise AlexNetError(f"{root} is a file: set --data-dir to the folder that has a folder of images for each class")
     train = root / "train"
     inside = _classes(train) if train.is_dir() else {}
     if not inside:

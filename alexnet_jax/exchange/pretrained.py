@@ -1,4 +1,4 @@
-"""Reads the weights that a training begins with: of a run, of an exported network, of torchvision or Caffe."""
+"""Reads the weights that a training run begins with: of a run, of an exported network, of torchvision or Caffe."""
 
 import os
 import pathlib

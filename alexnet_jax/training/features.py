@@ -25,7 +25,7 @@ from alexnet_jax.training.initial import HEAD
 from alexnet_jax.training.predict import make_predict_step, predict_split
 
 MOST_BYTES = 2 * 2**30  # of features, on each device
-AT_ONCE = 500  # images whose features are computed together: rounding depends on it, so it is no setting
+AT_ONCE = 500  # images whose features are computed together: rounding depends on it, so it is not a setting
 
 
 def stay_the_same(config: TrainConfig, frozen: Collection[str], params: Mapping[str, Any], dataset: Dataset) -> bool:
@@ -113,7 +113,7 @@ class Features:
         params: Any,
         devices: Sequence[jax.Device],
     ) -> "Features":
-        """Computes them."""
+        """Computes the features of all training and validation images."""
         step = make_predict_step(Below(model), preprocessing, processes.local(devices))
         on_devices = replicate(params, devices)
         return cls(

@@ -1,4 +1,4 @@
-"""Weights that a training begins with instead of random ones."""
+"""Initial weights from another network."""
 
 import dataclasses
 import hashlib
@@ -22,8 +22,8 @@ class Pretrained:
 
     Attributes:
       source: where they come from, in words.
-      settings: by flat name, the settings that decide what the weights compute. A training that begins with them must
-        have the same.
+      settings: by flat name, the settings that decide what the weights compute. A training run that begins with them
+        must have the same.
       image_size: side of the images that they were trained on, in pixels.
       crop_size: side of the windows cut out of these; None: whole images.
       params: nested dict of float32 arrays, as in `TrainState`.
@@ -42,7 +42,7 @@ class Pretrained:
     class_names: tuple[str, ...] | None
 
     def adopted(self, dataset: str) -> dict[str, Any]:
-        """The settings, by flat name, of a training on `--dataset` that begins with these weights."""
+        """The settings, by flat name, of a training run on `--dataset` that begins with these weights."""
         network = str(self.settings["network"])
         options: dict[str, Any] = {}
         if network != "small":  # the others have their own
@@ -67,7 +67,7 @@ class Pretrained:
         return digest.hexdigest()
 
     def check(self, config: TrainConfig, wanted: Any, class_names: Sequence[str]) -> None:
-        """Checks that a training can begin with these weights.
+        """Checks that a training run can begin with these weights.
 
         Args:
           config: of the training.
@@ -98,7 +98,7 @@ class Pretrained:
             raise UsageError(f"--init-from: {self.source} has no layer {missing[0]}")
 
     def layers(self, class_names: Sequence[str]) -> list[str]:
-        """The layers that a training takes: all but the last, and the last one if it has these classes."""
+        """The layers that a training run takes: all but the last, and the last one if it has these classes."""
         return [layer for layer in self.params if layer != HEAD or self.class_names == tuple(class_names)]
 
     def into(self, params: Any, class_names: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""Consumers of the training loop's calls: sums and speed, validation, stalls, plateaus."""
+"""Consumers of the training loop's calls: sums and speed, stalls."""
 
 import contextlib
 import dataclasses

@@ -58,7 +58,7 @@ def build_step(
 
 
 def parameter_shapes(config: TrainConfig, dataset: Dataset) -> Any:
-    """Shapes and dtypes of the parameters that a training has."""
+    """Shapes and dtypes of a training run's parameters."""
     model = build.from_config(config.network, len(dataset.class_names))
     images = jax.ShapeDtypeStruct((1, *input_shape(config.augmentation, dataset.image_shape)), np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
