@@ -21,11 +21,13 @@ def main(args: Sequence[str]) -> None:
         if config.network.init_from:
             from alexnet_jax.exchange import pretrained
 
-            settings = pretrained.resumed(config.workdir)
+            settings = pretrained.settings_of_resumed_run(config.workdir)
             if settings is None:
                 weights = pretrained.load(config.network.init_from)
-                settings = weights.adopted(config.data.dataset)
-            config = replace(cli.parse_train(args, settings), init_from=pretrained.recorded(config.network.init_from))
+                settings = weights.settings_for(config.data.dataset)
+            config = replace(
+                cli.parse_train(args, settings), init_from=pretrained.absolute_unless_shipped(config.network.init_from)
+            )
         loop.train_and_evaluate(config, data.load(config.data), weights)
 
 

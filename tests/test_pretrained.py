@@ -188,9 +188,9 @@ def test_every_preset_takes_the_settings_of_every_network(preset, network):
         flags = [preset, "--dataset", dataset, "--init-from", "x"]
         if preset == "cifar10-best":
             flags += ["--train-on", "train"]
-        config = cli.parse_train(flags, weights.adopted(dataset))
+        config = cli.parse_train(flags, weights.settings_for(dataset))
         assert flat_items(config) | computed == flat_items(config)
-        assert weights.adopted(dataset).keys() <= set(pretrained.ADOPTED)
+        assert weights.settings_for(dataset).keys() <= set(pretrained.ADOPTED)
 
 
 def test_numbers_are_not_taken_for_the_names_of_classes(source):
@@ -320,7 +320,7 @@ def test_weights_of_others_become_a_run(foreign, tmp_path, monkeypatch):
         np.testing.assert_allclose(saved["features"], run.features(square, "fc2 activation"), rtol=1e-5, atol=1e-5)
     with pytest.raises(UsageError, match="exists already"):
         convert.main([str(foreign), "--out", str(tmp_path / "run")])
-    adopted = pretrained.load(tmp_path / "run").adopted("folder")
+    adopted = pretrained.load(tmp_path / "run").settings_for("folder")
     assert (adopted["image_size"], adopted["crop_size"], adopted["scaling"]) == (256, 224, "torchvision")
 
 

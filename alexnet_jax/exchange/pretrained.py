@@ -20,7 +20,7 @@ from alexnet_jax.training.initial import Pretrained
 
 # The settings that decide what given weights compute.
 COMPUTED = ("network", "activation", "lrn", "pool_window", "conv1_stride", "subtract_mean", "input_range")
-# ... and all that `Pretrained.adopted` can set.
+# ... and all that `Pretrained.settings_for` can set.
 ADOPTED = (
     *COMPUTED,
     *("initial_bias", "dropout_after", "dropout_rate"),
@@ -56,7 +56,7 @@ def load(path: pathlib.Path) -> Pretrained:
     return of_weights(load_weights(path), str(path))
 
 
-def recorded(path: pathlib.Path) -> pathlib.Path:
+def absolute_unless_shipped(path: pathlib.Path) -> pathlib.Path:
     """The path as config.json has it: absolute, unless it is the name of a shipped network."""
     return path if shipped.located(path) != path else pathlib.Path(os.path.abspath(path))
 
@@ -66,7 +66,7 @@ def numbered(number: int) -> tuple[str, ...]:
     return tuple(map(str, range(number)))
 
 
-def resumed(workdir: pathlib.Path) -> dict[str, Any] | None:
+def settings_of_resumed_run(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The settings that a run in this folder adopted from its weights; None if there is none to resume.
 
     A run that is resumed has its weights in its checkpoints.

@@ -16,7 +16,7 @@ from jax import lax
 
 from alexnet_jax.data.batches import Batch
 from alexnet_jax.distributed.devices import AXIS, MICRO_BATCHES
-from alexnet_jax.training.state import join_dense, split_dense
+from alexnet_jax.training.state import divide_dense, join_dense
 
 PyTree = Any
 StepSums = tuple[jax.Array, jax.Array, jax.Array]
@@ -43,7 +43,7 @@ def add_up(sums: Sums) -> Sums:
 
 def add_up_copied(sums: Sums) -> Sums:
     """The same for hybrid parallelism: the gradient of a device's rows of a dense layer is already a sum over all."""
-    copied, divided = split_dense(sums)
+    copied, divided = divide_dense(sums)
     return join_dense(add_up(copied), divided)
 
 

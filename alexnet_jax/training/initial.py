@@ -41,7 +41,7 @@ class Pretrained:
     scaling: str
     class_names: tuple[str, ...] | None
 
-    def adopted(self, dataset: str) -> dict[str, Any]:
+    def settings_for(self, dataset: str) -> dict[str, Any]:
         """The settings, by flat name, of a training run on `--dataset` that begins with these weights."""
         network = str(self.settings["network"])
         options: dict[str, Any] = {}

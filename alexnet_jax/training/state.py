@@ -118,7 +118,7 @@ class StateLayout:
     gather: Callable[[Any, TrainState], TrainState]
 
 
-def split_dense(tree: PyTree) -> tuple[PyTree, PyTree]:
+def divide_dense(tree: PyTree) -> tuple[PyTree, PyTree]:
     """The leaves that each device has completely and those divided over devices, each with None for the others."""
     copied, divided = (
         jax.tree_util.tree_map_with_path(lambda path, x, want=want: x if is_split_kernel(path) == want else None, tree)
@@ -128,13 +128,13 @@ def split_dense(tree: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def join_dense(copied: PyTree, divided: PyTree) -> PyTree:
-    """The inverse of `split_dense`."""
+    """The inverse of `divide_dense`."""
     return jax.tree.map(lambda x, y: y if x is None else x, copied, divided, is_leaf=lambda x: x is None)
 
 
 def _put_split(state: TrainState, devices: Sequence[jax.Device]) -> SplitState:
     own, rows = processes.local(devices), processes.local_rows(devices)
-    copied, divided = split_dense(state)
+    copied, divided = divide_dense(state)
     parts = jax.tree.map(lambda leaf: split_kernel(np.asarray(leaf), len(devices))[rows], divided)
     sharding = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec(AXIS))
     return SplitState(replicate(copied, devices), jax.device_put(parts, sharding))
@@ -144,7 +144,7 @@ def _gather_split(state: SplitState, shapes: TrainState) -> TrainState:
     def gather(parts: jax.Array, like: jax.ShapeDtypeStruct) -> np.ndarray:
         return join_kernel(processes.gathered(np.asarray(parts)), like.shape[0])
 
-    return join_dense(state.copied, jax.tree.map(gather, state.divided, split_dense(shapes)[1]))
+    return join_dense(state.copied, jax.tree.map(gather, state.divided, divide_dense(shapes)[1]))
 
 
 REPLICATED = StateLayout(
@@ -157,7 +157,7 @@ REPLICATED = StateLayout(
 SPLIT_DENSE = StateLayout(
     axes=SplitState(copied=None, divided=0),  # type: ignore[arg-type]
     join=lambda state: join_dense(*state),
-    divide=lambda state: SplitState(*split_dense(state)),
+    divide=lambda state: SplitState(*divide_dense(state)),
     put=_put_split,
     gather=_gather_split,
 )
