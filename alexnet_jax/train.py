@@ -7,7 +7,7 @@ from alexnet_jax.config.flags import replace
 
 
 def main(args: Sequence[str]) -> None:
-    """Parses the flags, loads the data, trains."""
+    """Parses the flags, a second time with the settings of weights to begin with; loads the data, trains."""
     config = cli.parse_train(args)
     # Imported after parsing, because importing JAX and Flax takes longer than printing --help should.
     from alexnet_jax import data
@@ -25,9 +25,8 @@ def main(args: Sequence[str]) -> None:
             if settings is None:
                 weights = pretrained.load(config.network.init_from)
                 settings = weights.settings_for(config.data.dataset)
-            config = replace(
-                cli.parse_train(args, settings), init_from=pretrained.absolute_unless_shipped(config.network.init_from)
-            )
+            init_from = pretrained.absolute_unless_shipped(config.network.init_from)
+            config = replace(cli.parse_train(args, settings), init_from=init_from)
         loop.train_and_evaluate(config, data.load(config.data), weights)
 
 

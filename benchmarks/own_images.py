@@ -30,7 +30,7 @@ from alexnet_jax.config import cli
 from alexnet_jax.config.types import Path, PositiveInt
 from alexnet_jax.data import cifar10
 from alexnet_jax.errors import AlexNetError
-from alexnet_jax.exchange.pretrained import recorded
+from alexnet_jax.exchange.pretrained import absolute_unless_shipped
 from alexnet_jax.runs.folder import versions
 from alexnet_jax.runs.log import read_jsonl
 
@@ -101,7 +101,7 @@ def train(options: Options, images: str, way: str, seed: int) -> dict[str, objec
     workdir = options.work / "runs" / f"{images} {way} {seed}".replace(" ", "-")
     flags = [*WAYS[way], "--seed", str(seed)]
     if way != "from scratch":
-        flags += ["--init-from", str(recorded(options.weights))]
+        flags += ["--init-from", str(absolute_unless_shipped(options.weights))]
     command = ["train.py", "folder", "--data-dir", str((options.work / images).absolute()), *flags]
     began = time.monotonic()
     done = subprocess.run(
