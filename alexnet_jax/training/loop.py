@@ -227,7 +227,8 @@ def resume(trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder, saved_
         newest = checkpoints.restore_newest()
         if newest is not None:
             return int(newest[0]["step"])
-        # After the first validation, the best so far, and after each due epoch, the state is saved before the next step.
+        # After the first validation, the best so far, and after each due epoch, the state was saved before the next
+        # step.
         records = read_jsonl(folder.metrics)
         validated = [record["step"] for record in records if record["split"] == "validation"]
         first_saved = min([saved_every * trainer.steps_per_epoch, *validated[:1]])
