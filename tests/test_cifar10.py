@@ -685,7 +685,7 @@ def test_download(content, server, cache, capfd):
     assert files_under(cache) == [name, "download.lock"]
     output = capfd.readouterr()
     assert output.out == ""
-    assert "if you have cifar-10-python.tar.gz, stop and set --data-dir FILE; `python train.py quick" in output.err
+    assert "if you have cifar-10-python.tar.gz, stop and use --data-dir FILE; `python train.py quick" in output.err
     assert re.search(r"CIFAR-10: \S+ of 3\d\dk, \S+B/s, \S+ left\n", output.err)  # no bar, as this is no terminal
     assert_fabricated(load(None, url=CLOSED))
     assert server.ranges == [None]

@@ -244,15 +244,11 @@ def test_locally_connected_is_a_convolution_with_a_kernel_for_each_place(size):
             np.testing.assert_allclose(y[:, h, w], place[:, h, w], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("padding", "dtype", "pooling"),
-    [(padding, dtype, (3, 2)) for padding in ("SAME", "VALID") for dtype in (jnp.float32, jnp.bfloat16)]
-    + [("SAME", jnp.float32, (2, 3)), ("VALID", jnp.bfloat16, (2, 2)), ("SAME", jnp.bfloat16, (5, 3))]
-    + [("VALID", jnp.float32, (5, 3))],
-)
-def test_the_first_of_equals_gets_the_gradient(padding, dtype, pooling):
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (5, 3), (2, 3)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_first_of_equals_gets_the_gradient(window, stride, padding, dtype):
     """As in Flax (XLA), and in the form for GPUs; most of the numbers 0 to 3 occur in a window more than once."""
-    window, stride = pooling
     x = jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, 9, 8, 5)), dtype)
 
     def cotangent(y: jax.Array) -> jax.Array:

@@ -153,7 +153,7 @@ def _check_eval(config: EvalConfig) -> None:
     if (config.features or config.layer) and not config.images:
         raise UsageError("--features and --layer need --images: files, or folders of them")
     if config.features and (config.views > 1 or config.out):
-        raise UsageError("--features writes one file, of one view: leave --views and --out out")
+        raise UsageError("--features writes one file, of one view: leave out --views and --out")
     if config.layer and not config.features:
         raise UsageError("--layer needs --features: the file to write")
     if config.others and config.report:

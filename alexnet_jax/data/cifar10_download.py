@@ -283,7 +283,7 @@ def _announce(url: str, partial: pathlib.Path, start: int, total: int | None) ->
     slow = "is slow (about 70 kB/s, 40 minutes)" if url == URL else "can be slow"
     print(
         f"downloading CIFAR-10 ({_mb(size)}{f', {_mb(start)} are there' if start else ''}) to {partial.parent}: "
-        f"{_host(url)} {slow}: if you have cifar-10-python.tar.gz, stop and set --data-dir FILE; "
+        f"{_host(url)} {slow}: if you have cifar-10-python.tar.gz, stop and use --data-dir FILE; "
         f"`{command('train')} quickstart` needs no data",
         file=sys.stderr,
         flush=True,

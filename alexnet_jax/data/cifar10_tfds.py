@@ -15,10 +15,9 @@ from array_record.python import array_record_module  # noqa: F401  # TFDS import
 
 from alexnet_jax.data.cifar10_files import CLASS_NAMES, IMAGE_SHAPE, RECORDS_PER_BATCH
 from alexnet_jax.data.dataset import Split
+from alexnet_jax.data.imagenet_tfds import MAX_JSON_BYTES
 from alexnet_jax.errors import AlexNetError, reason
 from alexnet_jax.runtime import require_array_record
-
-_MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes about 3 kB
 
 
 class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # a keyword of TFDS's
@@ -66,7 +65,7 @@ def read(root: pathlib.Path, records: int = RECORDS_PER_BATCH) -> list[Split]:
         for path in folder.iterdir():
             if path.is_fifo():  # reading it would wait for a writer
                 raise OSError(f"{path.name} is a pipe")
-            if path.suffix == ".json" and path.stat().st_size > _MAX_JSON_BYTES:
+            if path.suffix == ".json" and path.stat().st_size > MAX_JSON_BYTES:
                 raise OSError(f"{path.name} is too long")
         builder = Cifar10(data_dir=root)
         formats = builder.info.available_file_formats()

@@ -12,7 +12,7 @@ from alexnet_jax.data.decode import ImageError
 from alexnet_jax.errors import AlexNetError, reason, shown
 from alexnet_jax.files import read_bytes
 
-_MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes some kB
+MAX_JSON_BYTES = 16 * 1024**2  # TFDS writes some kB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _refuse_foreign_features(folder: pathlib.Path) -> None:
         return entry
 
     try:
-        data = read_bytes(folder / "features.json", _MAX_JSON_BYTES)
+        data = read_bytes(folder / "features.json", MAX_JSON_BYTES)
     except OSError as error:
         raise ValueError(f"features.json: {reason(error)}") from error
     json.loads(data, object_hook=own)
