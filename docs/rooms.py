@@ -83,7 +83,7 @@ def draw(rooms: list[Room]) -> Figure:
     figure = Figure(figsize=(plots.WIDTH, height))
     ax = figure.add_axes((0, 0, 1, 1), xlim=(0, plots.WIDTH), ylim=(height, 0))
     ax.axis("off")
-    ax.text(0.12, head - 0.08, "each room ...", fontsize=plots.LABEL, color=plots.INK)
+    ax.text(0.12, head - 0.08, "each part ...", fontsize=plots.LABEL, color=plots.INK)
     ax.text(left - 0.12, head - 0.08, "... imports from", fontsize=plots.LABEL, color=plots.INK, ha="right")
     most = max(number for room in rooms for number in room.imports.values())
 
@@ -106,7 +106,7 @@ def draw(rooms: list[Room]) -> Figure:
                 ax.add_patch(Rectangle((x, top), cell, row, facecolor="none", edgecolor="0.85", linewidth=0.5))
             if number := room.imports.get(other.name):
                 dot(x + cell / 2, top + row / 2, number)
-    text = "None here:\na room imports only\nfrom layers below its own."
+    text = "None here:\na part imports only\nfrom layers below its own."
     ax.text(left + 0.1, tops[-5] + 0.2, text, fontsize=plots.SMALL, color=plots.INK, va="center", linespacing=1.4)
     for i, number in enumerate((1, 4, most)):
         dot(left + 0.2, tops[-3] + 0.1 + 0.22 * i, number)
