@@ -154,8 +154,8 @@ def label(spec: Spec) -> str:
 
 def training_specs(spec: Spec) -> list[Spec]:
     """Every training program, ours first; `spec` gives platform, batch size and data."""
-    # A CPU without matrix instructions for bfloat16 takes minutes for a block.
-    dtypes = ("float32", "bfloat16") if spec.platform != "cpu" or "amx_bf16" in cpuinfo() else ("float32",)
+    # A CPU without instructions for bfloat16 takes minutes for a block.
+    dtypes = ("float32", "bfloat16") if spec.platform != "cpu" or "bf16" in cpuinfo() else ("float32",)
     modes = ["eager", "compile"]
     if spec.platform == "gpu":
         modes += ["compile reduce-overhead", "compile max-autotune"]

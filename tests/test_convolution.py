@@ -143,20 +143,38 @@ def _same_as_xla(images, kernel, *arguments, **options):
         np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
 
+def test_bfloat16_is_computed_in_float32_and_rounded():
+    images, kernel = (x.astype(jnp.bfloat16) for x in draw((4, 8, 8, 48), (5, 5, 48, 128)))
+
+    def convolve(images, kernel):
+        return fast_convolution(images, kernel, (1, 1), "SAME", dimension_numbers=NUMBERS)
+
+    def loss(images, kernel):
+        return (convolve(images, kernel).astype(jnp.float32) ** 2).sum()
+
+    output, gradients = convolve(images, kernel), jax.grad(loss, (0, 1))(images, kernel)
+    wanted = exact(*(np.asarray(x, np.float64) for x in (images, kernel, 2 * output.astype(jnp.float32))), (1, 1))
+    for got, want in zip((output, *gradients), wanted, strict=True):
+        assert got.dtype == jnp.bfloat16
+        # Half a unit in the last of 8 bits, and the rounding of Winograd's algorithm.
+        np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=2**-8, atol=2e-5 * np.abs(want).max())
+
+
 def test_products_are_used_where_they_pay():
     """No gradient of a kernel is computed by XLA's convolution: Winograd has none at all, conv1 one forward."""
-    for image_shape, kernel_shape, stride, convolutions in [
-        ((2, 32, 32, 3), (7, 7, 3, 48), 2, 1),
-        ((2, 8, 8, 48), (5, 5, 48, 128), 1, 0),
-        ((2, 4, 4, 128), (3, 3, 128, 192), 1, 0),
-        ((2, 27, 27, 64), (5, 5, 64, 192), 1, 0),
+    for image_shape, kernel_shape, stride, dtype, convolutions in [
+        ((2, 32, 32, 3), (7, 7, 3, 48), 2, jnp.float32, 1),
+        ((2, 8, 8, 48), (5, 5, 48, 128), 1, jnp.float32, 0),
+        ((2, 8, 8, 48), (5, 5, 48, 128), 1, jnp.bfloat16, 0),
+        ((2, 4, 4, 128), (3, 3, 128, 192), 1, jnp.float32, 0),
+        ((2, 27, 27, 64), (5, 5, 64, 192), 1, jnp.float32, 0),
     ]:
 
         def loss(kernel, images, stride=stride):
             output = fast_convolution(images, kernel, (stride, stride), "SAME", dimension_numbers=NUMBERS)
             return (output**2).sum()
 
-        images, kernel = draw(image_shape, kernel_shape)
+        images, kernel = (x.astype(dtype) for x in draw(image_shape, kernel_shape))
         lowered = jax.jit(jax.grad(loss)).lower(kernel, images).as_text()
         assert "dot_general" in lowered
         assert lowered.count("stablehlo.convolution") == convolutions

@@ -30,10 +30,13 @@ def fast_convolution(
 
     A float32 convolution of [B, H, W, C] without dilation is computed by `winograd` (3x3 and 5x5 with stride 1 and
     "SAME" padding, where that is faster, see `_winograd_pays`) or `convolution_by_patches`, for each group of channels.
-    All others are computed by `lax.conv_general_dilated`, including those in half precision, for which Winograd's
-    intermediate values grow too large. Sums are in full float32, whatever `precision` says. Only reverse-mode
-    derivatives are defined.
+    One in bfloat16 is computed in float32, and the result is rounded. All others are computed by
+    `lax.conv_general_dilated`. Sums are in full float32, whatever `precision` says. Only reverse-mode derivatives are
+    defined.
     """
+    if lhs.dtype == rhs.dtype == jnp.bfloat16 and options.get("preferred_element_type") is None:
+        wide = (x.astype(jnp.float32) for x in (lhs, rhs))
+        return fast_convolution(*wide, window_strides, padding, **options).astype(jnp.bfloat16)
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
     if (
         lhs.dtype != jnp.float32
