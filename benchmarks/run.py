@@ -357,16 +357,19 @@ class Benchmark:
     def _train_until(self, count: int, args: Sequence[str], environment: Record) -> tuple[float, list[Record]]:
         """Runs train.py until its log has the given number of training records, and kills it.
 
+        Python may write byte code, as on a user's machine: without it, an import compiles every module again.
+
         Returns:
           Seconds from the process's start, and the records.
 
         Raises:
           AlexNetError: it ended earlier.
         """
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with tempfile.TemporaryDirectory(dir=self.folder) as workdir, tempfile.TemporaryFile() as log:
             command = [sys.executable, str(ROOT / "train.py"), *args, "--workdir", workdir]
             start = time.perf_counter()
-            with subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=os.environ | environment) as process:
+            with subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=inherited | environment) as process:
                 try:
                     while True:
                         records = [dict(r) for r in read_jsonl(pathlib.Path(workdir, "metrics.jsonl"))]

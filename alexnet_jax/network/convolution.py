@@ -35,8 +35,8 @@ def fast_convolution(
     defined.
     """
     if lhs.dtype == rhs.dtype == jnp.bfloat16 and options.get("preferred_element_type") is None:
-        wide = (x.astype(jnp.float32) for x in (lhs, rhs))
-        return fast_convolution(*wide, window_strides, padding, **options).astype(jnp.bfloat16)
+        wide = fast_convolution(lhs.astype("float32"), rhs.astype("float32"), window_strides, padding, **options)
+        return wide.astype(jnp.bfloat16)
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, options.get("dimension_numbers"))
     if (
         lhs.dtype != jnp.float32

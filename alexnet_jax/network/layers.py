@@ -74,6 +74,7 @@ def gradient_by_blocks(
     blocks = [-(-(size + before) // stride) for size, (before, _) in zip(x.shape[1:3], pads, strict=True)]
     earlier = (window - 1) // stride
     edges = [(earlier, n - size, 0) for n, size in zip(blocks, places.shape[1:3], strict=True)]
+    places = lax.optimization_barrier(places)  # or XLA determines them anew for each of the windows
     places = lax.pad(places, jnp.int8(-1), [(0, 0, 0), *edges, (0, 0, 0)])
     gradient = lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
