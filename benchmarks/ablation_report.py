@@ -207,7 +207,7 @@ def draw(study: Study, rows: Sequence[Row], path: pathlib.Path) -> bool:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=plots.SMALL)
-    axes.set_title(question(study, rows), fontsize=plots.TITLE)
+    axes.set_title(question(study, rows), fontsize=plots.TITLE, loc="left")
     plots.save(figure, path)
     return True
 
