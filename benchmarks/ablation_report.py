@@ -233,7 +233,7 @@ def _draw_differences(axes: Axes, study: Study, variants: Sequence[Variant], row
     reference = share(estimate(list(by_seed(rows, base, views).values())))
     axes.set_xlabel(
         f"Test accuracy minus that of \N{LEFT DOUBLE QUOTATION MARK}{base.name}\N{RIGHT DOUBLE QUOTATION MARK} "
-        f"({reference}), percentage points\nmean, 95% interval and each seed; grey: inside the noise",
+        f"({reference}),\nin percentage points: mean, 95% interval and each seed\n(grey: inside the noise)",
         fontsize=plots.LABEL,
     )
     axes.grid(axis="x", color="0.9", linewidth=0.6)
