@@ -44,9 +44,9 @@ QUEUE = (
     Entry("options", seeds=3),
     Entry("rates", seeds=1),
     Entry("relu", seeds=3),
-    Entry("tips", seeds=3),
     Entry("post", seeds=3),
     Entry("search", seeds=1),
+    Entry("tips", seeds=3),  # what is missing stays at 10%: tried for seven epochs
 )
 
 
