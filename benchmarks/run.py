@@ -154,7 +154,7 @@ def label(spec: Spec) -> str:
 
 def training_specs(spec: Spec) -> list[Spec]:
     """Every training program, ours first; `spec` gives platform, batch size and data."""
-    # A CPU without instructions for bfloat16 takes minutes for a block.
+    # On a CPU without instructions for bfloat16, a block took minutes.
     dtypes = ("float32", "bfloat16") if spec.platform != "cpu" or "bf16" in cpuinfo() else ("float32",)
     modes = ["eager", "compile"]
     if spec.platform == "gpu":
