@@ -285,7 +285,11 @@ def lower(
     else:
         resident = Examples(shape((examples, *stored), np.uint8), shape((examples,), np.int32))
     train: Any = compile_train_step(
-        build_step(config, model, rule, preprocessing, devices), devices, fetch, SPLIT_DENSE if split else REPLICATED
+        build_step(config, model, rule, preprocessing, devices),
+        devices,
+        fetch,
+        SPLIT_DENSE if split else REPLICATED,
+        config.network.dtype,
     )
     return train.lower(split_shapes(state, number) if split else state, resident, call, key)
 

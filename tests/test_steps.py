@@ -19,6 +19,7 @@ from alexnet_jax.data.streamed import StreamedDataset
 from alexnet_jax.distributed import processes
 from alexnet_jax.distributed.devices import AXIS, replicate, select_devices
 from alexnet_jax.errors import UsageError
+from alexnet_jax.network.layers import bias_in_float32
 from alexnet_jax.training import gradients, optimizer, predict
 from alexnet_jax.training.state import create_state
 from alexnet_jax.training.step import compile_train_step, train_step
@@ -81,6 +82,36 @@ def test_many_steps_in_one_call_compute_the_same(tiny, one_device):
     assert relative_difference(expected.params, state.params) < 1e-4
     assert [m.count for m in metrics] == [m.count for m in expected_metrics]
     np.testing.assert_allclose([m.loss for m in metrics], [m.loss for m in expected_metrics], rtol=1e-3)
+
+
+class Narrow(nn.Module):
+    """Computes in bfloat16."""
+
+    @nn.compact
+    def __call__(self, images, dropout_keys=None):
+        options = {"dtype": jnp.bfloat16, "promote_dtype": bias_in_float32}
+        x = nn.Conv(8, (5, 5), strides=4, name="conv1", **options)(images)
+        return nn.Dense(10, name="logits", **options)(nn.relu(x).reshape(len(x), -1)).astype(jnp.float32)
+
+
+def test_kernels_in_bfloat16_are_those_of_the_last_update(tiny):
+    """Calls of three steps, in which an update writes them, and of one, in which the network converts them."""
+    model, split, devices = Narrow(), tiny["train"], jax.devices()[:1]
+    call = batches(epoch_order(0, 0, len(split)), 16, 1)
+    initial = create_state(model, UPDATE, (32, 32, 3), jax.random.key(0))
+    resident, key = replicate((Examples(split.images, split.labels), jax.random.key(1)), devices)
+
+    def trained(dtype: str, number: int) -> jax.Array:
+        step = functools.partial(train_step, model=model, optimizer=UPDATE, preprocess=everything_on(split.images))
+        compiled = compile_train_step(step, devices, ArrayDataset.fetch, dtype=dtype)
+        state = replicate(initial, devices)
+        for first in range(0, 6, number):
+            state, _ = compiled(state, resident, call.part(first, number), key)
+        return jax.device_get(state.params)
+
+    one, three, converted = trained("bfloat16", 1), trained("bfloat16", 3), trained("float32", 3)
+    assert relative_difference(converted, three) == 0
+    assert relative_difference(one, three) < 1e-3
 
 
 @pytest.mark.both_lines
@@ -354,3 +385,17 @@ def test_label_smoothing_spreads_a_share_of_the_label(tiny):
     np.testing.assert_allclose(metrics.loss[0] / 4, plain, rtol=1e-5)
     taken = jax.tree.map(lambda old, new: old - new, params, jax.device_get(after.params))
     assert relative_difference(jax.device_get(gradient), taken) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("layer", "finite"),
+    [
+        ({"kernel": np.ones((2, 2)), "bias": np.ones(2)}, True),
+        ({"kernel": np.ones((2, 2)), "bias": np.array([0, np.nan])}, False),
+        ({"kernel": np.array([[0, np.inf]])}, False),
+    ],
+)
+def test_of_a_layer_without_a_bias_the_kernels_gradient_is_examined(layer, finite):
+    gradient = {"fc1": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}, "logits": layer}
+    assert gradients.all_finite(jnp.float32(1), gradient) == finite
+    assert not gradients.all_finite(jnp.float32(np.inf), gradient)

@@ -16,6 +16,7 @@ from jax import lax
 
 from alexnet_jax.data.batches import Batch
 from alexnet_jax.distributed.devices import AXIS, MICRO_BATCHES
+from alexnet_jax.training.optimizer import is_bias
 from alexnet_jax.training.state import divide_dense, join_dense
 
 PyTree = Any
@@ -109,9 +110,11 @@ def in_fixed_order(loss_and_gradient: LossAndGradient, common: PyTree, batch: Ba
 def all_finite(loss: jax.Array, gradient: PyTree) -> jax.Array:
     """Whether a loss and its gradient contain neither Inf nor NaN: bool scalar.
 
-    The kernels of dense layers (matrices) are not examined, because they are most of the bytes. If the gradient of such
-    a layer's output contains Inf or NaN, so does that of its bias; if the layer's input does, so does the loss. What
+    Of a layer, only the gradient of its bias is examined; of one without a bias, everything. If the gradient of a
+    layer's output contains Inf or NaN, so does that of its bias; if the layer's input does, so does the loss. What
     remains is a sum of finite products that overflows; the next step's loss shows it.
     """
-    others = [leaf.ravel() for leaf in jax.tree.leaves(gradient) if leaf.ndim != 2]
-    return jnp.isfinite(loss) & jnp.isfinite(jnp.concatenate(others)).all()
+    leaves = jax.tree.leaves_with_path(gradient)
+    with_bias = {path[:-1] for path, _ in leaves if is_bias(path)}
+    examined = [leaf.ravel() for path, leaf in leaves if is_bias(path) or path[:-1] not in with_bias]
+    return jnp.isfinite(loss) & jnp.isfinite(jnp.concatenate(examined)).all()

@@ -14,18 +14,20 @@ from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.data.batches import Batch
 from alexnet_jax.distributed.devices import AXIS
 from alexnet_jax.training.gradients import StepSums, SumGradients, all_finite, at_once
-from alexnet_jax.training.state import REPLICATED, StateLayout, StepMetrics, TrainState, divide_frozen
+from alexnet_jax.training.optimizer import is_bias
+from alexnet_jax.training.state import REPLICATED, StateLayout, StepMetrics, TrainState, divide_frozen, join_dense
 
 PyTree = Any
 DRAWS = 8  # keys of an example in a step: two for dropout, six for augmentation
 
-Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, StepMetrics]]
+Step = Callable[..., tuple[TrainState, StepMetrics]]  # of (state, batch, key, weights=None)
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    weights: PyTree = None,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -44,6 +46,7 @@ def train_step(
       state: the same on all devices.
       batch: the part of the global batch that this device has.
       key: the run's PRNG key.
+      weights: the parameters in the dtypes in which the network computes with them; None: as in the state.
       model: applied to (images, dropout keys).
       optimizer: turns the mean gradient into an update.
       preprocess: from stored images to the network's input.
@@ -59,12 +62,12 @@ def train_step(
         keys = jax.vmap(jax.vmap(of_draw))(position[:, None] * DRAWS + jnp.arange(DRAWS)[None])  # [B, DRAWS]
 
     def loss_and_gradient(common: PyTree, batch: Batch, keys: jax.Array) -> tuple[PyTree, StepSums]:
-        params, step = common
+        weights, step = common
         dropout_keys, augmentation_keys = keys[:, :2], keys[:, 2:]
         with jax.named_scope("augmentation"):
             images = preprocess.training(augmentation_keys, batch.images, step)
 
-        trained, kept = divide_frozen(params, frozen)
+        trained, kept = divide_frozen(weights, frozen)
 
         def loss(trained: PyTree) -> tuple[jax.Array, StepSums]:
             logits: Any = model.apply({"params": kept | trained}, images, dropout_keys)
@@ -77,9 +80,11 @@ def train_step(
                 objective *= batch.mask
             return objective.sum(), (losses.sum(), *(x.sum(dtype=jnp.int32) for x in (correct, batch.mask)))
 
-        return jax.grad(loss, has_aux=True)(trained)
+        gradient, sums = jax.grad(loss, has_aux=True)(trained)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), gradient), sums
 
-    gradient, (loss, correct, count) = sum_gradients(loss_and_gradient, (state.params, state.step), batch, keys)
+    common = (state.params if weights is None else weights, state.step)
+    gradient, (loss, correct, count) = sum_gradients(loss_and_gradient, common, batch, keys)
     with jax.named_scope("finite"):
         finite = state.finite & all_finite(loss, gradient)
     with jax.named_scope("update"):
@@ -92,28 +97,41 @@ def train_step(
     return state, StepMetrics(loss, correct, count, finite)
 
 
+def kernels_in(dtype: str, params: PyTree) -> PyTree:
+    """The kernels in the dtype that a network computes in; None for what it takes from the state as it is."""
+
+    def of(path: tuple[Any, ...], x: jax.Array) -> jax.Array | None:
+        return None if is_bias(path) or x.dtype == dtype else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
 def compile_train_step(
     step: Step,
     devices: Sequence[jax.Device],
     fetch: Callable[[Any, Any], Batch],
     layout: StateLayout = REPLICATED,
+    dtype: str = "float32",
 ) -> Callable[[Any, Any, Any, jax.Array], tuple[Any, StepMetrics]]:
     """Compiles `call(state, resident, call, key) -> (state, metrics)`, which takes K steps on all devices.
 
     `resident` and `call` are a data set's (see `Dataset`), from which `fetch` makes each step's batch; `call` has a
     leading axis of devices, then one of K steps. The metrics are [K]. `state` is donated, except on a CPU, where XLA
-    would copy weights and moments before it overwrites them.
+    would copy weights and moments before it overwrites them. `dtype` is the network's: if it is bfloat16, each update
+    also writes the kernels in it, so that the next step of the call need not convert them.
     """
 
     def take_steps(state: Any, resident: Any, call: Any, key: jax.Array) -> tuple[Any, StepMetrics]:
-        def take(state: TrainState, part: Any) -> tuple[TrainState, StepMetrics]:
-            return step(state, fetch(resident, part), key)
+        def take(carry: tuple[TrainState, PyTree], part: Any) -> tuple[tuple[TrainState, PyTree], StepMetrics]:
+            state, kernels = carry
+            state, metrics = step(state, fetch(resident, part), key, join_dense(kernels, state.params))
+            return (state, kernels_in(dtype, state.params)), metrics
 
         state = layout.join(state)
         if len(call.mask) > 1:
-            state, metrics = lax.scan(take, state, call)
+            (state, _), metrics = lax.scan(take, (state, kernels_in(dtype, state.params)), call)
         else:  # no loop: inside one, XLA's convolutions are a hundred times slower on a CPU
-            state, metrics = take(state, jax.tree.map(lambda x: x[0], call))
+            state, metrics = step(state, fetch(resident, jax.tree.map(lambda x: x[0], call)), key)
             metrics = jax.tree.map(lambda x: x[None], metrics)
         return layout.divide(state), metrics
 

@@ -127,7 +127,9 @@ class Trainer:
         """Builds the steps, which are compiled when they are first called, for these images."""
         self._fed = dataset
         step = build_step(self.config, model, self._update_rule, preprocessing, self.devices, self.frozen)
-        self._train_step = compile_train_step(step, self.devices, dataset.fetch, self._layout)
+        self._train_step = compile_train_step(
+            step, self.devices, dataset.fetch, self._layout, self.config.network.dtype
+        )
         self._predict_step = make_predict_step(model, preprocessing, processes.local(self.devices))
         self._resident = replicate(dataset.resident(), self.devices)
 
