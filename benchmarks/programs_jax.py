@@ -60,7 +60,7 @@ def train(spec: Spec) -> Program:
     update_rule, _ = optimizer.from_config(RULES[spec.network], turns, 1)
     frozen = alexnet.LAYERS[:5] if spec.frozen else ()
     step = functools.partial(train_step, model=model, optimizer=update_rule, preprocess=preprocessing, frozen=frozen)
-    call = compile_train_step(step, devices, ArrayDataset.fetch)
+    call = compile_train_step(step, devices, ArrayDataset.fetch, dtype=spec.dtype)
     key = replicate(jax.random.key(0), devices)
     state = replicate(create_state(model, update_rule, images.shape[1:], jax.random.key(1), frozen=frozen), devices)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))

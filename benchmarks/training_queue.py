@@ -46,7 +46,8 @@ QUEUE = (
     Entry("relu", seeds=3),
     Entry("post", seeds=3),
     Entry("search", seeds=1),
-    Entry("tips", seeds=3),  # what is missing stays at 10%: tried for seven epochs
+    Entry("tips", seeds=3),
+    Entry("lrn", seeds=3),
 )
 
 

@@ -86,7 +86,8 @@ def steps_on(device: jax.Device, preset: str, dtype: str, steps_per_call: int, *
     preprocessing = Preprocessing(config.augmentation, Statistics.of(split.images), 5)
     model = build.from_config(config.network, 10)
     rule = optax.sgd(1e-4)  # Adam would turn the rounding of gradients near zero into steps of full length
-    program = compile_train_step(build_step(config, model, rule, preprocessing, [device]), [device], ArrayDataset.fetch)
+    step = build_step(config, model, rule, preprocessing, [device])
+    program = compile_train_step(step, [device], ArrayDataset.fetch, dtype=dtype)
     with jax.default_device(jax.devices("cpu")[0]):
         state = create_state(model, rule, preprocessing.input_shape(split.images.shape[1:]), jax.random.key(0))
         key = jax.random.key(1)

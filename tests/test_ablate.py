@@ -60,7 +60,9 @@ def test_the_document_shows_what_was_measured(path):
     )
 
 
-@pytest.mark.parametrize("name", ["tips", "relu", "rates", "normalization", "time", "best", "options", "search"])
+@pytest.mark.parametrize(
+    "name", ["tips", "relu", "rates", "normalization", "time", "best", "options", "search", "post"]
+)
 def test_the_printed_command_and_flags_give_the_recorded_settings(name):
     path = ROOT / "results" / f"ablation-{name}-cpu.jsonl"
     ablation = ablate.Ablation(ablate.Options(name, out=path))
