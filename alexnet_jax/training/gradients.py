@@ -17,7 +17,7 @@ from jax import lax
 from alexnet_jax.data.batches import Batch
 from alexnet_jax.distributed.devices import AXIS, MICRO_BATCHES
 from alexnet_jax.training.optimizer import is_bias
-from alexnet_jax.training.state import divide_dense, join_dense
+from alexnet_jax.training.state import divide_dense, fill_gaps
 
 PyTree = Any
 StepSums = tuple[jax.Array, jax.Array, jax.Array]
@@ -45,7 +45,7 @@ def add_up(sums: Sums) -> Sums:
 def add_up_copied(sums: Sums) -> Sums:
     """The same for hybrid parallelism: the gradient of a device's rows of a dense layer is already a sum over all."""
     copied, divided = divide_dense(sums)
-    return join_dense(add_up(copied), divided)
+    return fill_gaps(add_up(copied), divided)
 
 
 def at_once(

@@ -127,9 +127,9 @@ def divide_dense(tree: PyTree) -> tuple[PyTree, PyTree]:
     return copied, divided
 
 
-def join_dense(copied: PyTree, divided: PyTree) -> PyTree:
-    """The inverse of `divide_dense`."""
-    return jax.tree.map(lambda x, y: y if x is None else x, copied, divided, is_leaf=lambda x: x is None)
+def fill_gaps(tree: PyTree, other: PyTree) -> PyTree:
+    """A tree with another's leaves where it has None; the inverse of `divide_dense`."""
+    return jax.tree.map(lambda x, y: y if x is None else x, tree, other, is_leaf=lambda x: x is None)
 
 
 def _put_split(state: TrainState, devices: Sequence[jax.Device]) -> SplitState:
@@ -144,7 +144,7 @@ def _gather_split(state: SplitState, shapes: TrainState) -> TrainState:
     def gather(parts: jax.Array, like: jax.ShapeDtypeStruct) -> np.ndarray:
         return join_kernel(processes.gathered(np.asarray(parts)), like.shape[0])
 
-    return join_dense(state.copied, jax.tree.map(gather, state.divided, divide_dense(shapes)[1]))
+    return fill_gaps(state.copied, jax.tree.map(gather, state.divided, divide_dense(shapes)[1]))
 
 
 REPLICATED = StateLayout(
@@ -156,7 +156,7 @@ REPLICATED = StateLayout(
 )
 SPLIT_DENSE = StateLayout(
     axes=SplitState(copied=None, divided=0),  # type: ignore[arg-type]
-    join=lambda state: join_dense(*state),
+    join=lambda state: fill_gaps(*state),
     divide=lambda state: SplitState(*divide_dense(state)),
     put=_put_split,
     gather=_gather_split,

@@ -15,7 +15,7 @@ from alexnet_jax.data.batches import Batch
 from alexnet_jax.distributed.devices import AXIS
 from alexnet_jax.training.gradients import StepSums, SumGradients, all_finite, at_once
 from alexnet_jax.training.optimizer import is_bias
-from alexnet_jax.training.state import REPLICATED, StateLayout, StepMetrics, TrainState, divide_frozen, join_dense
+from alexnet_jax.training.state import REPLICATED, StateLayout, StepMetrics, TrainState, divide_frozen, fill_gaps
 
 PyTree = Any
 DRAWS = 8  # keys of an example in a step: two for dropout, six for augmentation
@@ -124,7 +124,7 @@ def compile_train_step(
     def take_steps(state: Any, resident: Any, call: Any, key: jax.Array) -> tuple[Any, StepMetrics]:
         def take(carry: tuple[TrainState, PyTree], part: Any) -> tuple[tuple[TrainState, PyTree], StepMetrics]:
             state, kernels = carry
-            state, metrics = step(state, fetch(resident, part), key, join_dense(kernels, state.params))
+            state, metrics = step(state, fetch(resident, part), key, fill_gaps(kernels, state.params))
             return (state, kernels_in(dtype, state.params)), metrics
 
         state = layout.join(state)
