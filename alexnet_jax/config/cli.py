@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import gc
 import io
 import os
 import re
@@ -91,7 +92,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     else:
         ignore_settings_of_others()
         with signals.handling(signals.leave_at_once(prog)):
-            code = _exit_code(main, prog)
+            try:
+                code = _exit_code(main, prog)
+            finally:
+                gc.freeze()  # when Python exits, it would look for cycles among all objects of JAX: half a second
     if code:
         sys.exit(code)
 
