@@ -14,11 +14,12 @@ if hasattr(signal, "SIGHUP"):
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_gpu_deterministic_ops=true")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling takes most of the tests' time: XLA optimizes nothing, and keeps what it has compiled for the next session.
-CACHE = platformdirs.user_cache_path("alexnet_jax") / "tests" / f"jax-{jax.__version__}"
-os.environ.setdefault("ALEXNET_JAX_TEST_CACHE", str(CACHE))
-jax.config.update("jax_compilation_cache_dir", os.environ["ALEXNET_JAX_TEST_CACHE"])
+# Compiling takes most of the tests' time: XLA optimizes nothing, and keeps what it has compiled for the next session,
+# here and in the processes that tests start.
+CACHE = str(platformdirs.user_cache_path("alexnet_jax") / "tests" / f"jax-{jax.__version__}")
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 assert len(jax.devices()) == 8  # from here on no code under test can choose another number
 
 

@@ -64,10 +64,7 @@ def sbatch(folder, arguments=(), *, srun, worker="", **variables):
 def worker_environment():
     """This process's, without the job that it may run in."""
     outer = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    return outer | {
-        "JAX_COMPILATION_CACHE_DIR": os.environ["ALEXNET_JAX_TEST_CACHE"],
-        "PYTHONPATH": str(ROOT),
-    }
+    return outer | {"PYTHONPATH": str(ROOT)}
 
 
 def free_port(first=0):

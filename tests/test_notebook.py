@@ -1,6 +1,5 @@
 import ast
 import base64
-import os
 import pathlib
 import re
 
@@ -38,7 +37,6 @@ shapes.load = functools.partial(shapes.load, train=100, validation=30, test=70) 
 @pytest.mark.filterwarnings("default")  # of Jupyter's own
 def test_it_runs_from_top_to_bottom(notebook, small_run, tmp_path, monkeypatch):
     monkeypatch.setenv("ALEXNET_JAX_RUN", str(small_run))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ["ALEXNET_JAX_TEST_CACHE"])
     startup = tmp_path / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "fewer_images.py").write_text(FEWER_IMAGES)

@@ -122,8 +122,9 @@ def test_an_exported_network_is_as_good(source):
     assert (one.settings, one.class_names) == (two.settings, two.class_names)
 
 
-def test_flags_adopt_the_network_and_its_input(source, tmp_path, monkeypatch):
+def test_flags_adopt_the_network_and_its_input(source, tiny, tmp_path, monkeypatch):
     given = []
+    monkeypatch.setattr(data, "load", lambda config: tiny)
     monkeypatch.setattr(loop, "train_and_evaluate", lambda *args: given.extend(args))
     train.main(["quickstart", "--init-from", str(source), "--workdir", str(tmp_path), "--num-devices", "1"])
     config, _, weights = given

@@ -86,16 +86,18 @@ def open_page(browser, page_file):
         context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_opens_and_fits(open_page, width, scheme):
-    page = open_page(width, scheme)
-    page.wait_for_function(f"document.documentElement.scrollWidth === {WIDTHS[width]}", timeout=5000)
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    brightness = np.mean([int(level) for level in re.findall(r"\d+", ground)[:3]])
-    assert brightness > 200 if scheme == "light" else brightness < 60
-    ink = page.locator("#curves .xtitle").evaluate("element => getComputedStyle(element).fill")
-    assert (np.mean([int(level) for level in re.findall(r"\d+", ink)[:3]]) < 100) == (scheme == "light")
+@pytest.mark.parametrize(("width", "schemes"), [("wide", ("light", "dark")), ("phone", ("dark", "light"))])
+def test_the_page_opens_and_fits(open_page, width, schemes):
+    """Also while the reader changes to the other colours."""
+    page = open_page(width, schemes[0])
+    for scheme in schemes:
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(f"document.documentElement.scrollWidth === {WIDTHS[width]}", timeout=5000)
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness = np.mean([int(level) for level in re.findall(r"\d+", ground)[:3]])
+        assert brightness > 200 if scheme == "light" else brightness < 60
+        ink = page.locator("#curves .xtitle").evaluate("element => getComputedStyle(element).fill")
+        assert (np.mean([int(level) for level in re.findall(r"\d+", ink)[:3]]) < 100) == (scheme == "light")
 
 
 def test_a_click_on_a_cell_shows_its_images(open_page, tiny_evaluation, tiny):

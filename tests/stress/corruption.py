@@ -103,11 +103,12 @@ def flip(folder: pathlib.Path, step: int, bits: Callable[[int], Sequence[int]]) 
     """
     flipped, missed = 0, []
     for path in files(folder):
-        with restored(path) as content:
+        with restored(path) as content, path.open("r+b", buffering=0) as file:
             for place in range(len(content)):
                 for bit in bits(place):
                     changed = content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
-                    path.write_bytes(changed)
+                    file.seek(0)
+                    file.write(changed)  # without truncating, which costs much more
                     if path.name == MANIFEST and _means_the_same(changed, content):
                         continue
                     flipped += 1

@@ -60,8 +60,6 @@ def start(
 ) -> list[subprocess.Popen[str]]:
     """Starts a training in so many processes of so many devices."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    if "ALEXNET_JAX_TEST_CACHE" in os.environ:
-        environment["JAX_COMPILATION_CACHE_DIR"] = os.environ["ALEXNET_JAX_TEST_CACHE"]
     address, running = free_address(), []
     for process in range(processes):
         command = [sys.executable, "-c", worker, *flags, "--workdir", str(workdir), "--num-devices", str(devices)]
@@ -209,7 +207,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     begin, choice, folder = time.monotonic(), random.Random(args.seed), pathlib.Path(tempfile.mkdtemp())
-    os.environ.setdefault("ALEXNET_JAX_TEST_CACHE", str(folder / "cache"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
     trials = []
     with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
         for processes in args.processes:
