@@ -44,12 +44,17 @@ def max_pool(x: jax.Array, window: int = 3, stride: int = 2, padding: str = "SAM
 
 
 def max_pool_with_places(x: jax.Array, window: int, stride: int, padding: str) -> tuple[jax.Array, jax.Array]:
-    """Max pooling, and for each window the place of its maximum, int8, numbered from 0 in the order of reading."""
-    y, *others = _windows(x, window, stride, padding)
+    """Max pooling, and for each window the place of its maximum, int8, numbered from 0 in the order of reading.
+
+    The place in a window that contains a NaN is 0.
+    """
+    elements = _windows(x, window, stride, padding)
+    y = functools.reduce(jnp.maximum, elements)
+    # On a CPU, XLA would compute the maximum a second time for the places.
+    y = lax.platform_dependent(y, cpu=lax.optimization_barrier, default=lambda y: y)
     places = jnp.zeros(y.shape, jnp.int8)
-    for place, element in enumerate(others, 1):
-        wins = _wins(element, y)
-        y, places = jnp.where(wins, element, y), jnp.where(wins, jnp.int8(place), places)
+    for place, element in reversed(list(enumerate(elements))):
+        places = jnp.where(element == y, jnp.int8(place), places)
     return y, places
 
 
@@ -151,10 +156,6 @@ def _windows(x: jax.Array, window: int, stride: int, padding: str) -> list[jax.A
         for row in range(window)
         for column in range(window)
     ]
-
-
-def _wins(b: jax.Array, a: jax.Array) -> jax.Array:
-    return (b > a) | jnp.isnan(b)
 
 
 def _pool(
