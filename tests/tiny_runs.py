@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import pytest
 
 from alexnet_jax.augment.preprocess import Preprocessing
 from alexnet_jax.config.recipes import PRESETS
@@ -85,6 +84,8 @@ def draw_nothing(change: Callable[[Any, str, Any], None] = setattr) -> None:
 @contextlib.contextmanager
 def with_pictures() -> Iterator[None]:
     """Training and evaluation in this context draw their plots, as outside the tests."""
+    import pytest  # takes a quarter of a second, also in the processes that tests start
+
     with pytest.MonkeyPatch.context() as patch:
         for (module, name, _), draw in zip(DRAWING, DRAWN, strict=True):
             patch.setattr(module, name, draw)
