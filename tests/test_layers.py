@@ -265,6 +265,22 @@ def test_the_first_of_equals_gets_the_gradient(window, stride, padding, dtype):
         np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(another, np.float32))
 
 
+@pytest.mark.both_lines
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_the_places_are_those_of_rounded_values(padding):
+    """XLA may keep more digits of a value than bfloat16 has; no element would then be equal to the rounded maximum."""
+    x = jnp.asarray(inputs(1.0, (4, 9, 8, 16)))
+
+    def rounded(x: jax.Array) -> jax.Array:
+        return local_response_norm((x * 3).astype(jnp.bfloat16))
+
+    y, places = jax.jit(lambda x: max_pool_with_places(rounded(x), 3, 2, padding))(x)
+    a_map = jax.jit(rounded)(x)
+    ours = y, gradient_from_places(a_map, places, jnp.ones_like(y), 3, 2, padding)
+    flax = with_gradients(lambda x: nn.max_pool(x, (3, 3), (2, 2), padding), jnp.ones_like, a_map)
+    jax.tree.map(np.testing.assert_array_equal, ours, tuple(flax))
+
+
 def test_max_pool_refuses_windows_whose_places_need_more_than_8_bits():
     x = jnp.zeros((1, 16, 16, 1))
     for function in (max_pool, jax.grad(lambda x, window: max_pool(x, window).sum())):

@@ -1,5 +1,6 @@
 """The command line: flags from dataclasses by tyro, errors as one line and an exit code."""
 
+import atexit
 import contextlib
 import difflib
 import gc
@@ -91,11 +92,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         code = _exit_code(main, prog)
     else:
         ignore_settings_of_others()
+        atexit.register(gc.freeze)  # Python would look for cycles among all of JAX's objects at exit: half a second
         with signals.handling(signals.leave_at_once(prog)):
-            try:
-                code = _exit_code(main, prog)
-            finally:
-                gc.freeze()  # when Python exits, it would look for cycles among all objects of JAX: half a second
+            code = _exit_code(main, prog)
     if code:
         sys.exit(code)
 
