@@ -166,7 +166,7 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
                 Variant("+ flips, cutout, weight decay 0.4", (*REGULARIZED, "--weight-decay", "0.4")),
                 Variant("+ weight decay 0.2", ("--weight-decay", "0.2")),
                 Variant("+ weight decay 0.4", ("--weight-decay", "0.4")),
-                Variant("+ flips, cutout, weight decay 0.8", (*REGULARIZED, "--weight-decay", "0.8")),
+                Variant("+ weight decay 0.8", ("--weight-decay", "0.8")),
             ),
             views=(1, 2, 6),
             curves="validation_accuracy",
