@@ -117,6 +117,7 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             "cifar10-paper",
             (*MUON, "--input-range", "255", "--learning-rate", "0.001"),  # at 0.01 it does not learn
             (Variant("with LRN"), Variant("without", ("--lrn", "none"))),
+            curves="validation_accuracy",
         ),
         "post": Study("How accurate is the original post's program?", "cifar10", (), (Variant("cifar10"),)),
         "normalization": Study(
@@ -167,6 +168,7 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
                 Variant("+ weight decay 0.2", ("--weight-decay", "0.2")),
                 Variant("+ weight decay 0.4", ("--weight-decay", "0.4")),
                 Variant("+ weight decay 0.8", ("--weight-decay", "0.8")),
+                Variant("+ weight decay 1.6", ("--weight-decay", "1.6")),
             ),
             views=(1, 2, 6),
             curves="validation_accuracy",
