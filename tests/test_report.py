@@ -60,37 +60,45 @@ def page_file(tiny_evaluation, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def pages(browser):
+    """The pages that are open, with what each printed on the console and requested."""
+    opened = {}
+    yield opened
+    for page, _, _ in opened.values():
+        page.context.close()
+
+
 @pytest.fixture
-def open_page(browser, page_file):
-    """Opens a page; asserts that it prints nothing on the console and requests nothing from a network."""
-    opened = []
+def open_page(browser, pages, page_file):
+    """Opens a page, or turns to it; asserts that none prints on the console or requests anything from a network."""
 
     def open_it(width="wide", scheme="light", path=page_file):
-        context = browser.new_context(
-            viewport={"width": WIDTHS[width], "height": 844}, color_scheme=scheme, offline=True
-        )
-        page, said, asked = context.new_page(), [], []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("#calibration .main-svg")
-        opened.append((context, said, asked))
-        return page
+        if (width, scheme, path) not in pages:
+            context = browser.new_context(
+                viewport={"width": WIDTHS[width], "height": 844}, color_scheme=scheme, offline=True
+            )
+            page, said, asked = context.new_page(), [], []
+            page.on("console", lambda message: said.append(message.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("request", lambda request: asked.append(request.url))
+            pages[width, scheme, path] = page, said, asked
+            page.goto(path.as_uri())
+            page.wait_for_selector("#calibration .main-svg")
+        return pages[width, scheme, path][0]
 
     yield open_it
-    for context, said, asked in opened:
+    for _, said, asked in pages.values():
         assert said == []
         assert [url for url in asked if not url.startswith(("data:", "blob:"))] == asked[:1]  # the page itself
         assert asked[0].startswith("file:")
-        context.close()
 
 
 @pytest.mark.parametrize(("width", "schemes"), [("wide", ("light", "dark")), ("phone", ("dark", "light"))])
 def test_the_page_opens_and_fits(open_page, width, schemes):
     """Also while the reader changes to the other colours."""
     page = open_page(width, schemes[0])
-    for scheme in schemes:
+    for scheme in (*schemes, schemes[0]):
         page.emulate_media(color_scheme=scheme)
         page.wait_for_function(f"document.documentElement.scrollWidth === {WIDTHS[width]}", timeout=5000)
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -133,7 +141,7 @@ def test_a_click_on_a_cell_shows_its_images(open_page, tiny_evaluation, tiny):
 
 
 def test_a_click_chooses_image_and_layer(open_page):
-    page = open_page("phone")
+    page = open_page("phone", "dark")
     seen = {page.get_attribute("#maps", "src")}
     page.click("[data-layer='3']")
     assert "conv1 pool" in page.inner_text("#maps-title")
@@ -147,7 +155,9 @@ def test_a_click_chooses_image_and_layer(open_page):
 def test_curves_zoom(open_page):
     page = open_page()
     before = page.evaluate("document.getElementById('curves').layout.xaxis.range")
-    box = page.locator("#curves .nsewdrag").first.bounding_box()
+    plot = page.locator("#curves .nsewdrag").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 40)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 42, steps=5)
