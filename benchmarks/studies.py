@@ -65,6 +65,9 @@ REGULARIZED = ("--flip-schedule", "alternating", "--cutout", "8")
 LITTLE_REGULARIZATION = ("--weight-decay", "0.1", "--flip-schedule", "random", "--cutout", "0")
 BEFORE_SEARCH = ("--average-decay", "0.99", *LITTLE_REGULARIZATION)
 
+# The best of the study `search`, from which `longer` goes on.
+WITH_WEIGHT_DECAY = ("--average-decay", "0.998", "--weight-decay", "0.8")
+
 STUDIES: Mapping[str, Study] = types.MappingProxyType(
     {
         "tips": Study(
@@ -170,6 +173,14 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
                 Variant("+ weight decay 0.8", ("--weight-decay", "0.8")),
                 Variant("+ weight decay 1.6", ("--weight-decay", "1.6")),
             ),
+            views=(1, 2, 6),
+            curves="validation_accuracy",
+        ),
+        "longer": Study(
+            "Which regularization pays in twice as many epochs?",
+            "cifar10-best",
+            (*LITTLE_REGULARIZATION, *WITH_WEIGHT_DECAY, "--train-on", "train", "--epochs", "48"),
+            (Variant("weight decay 0.8"), Variant("+ flips, cutout", REGULARIZED)),
             views=(1, 2, 6),
             curves="validation_accuracy",
         ),

@@ -46,6 +46,7 @@ QUEUE = (
     Entry("relu", seeds=3),
     Entry("post", seeds=3),
     Entry("search", seeds=1),
+    Entry("longer", seeds=1),
     Entry("tips", seeds=3),
     Entry("lrn", seeds=3),
 )
