@@ -59,12 +59,12 @@ class Options:
     """
 
     study: tyro.conf.Positional[
-        Literal["tips", "relu", "rates", "normalization", "lrn", "time", "options", "search", "best", "post"]
+        Literal["tips", "relu", "rates", "normalization", "lrn", "time", "options", "search", "longer", "best", "post"]
     ]
     """`tips`: the paper's techniques, one removed at a time. `relu`: ReLU and tanh (figure 1); `rates`: their rates.
     `normalization`: section 3.3; `lrn`: on grey levels 0..255. `time`: how long it takes to reach an accuracy.
-    `options`: what each option adds to cifar10-best as it was before its search; `search`: that search. `best`: the
-    most accurate presets. `post`: the original post's program."""
+    `options`: what each option adds to cifar10-best as it was before its search; `search`: that search; `longer`:
+    its best row in twice the epochs. `best`: the most accurate presets. `post`: the original post's program."""
     seeds: PositiveInt = 3
     """Runs of each row: seeds 0, 1, ..."""
     rows: tuple[str, ...] = ()

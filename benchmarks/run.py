@@ -59,7 +59,7 @@ class Options:
     `imagenet`: torchvision's AlexNet, here and in PyTorch, and how close it comes to the device's speed. `forward`:
     its predictions. `tuning`: its training with convolutions that are not trained."""
     data_dir: pathlib.Path | None = None
-    """Folder with CIFAR-10, as for train.py. Unset: drawn shapes."""
+    """Folder with CIFAR-10, as for train.py. Unset: synthetic shapes."""
     rounds: PositiveInt = 7
     """Blocks of each program."""
     steps: PositiveInt | None = None

@@ -49,6 +49,7 @@ QUEUE = (
     Entry("longer", seeds=1),
     Entry("tips", seeds=3),
     Entry("lrn", seeds=3),
+    Entry("time", seeds=3),
 )
 
 

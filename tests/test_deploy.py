@@ -201,7 +201,7 @@ def test_kubernetes_dry_run(tmp_path):
 
 
 def test_flags_in_the_readme():
-    starts = re.compile(r"(?:.*slurm\.sbatch|(?:mpirun .*)?python train\.py|docker run .* alexnet-jax) (.*)")
+    starts = re.compile(r"(?:.*slurm\.sbatch|(?:mpirun .*)?python train\.py|docker run .* alexnet-jax(?::cpu)?) (.*)")
     found = [match[1] for line in (DEPLOY / "README.md").read_text().splitlines() if (match := starts.match(line))]
     assert len(found) == 7
     for flags in found:

@@ -369,7 +369,7 @@ def test_every_product_has_the_precision_of_the_settings(name, precision):
 
 def test_every_network_of_the_settings_can_be_built():
     names = typing.get_args(typing.get_type_hints(NetworkConfig)["network"])
-    assert set(build.NETWORKS) == {*names, "caffenet"}  # for weights from elsewhere
+    assert set(build.NETWORKS) == set(names)
 
 
 SIDE_LESS = 156  # the input size less this gives a 16 x 16 map after conv1, and 1 x 1 before fc1
