@@ -133,7 +133,10 @@ def ignore_settings_of_others() -> None:
 
     Call it before JAX and matplotlib are imported.
     """
-    for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE", "JAX_NUMPY_DTYPE_PROMOTION"):
+    for name in (
+        *("JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_THREEFRY_PARTITIONABLE"),
+        *("JAX_NUMPY_DTYPE_PROMOTION", "JAX_RANDOM_SEED_OFFSET"),
+    ):
         if os.environ.pop(name, None) is not None:
             warn(f"{name} is ignored: the same seed would give different numbers with it")
     os.environ.pop("MPLBACKEND", None)

@@ -80,7 +80,7 @@ class Item:
       seed: its seed.
       epochs: its epochs.
       trained: epochs of it that are trained.
-      seconds: what an epoch takes, with validation; None: no run tells.
+      seconds: what an epoch takes, without validation; None: no run tells.
     """
 
     ablation: Ablation

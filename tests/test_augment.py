@@ -149,6 +149,20 @@ def test_noise_stops_at_its_epoch(images, make, mode):
     np.testing.assert_allclose(after, plain, atol=1e-6)
 
 
+def test_an_epoch_that_no_run_reaches(images, make):
+    far = make(pca="per-image", pca_off_epoch=2**31 - 1).training(keys_of_all_draws(4), images[:4], jnp.int32(9))
+    np.testing.assert_array_equal(far, make(pca="per-image").training(keys_of_all_draws(4), images[:4], jnp.int32(9)))
+
+
+def test_enlarged_images_of_any_number_are_one_program(images, make):
+    """As an export has."""
+    enlarged = make(enlarge_to=48).evaluation
+    some = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {images.shape[1]}, {images.shape[2]}, 3"), np.uint8)
+    program = jax.export.export(jax.jit(enlarged))(some)
+    for count in (1, 3):
+        np.testing.assert_allclose(program.call(images[:count]), enlarged(images[:count]), atol=1e-5)
+
+
 def test_visible_noise_is_drawn_where_the_settings_have_too_little(images, make):
     def shifts(**settings):
         noisy, noise = visible_noise(make(**settings), images[0], count=100)

@@ -253,9 +253,25 @@ def test_a_checkpoint_that_is_a_link_to_nothing_is_not_taken_for_none(folder, tm
         Checkpoints(folder)
 
 
-def test_the_best_is_not_another_one_where_an_accuracy_cannot_be_read(folder, capsys):
-    (folder / "2" / "memory.json").unlink()
-    with pytest.raises(DamagedError, match=r"2/memory\.json can't be read"):
+def flip_a_bit(path):
+    """Of the accuracy's first decimal."""
+    data = bytearray(path.read_bytes())
+    data[data.index(b"0.") + 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (pathlib.Path.unlink, r"2/memory\.json is missing"),
+        (flip_a_bit, r"2/memory\.json is not what was saved"),
+        (lambda path: path.write_text("[" * 200_000), r"2/memory\.json has 200000 bytes"),
+        (lambda path: path.with_name("manifest.json").write_text("[" * 200_000), r"2/manifest\.json is damaged"),
+    ],
+)
+def test_the_best_is_not_another_one_where_an_accuracy_cannot_be_read(folder, capsys, damage, message):
+    damage(folder / "2" / "memory.json")
+    with pytest.raises(DamagedError, match=message):
         Checkpoints(folder, read_only=True).restore_best()
     Checkpoints(folder).save(make_state(3), {"step": 3}, accuracy=None)
     Checkpoints(folder).save(make_state(4), {"step": 4}, accuracy=None)

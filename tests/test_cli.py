@@ -163,10 +163,11 @@ def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
 def test_settings_of_others_do_not_change_numbers(monkeypatch, capsys):
     monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    monkeypatch.setenv("JAX_RANDOM_SEED_OFFSET", "7")
     monkeypatch.setenv("MPLBACKEND", "bogus")
     monkeypatch.setenv("MATPLOTLIBRC", "mine")
     cli.run(lambda args: None)
-    assert "JAX_ENABLE_X64" not in os.environ
+    assert {"JAX_ENABLE_X64", "JAX_RANDOM_SEED_OFFSET"}.isdisjoint(os.environ)
     assert os.environ["MATPLOTLIBRC"] == os.devnull
     assert "warning: JAX_ENABLE_X64 is ignored" in capsys.readouterr().err
     assert "MPLBACKEND" not in os.environ

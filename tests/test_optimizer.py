@@ -41,6 +41,16 @@ def test_adam_takes_a_first_step_of_the_learning_rate():
     np.testing.assert_allclose(updates, [-1e-3, 1e-3], rtol=1e-5)
 
 
+def test_epochs_that_no_run_reaches():
+    last = 2**31 - 1
+    config = OptimizerConfig("sgd", 0.01, drop_epochs=(last,), conv1_slow_epoch=last, conv1_stop_epoch=last)
+    update_rule, rate = optimizer.from_config(config, steps_per_epoch=7, epochs=9)
+    params = {"conv1": {"kernel": jnp.float32(1)}}
+    updates, _ = update_rule.update(params, update_rule.init(params), params)
+    np.testing.assert_allclose(updates["conv1"]["kernel"], -0.01)
+    assert float(rate(60)) == pytest.approx(0.01)
+
+
 def test_the_2012_programs_factors():
     """Biases learn at twice the rate and do not decay; conv1 slows down, then coasts on its momentum and stops."""
     config = OptimizerConfig(

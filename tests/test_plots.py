@@ -146,6 +146,7 @@ class TestTrainingCurves:
             ([train_record(100, 0), train_record(200, 1)], 3),
             ([validation_record(100, 0)], 2),
             ([train_record(100, 0, learning_rate=0.0)], 3),
+            ([{"step": 100, "split": "train", "loss": 2.0, "accuracy": 0.5}, train_record(200, 1)], 3),
             ([{"step": 5, "epoch": 0, "split": "train", "loss": None, "accuracy": math.nan}], 2),
             ([train_record(1, 0, loss=math.nan, learning_rate=math.nan), validation_record(1, 0, accuracy=None)], 2),
         ],

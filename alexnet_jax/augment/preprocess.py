@@ -19,6 +19,7 @@ from alexnet_jax.augment.crops import (
 )
 from alexnet_jax.augment.pca import pca_noise
 from alexnet_jax.config.settings import AugmentationConfig
+from alexnet_jax.data.batches import updates_before
 from alexnet_jax.data.statistics import Statistics
 
 
@@ -92,7 +93,7 @@ class Preprocessing:
         """Not clipped to 0..255: the 2012 program does not clip either (the original post clips for display)."""
         std: jax.Array | float = self.config.pca_std
         if self.config.pca_off_epoch is not None:
-            std = jnp.where(step < self.config.pca_off_epoch * self.steps_per_epoch, std, 0.0)
+            std = jnp.where(step < updates_before(self.config.pca_off_epoch, self.steps_per_epoch), std, 0.0)
         noisy = x + self.noise(keys, images, std)[:, None, None, :]
         if self.config.pca != "dataset-std":
             return noisy
@@ -108,7 +109,9 @@ class Preprocessing:
     def _scaled(self, x: jax.Array) -> jax.Array:
         x = x / 255 if self.config.input_range == 1 else x
         if self.config.enlarge_to:
-            x = jax.image.resize(x, (len(x), self.config.enlarge_to, self.config.enlarge_to, x.shape[-1]), "bilinear")
+            x = jax.image.resize(
+                x, (x.shape[0], self.config.enlarge_to, self.config.enlarge_to, x.shape[-1]), "bilinear"
+            )
         return x
 
 

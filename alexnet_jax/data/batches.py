@@ -47,6 +47,11 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
+def updates_before(epoch: int, per_epoch: int) -> int:
+    """Updates before an epoch begins; at most the largest int32, which no run reaches."""
+    return min(epoch * per_epoch, 2**31 - 1)
+
+
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order of the training images in an epoch, a function of (seed, epoch): no iterator needs to be saved."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)

@@ -147,6 +147,7 @@ def _mark_best(ax: Axes, validation: Sequence[Record]) -> None:
 
 def _epochs_above(ax: Axes, records: Sequence[Record]) -> None:
     """Adds an axis of completed epochs above, if the records reach the second epoch."""
+    records = [record for record in records if "epoch" in record]
     if not any(record["epoch"] for record in records):
         return
     # No record is beyond the end of its epoch, and the training loop writes one at the end: there the bound is exact.

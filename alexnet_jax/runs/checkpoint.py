@@ -276,10 +276,13 @@ class Checkpoints:
         """The validation accuracy of a checkpoint; None if it was not measured or the checkpoint is gone."""
         folder = self._folder / str(step)
         try:
+            verify_files(folder, {MEMORY: _manifest(folder, step)[MEMORY]})
             accuracy = _read_json(folder / MEMORY)["validation_accuracy"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (AlexNetError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if not os.path.lexists(folder):
                 return None
+            if isinstance(error, DamagedError):
+                raise
             raise DamagedError(f"{folder / MEMORY} can't be read ({reason(error)})") from error
         return accuracy if isinstance(accuracy, float) else None
 
@@ -325,6 +328,11 @@ def verify(folder: pathlib.Path, step: int) -> None:
       DamagedError: a file is missing or changed, or the checkpoint is of another step.
       AlexNetError: a file can't be read, or is a broken link.
     """
+    verify_files(folder, _manifest(folder, step))
+
+
+def _manifest(folder: pathlib.Path, step: int) -> dict[str, Any]:
+    """What a checkpoint's manifest says of its files; raises as `verify`."""
     try:
         manifest = _read_json(folder / MANIFEST)
         saved_step, files = manifest["step"], manifest["files"]
@@ -339,7 +347,8 @@ def verify(folder: pathlib.Path, step: int) -> None:
         raise DamagedError(f"{folder} was saved as step {saved_step}")
     if not has_state:
         raise DamagedError(f"{folder} was saved without a state")
-    verify_files(folder, files)
+    described: dict[str, Any] = files
+    return described
 
 
 def describe_files(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> dict[str, Any]:

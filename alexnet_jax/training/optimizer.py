@@ -11,6 +11,7 @@ import optax
 import optax.contrib
 
 from alexnet_jax.config.settings import OptimizerConfig
+from alexnet_jax.data.batches import updates_before
 
 
 def step_schedule(learning_rate: float, drop_steps: Sequence[int], factor: float) -> optax.Schedule:
@@ -208,14 +209,14 @@ def from_config(
             0.0 if warmup else config.learning_rate, config.learning_rate, warmup, epochs * steps_per_epoch
         )
     else:
-        drop_steps = [epoch * steps_per_epoch for epoch in config.drop_epochs]
+        drop_steps = [updates_before(epoch, steps_per_epoch) for epoch in config.drop_epochs]
         schedule = step_schedule(config.learning_rate, drop_steps, config.drop_factor)
 
     def factor(path: tuple[Any, ...], count: jax.Array) -> jax.Array | float:
         result: jax.Array | float = config.bias_rate if is_bias(path) else 1.0
         for epoch, slowdown in ((config.conv1_slow_epoch, 0.1), (config.conv1_stop_epoch, 0.0)):
             if epoch is not None and path and getattr(path[0], "key", None) == "conv1":
-                result = jnp.where(count < epoch * steps_per_epoch, 1.0, slowdown) * result
+                result = jnp.where(count < updates_before(epoch, steps_per_epoch), 1.0, slowdown) * result
         return result
 
     rate = scale_by_rate(schedule, factor)
