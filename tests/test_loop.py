@@ -58,7 +58,8 @@ def finished(tiny, tmp_path_factory):
 
 def test_the_run_describes_itself(finished, tiny):
     assert {p.name for p in finished.iterdir()} == {
-        "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "plots", "statistics.npz", "train.lock",
+        "checkpoints", "config.json", "dataset.json", "metrics.jsonl", "plots", "saved", "statistics.npz",
+        "train.lock",
     }  # fmt: skip
     assert {p.name for p in (finished / "plots").iterdir()} == {"portraits.png", "pca_noise.png", "curves.png"}
     settings = json.loads((finished / "config.json").read_text())
@@ -203,11 +204,13 @@ def test_a_run_that_lost_a_part_does_not_begin_anew_over_the_rest(whole, tiny, t
     loop.train_and_evaluate(config, tiny)
     alexnet_jax.open_run(run)  # with the statistics written again
     (run / "config.json").rename(tmp_path / "config.json")
-    with pytest.raises(AlexNetError, match=r"config\.json is missing, but there are checkpoints: copy it back"):
+    with pytest.raises(AlexNetError, match=r"config\.json is missing, but a checkpoint was saved: copy it back"):
+        loop.train_and_evaluate(config, tiny)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(AlexNetError, match=r"config\.json is missing, but a checkpoint was saved: copy it back"):
         loop.train_and_evaluate(config, tiny)
     (tmp_path / "config.json").rename(run / "config.json")
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(AlexNetError, match="its metrics reach step 14, but there is no checkpoint"):
+    with pytest.raises(AlexNetError, match="the run's checkpoints are missing: copy one back"):
         loop.train_and_evaluate(config, tiny)
     assert (run / "metrics.jsonl").read_bytes() == before
 
@@ -439,15 +442,15 @@ def test_training_without_validation(tiny, tmp_path):
 
 
 def test_a_run_without_validation_that_lost_its_checkpoints_does_not_begin_anew(tiny, tmp_path):
-    """The first one is saved when --checkpoint-every says so, as it was before the flag changed."""
-    config, dataset = make_config(tmp_path / "run", 3), tiny.train_on_all()
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, checkpoint_every=1))
+    """Also if its only checkpoint was saved at the end, by a program that was killed before it could note that."""
+    config, dataset = make_config(tmp_path / "run", 1), tiny.train_on_all()
+    loop.train_and_evaluate(config, dataset)
+    (tmp_path / "run" / "saved").unlink()
     loop.train_and_evaluate(config, dataset)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    rarely = dataclasses.replace(config, run=dataclasses.replace(config.run, checkpoint_every=100))
-    with pytest.raises(AlexNetError, match=r"its metrics reach step .*, but there is no checkpoint"):
-        loop.train_and_evaluate(rarely, dataset)
+    with pytest.raises(AlexNetError, match="the run's checkpoints are missing: copy one back"):
+        loop.train_and_evaluate(config, dataset)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 

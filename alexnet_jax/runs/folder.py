@@ -83,6 +83,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.lock = path / "train.lock"
         self.checkpoints = path / "checkpoints"
+        self.saved = path / "saved"
         self.plots = path / "plots"
         self.eval = path / "eval"
 
@@ -118,9 +119,9 @@ class RunFolder:
             self._check_resumable(config, info)
             if config.network.init_from and not self.statistics.exists():  # has the mean image of those weights
                 raise AlexNetError(f"{self.statistics} is missing: copy it back, or choose another --workdir")
-        elif any(self.checkpoints.glob("[0-9]*")):
+        elif self.saved.exists() or any(self.checkpoints.glob("[0-9]*")):
             raise AlexNetError(
-                f"{self.config} is missing, but there are checkpoints: copy it back, or choose another --workdir"
+                f"{self.config} is missing, but a checkpoint was saved: copy it back, or choose another --workdir"
             )
         else:
             write_atomically(self.dataset, to_bytes(dataclasses.asdict(info)))
@@ -129,6 +130,15 @@ class RunFolder:
         # Written last: a folder that has this file contains a run.
         described = to_json(_with_absolute_data_dir(config, info)) | self._versions()
         write_atomically(self.config, to_bytes(described))
+
+    def mark_as_saved(self) -> None:
+        """Notes that the run has a checkpoint: if all are lost, it must not be taken for one that has just begun.
+
+        Raises:
+          AlexNetError: the folder can't be written.
+        """
+        if not self.saved.exists():
+            write_atomically(self.saved, b"")
 
     def _check_resumable(self, config: TrainConfig, info: DatasetInfo) -> None:
         old = self.read_config()

@@ -64,12 +64,12 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
         pretrained.check(config, parameter_shapes(config, dataset), dataset.class_names)
     folder = RunFolder(config.workdir)
     with contextlib.ExitStack() as resources:
-        saved_every = claim(folder, config, dataset, pretrained, resources)
+        claim(folder, config, dataset, pretrained, resources)
         trainer = Trainer(config, dataset, devices, folder.read_statistics(), pretrained)
         checkpoints = resources.enter_context(
             contextlib.closing(Checkpoints(folder.checkpoints, read_only=not processes.is_main()))
         )
-        totals, plateau = resume(trainer, checkpoints, folder, saved_every)
+        totals, plateau = resume(trainer, checkpoints, folder)
         writers = open_writers(folder, trainer.step, config.run.tensorboard, resources)
         accuracy, best = processes.on_main(lambda: past_accuracies(folder))  # of the records that remain
         announce(trainer, folder, pretrained)
@@ -94,6 +94,7 @@ def training(config: TrainConfig, dataset: Dataset, pretrained: Pretrained | Non
             trainer.require_finite()
             memory = {"totals": dataclasses.asdict(meter.totals), "plateau": dataclasses.asdict(plateau)}
             checkpoints.save(trainer.gather(), memory, accuracy)
+            processes.on_main(folder.mark_as_saved)
 
         dead_shares = trainer.dead_shares if processes.is_main() else None
         undrawn = processes.is_main() and not trainer.step
@@ -193,51 +194,42 @@ def claim(
     dataset: Dataset,
     pretrained: Pretrained | None,
     resources: contextlib.ExitStack,
-) -> int:
-    """Locks the folder and describes the run in it; with several processes, the first does so for all.
-
-    Returns --checkpoint-every of the run so far.
-    """
+) -> None:
+    """Locks the folder and describes the run in it; with several processes, the first does so for all."""
     info, statistics = describe(dataset), dataset.statistics()
     if pretrained is not None:
         statistics = pretrained.statistics(statistics)
     facts = {"data set": info.fingerprint, "versions of Python or packages": versions()}
     processes.agree(shared_settings(config) | facts | {"weights of --init-from": pretrained and pretrained.digest()})
 
-    def lock_and_describe() -> int:
+    def lock_and_describe() -> None:
         resources.enter_context(folder.claim())
-        saved_every = (folder.read_config() if folder.exists() else config).run.checkpoint_every
         folder.prepare(config, info, statistics)
-        return saved_every
 
-    return processes.on_main(lock_and_describe)
+    processes.on_main(lock_and_describe)
 
 
-def resume(trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder, saved_every: int) -> tuple[Totals, Plateau]:
+def resume(trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder) -> tuple[Totals, Plateau]:
     """Restores the newest intact checkpoint, if there is one; returns the loop's memory.
 
     The first process moves damaged checkpoints aside and determines the newest step; each process reads that
     checkpoint.
 
     Raises:
-      AlexNetError: there is none, although the run has taken steps.
+      AlexNetError: there is none, although one was saved.
     """
 
     def newest_step() -> int | None:
         newest = checkpoints.restore_newest()
-        if newest is not None:
-            return int(newest[0]["step"])
-        # After the first validation, the best so far, and after each due epoch, the state was saved before the next
-        # step.
-        records = read_jsonl(folder.metrics)
-        validated = [record["step"] for record in records if record["split"] == "validation"]
-        first_saved = min([saved_every * trainer.steps_per_epoch, *validated[:1]])
-        if any(record["step"] > first_saved for record in records):
+        if newest is None and folder.saved.exists():
             raise AlexNetError(
-                f"{folder.path}: its metrics reach step {records[-1]['step']:,}, but there is no checkpoint: "
-                "copy one back, or train from scratch in another --workdir"
+                f"{folder.checkpoints}: the run's checkpoints are missing: copy one back, or train from scratch in "
+                "another --workdir"
             )
-        return None
+        if newest is None:
+            return None
+        folder.mark_as_saved()  # a process that was killed right after its first save did not
+        return int(newest[0]["step"])
 
     step = processes.on_main(newest_step)
     if step is None:
