@@ -175,8 +175,31 @@ def test_splits_without_classes_are_not_taken_for_classes(own):
     shutil.rmtree(own / "ёж")
     (own / "狗").rename(own / "train")
     (own / "Katze").rename(own / "val")
-    with pytest.raises(AlexNetError, match="train and val have images but no folder for each class"):
+    with pytest.raises(AlexNetError, match="train and val look like splits, not classes: name them train, val and"):
         load(own)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "Test"), ("training", "testing"), ("TRAIN", "VAL"), ("train_images", "test_images"), ("x-valid",)],
+)
+def test_splits_in_another_spelling_are_not_taken_for_classes(own, tmp_path, names):
+    for name in names:
+        shutil.copytree(own, tmp_path / "root" / name)
+    with pytest.raises(AlexNetError, match="look like splits, not classes"):
+        load(tmp_path / "root")
+
+
+def test_names_that_only_contain_a_splits_are_classes(own):
+    (own / "狗").rename(own / "trainers")
+    (own / "ёж").rename(own / "train")
+    (own / "Katze").rename(own / "contest")
+    assert load(own).class_names == ("contest", "train", "trainers")
+
+
+def test_a_dataset_json_of_ones_own(own):
+    (own / "dataset.json").write_text('{"labels": []}')
+    assert load(own).counts == {"train": 72, "validation": 18}
 
 
 def test_images_to_test_on_without_classes_are_not_read(own, tmp_path, capsys):
@@ -252,12 +275,20 @@ def test_many_images_are_prepared_once_and_streamed(own, monkeypatch, tmp_path, 
     before = (shards / "dataset.json").stat().st_mtime_ns
     assert load(own).fingerprint() == large.fingerprint()
     assert (shards / "dataset.json").stat().st_mtime_ns == before
-    next(shards.glob("train-*")).unlink()  # the copy is damaged
-    assert load(own).fingerprint() == large.fingerprint()
-    assert "prepare it again; this is done again now" in capsys.readouterr().err
+    for damage in (
+        lambda: next(shards.glob("train-*")).unlink(),
+        lambda: (shards / "statistics.npz").unlink(),
+        lambda: (shards / "dataset.json").write_text("{"),
+    ):
+        damage()
+        assert load(own).fingerprint() == large.fingerprint()
+        assert "prepare it again; this is done again now" in capsys.readouterr().err
+    moved = own.rename(tmp_path / "moved")
+    assert load(moved).fingerprint() == large.fingerprint()
+    moved.rename(own)
     (own / "Katze" / "000.png").touch()  # the image may be another one
     load(own)
-    assert len(list((tmp_path / "alexnet_jax" / "folders").glob("*/dataset.json"))) == 2
+    assert len(list((tmp_path / "alexnet_jax" / "folders").glob("*/dataset.json"))) == 3
     with pytest.raises(UsageError, match=r"--image-size 64: .* was prepared with 32; give --image-size 32"):
         load(shards, image_size=64)
     with pytest.raises(UsageError, match=r"--scaling caffe: .* was prepared with square; give --scaling square"):

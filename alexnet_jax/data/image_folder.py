@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import pathlib
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from alexnet_jax.data.labels import ANNOTATIONS
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown, warn
 from alexnet_jax.files import locked, read_bytes
 
+_SPLIT = re.compile(r"(.*[^a-z])?(train(ing)?|val(id|idation)?|test(ing)?)([^a-z].*)?", re.IGNORECASE)  # a folder
 FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 MOST_CLASSES = 1000
 MOST_BYTES = 2 * 2**30  # of decoded images in memory
@@ -43,12 +45,18 @@ class Image(NamedTuple):
     Attributes:
       path: of the file.
       label: class index.
-      position: SHA-256 of its class and its path within it, as a number in [0, 1).
+      name: its class and its path within it.
     """
 
     path: pathlib.Path
     label: int
-    position: float
+    name: str
+
+    @property
+    def position(self) -> float:
+        """SHA-256 of the name, as a number in [0, 1)."""
+        text = unicodedata.normalize("NFC", self.name)
+        return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:6]) / 2**48
 
 
 class Listing(NamedTuple):
@@ -93,7 +101,7 @@ def load(
     if root is None:
         raise UsageError("--dataset folder needs --data-dir: a folder that has a folder of images for each class")
     root = pathlib.Path(os.path.abspath(root))
-    if (root / "dataset.json").is_file():
+    if (root / "dataset.json").is_file() and ((root / "prepare.lock").exists() or any(root.glob("*.array_record"))):
         return _open(root, image_size, scaling, validation_share, loader_workers)
     listing = find(root, validation_share)
     if sum(map(len, listing.images.values())) * image_size**2 * 3 > MOST_BYTES:
@@ -129,7 +137,7 @@ def find(root: pathlib.Path, validation_share: float) -> Listing:
     images = {
         split: sorted(
             (
-                Image(path, classes.index(name), _position(name, path.relative_to(folder)))
+                Image(path, classes.index(name), f"{name}/{path.relative_to(folder).as_posix()}")
                 for name, (folder, paths) in of_split.items()
                 for path in paths
             ),
@@ -153,7 +161,7 @@ def find(root: pathlib.Path, validation_share: float) -> Listing:
 def as_source(listing: Listing) -> sources.Source:
     """The listing as `prepare.write` takes it."""
     splits: dict[str, Sequence[sources.Example | TfdsExample]] = {
-        split: [sources.Example(str(image.path), image.label, str(image.path)) for image in images]
+        split: [sources.Example(image.name, image.label, str(image.path)) for image in images]
         for split, images in listing.images.items()
     }
     return sources.Source(listing.source, listing.classes, {}, splits, {}, [])
@@ -170,7 +178,7 @@ def _prepared(listing: Listing, image_size: int, scaling: str, loader_workers: i
 
     The folder's name is a hash of the settings and of the files' names, sizes and times.
     """
-    from alexnet_jax.data import prepare, streamed
+    from alexnet_jax.data import prepare
 
     runtime.require_array_record()
     digest = hashlib.sha256(f"{listing.source}\0{image_size}\0{scaling}\0".encode(errors="surrogateescape"))
@@ -192,8 +200,12 @@ def _prepared(listing: Listing, image_size: int, scaling: str, loader_workers: i
     with locked(out.with_name(f"{out.name}.lock"), "is preparing the same images", math.inf, waiting):
         if (out / "dataset.json").exists():
             try:
-                return _open(out, image_size, scaling, share, loader_workers)
-            except streamed.IncompleteError as error:
+                dataset = _open(out, image_size, scaling, share, loader_workers)
+                dataset.statistics()
+                return dataset
+            except UsageError:
+                raise
+            except AlexNetError as error:
                 warn(f"{error}; this is done again now")
                 shutil.rmtree(out)
         count = sum(map(len, listing.images.values()))
@@ -239,10 +251,10 @@ def _find(root: pathlib.Path) -> dict[str, _Classes]:
             raise AlexNetError(
                 f"{root} has no images in folders: make a folder for each class and put its images there"
             )
-        if all(any(name in names for names in FOLDERS.values()) for name in classes):
+        if all(map(_SPLIT.fullmatch, classes)):
             raise AlexNetError(
-                f"{root}: {shown(' and '.join(classes))} have images but no folder for each class: are they splits? "
-                "Make a folder for each class in them"
+                f"{root}: {shown(' and '.join(classes))} look like splits, not classes: name them train, val and test, "
+                "each with a folder of images for each class"
             )
         return {"train": classes}
     if loose := _loose(train):
@@ -326,11 +338,6 @@ def _check_classes(root: pathlib.Path, classes: Sequence[str]) -> None:
             raise AlexNetError(
                 f"{root}: {shown(other)} and {shown(name)} differ only in case or form: one class or two?"
             )
-
-
-def _position(name: str, within: pathlib.PurePath) -> float:
-    text = unicodedata.normalize("NFC", f"{name}/{within.as_posix()}")
-    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:6]) / 2**48
 
 
 def _read(

@@ -26,10 +26,6 @@ WORKER_BUFFER = 2  # further batches that a process keeps ready
 _MAX_JSON_BYTES = 64 * 1024**2
 
 
-class IncompleteError(AlexNetError):
-    """A prepared folder lacks a shard, or has one of another size."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """The files of a split.
@@ -68,8 +64,8 @@ class _Examples:
             pixels, label = decode_record(self._records[index], self._size)
         except Exception as error:  # array_record's reader raises its own kinds of error
             starts = np.cumsum((0, *self._shards.counts))
-            path = self._shards.paths[int(np.searchsorted(starts, index, side="right")) - 1]
-            raise AlexNetError(f"{path} is damaged: prepare it again") from error
+            path = pathlib.Path(self._shards.paths[int(np.searchsorted(starts, index, side="right")) - 1])
+            raise AlexNetError(f"{path} is damaged: delete {path.parent} and prepare it again") from error
         return pixels, np.int32(label)
 
 
@@ -245,9 +241,9 @@ def open_prepared(folder: pathlib.Path, loader_workers: int = 0) -> StreamedData
             f"{folder}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise AlexNetError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+        raise AlexNetError(f"{path}: damaged ({type(error).__name__}: {error}): prepare it again") from error
     for name, size, _ in names:
         shard = folder / name
         if not shard.is_file() or shard.stat().st_size != size:
-            raise IncompleteError(f"{shard} is missing or its size has changed (from {size:,} bytes): prepare it again")
+            raise AlexNetError(f"{shard} is missing or its size has changed (from {size:,} bytes): prepare it again")
     return StreamedDataset(folder, description, loader_workers)
