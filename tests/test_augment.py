@@ -154,13 +154,16 @@ def test_an_epoch_that_no_run_reaches(images, make):
     np.testing.assert_array_equal(far, make(pca="per-image").training(keys_of_all_draws(4), images[:4], jnp.int32(9)))
 
 
-def test_enlarged_images_of_any_number_are_one_program(images, make):
+@pytest.mark.parametrize(
+    "settings", [{"enlarge_to": 48}, {"crop_size": 24}, {"crop_padding": 4, "flip": True, "subtract_mean": True}]
+)
+def test_images_of_any_number_are_one_program(images, make, settings):
     """As an export has."""
-    enlarged = make(enlarge_to=48).evaluation
+    evaluation = make(**settings).evaluation
     some = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {images.shape[1]}, {images.shape[2]}, 3"), np.uint8)
-    program = jax.export.export(jax.jit(enlarged))(some)
+    program = jax.export.export(jax.jit(evaluation))(some)
     for count in (1, 3):
-        np.testing.assert_allclose(program.call(images[:count]), enlarged(images[:count]), atol=1e-5)
+        np.testing.assert_allclose(program.call(images[:count]), evaluation(images[:count]), atol=1e-5)
 
 
 def test_visible_noise_is_drawn_where_the_settings_have_too_little(images, make):

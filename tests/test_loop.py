@@ -215,6 +215,23 @@ def test_a_run_that_lost_a_part_does_not_begin_anew_over_the_rest(whole, tiny, t
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_what_could_not_be_read_back_is_refused_before_the_first_step(tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    renamed = dataclasses.replace(tiny, class_names=("tench\tfish", *tiny.class_names[1:]))
+    with pytest.raises(AlexNetError, match=r"shapes.* can't be used .*class_names 0.*without control characters"):
+        loop.train_and_evaluate(make_config(run, 1), renamed)
+    with pytest.raises(UsageError, match="the absolute path must be UTF-8 without control characters"):
+        loop.train_and_evaluate(make_config(tmp_path / os.fsdecode(b"caf\xe9"), 1), tiny)
+    (tmp_path / "li\nne").mkdir()
+    monkeypatch.chdir(tmp_path / "li\nne")
+    config = make_config(run, 1)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=pathlib.Path("pictures")))
+    with pytest.raises(UsageError, match=r"--data-dir .*: must be a path without control characters"):
+        loop.train_and_evaluate(config, tiny)
+    assert not (run / "config.json").exists()
+    assert not (run / "metrics.jsonl").exists()
+
+
 def test_a_run_below_a_folder_with_wildcards(whole, tiny, tmp_path):
     config = make_config(tmp_path / "lr[0.1]" / "*", 2, eval_every=2)
     loop.train_and_evaluate(config, tiny)

@@ -61,8 +61,12 @@ class DatasetInfo:
 
 
 def describe(dataset: Dataset) -> DatasetInfo:
-    """The description of a data set that a run stores."""
-    return DatasetInfo(
+    """The description of a data set that a run stores.
+
+    Raises:
+      AlexNetError: a name of a class can't be stored.
+    """
+    info = DatasetInfo(
         name=dataset.name,
         source=dataset.source,
         class_names=dataset.class_names,
@@ -70,6 +74,17 @@ def describe(dataset: Dataset) -> DatasetInfo:
         counts=dict(dataset.counts),
         fingerprint=dataset.fingerprint(),
     )
+    return _checked(dataclasses.asdict(info), f"{shown(dataset.source)} can't be used")
+
+
+def _checked(described: Any, problem: str) -> DatasetInfo:
+    """A description as in dataset.json; raises AlexNetError if it is none."""
+    try:
+        return pydantic.TypeAdapter(DatasetInfo).validate_python(described)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = shown(" ".join(map(str, first["loc"])))
+        raise AlexNetError(f"{problem} ({where}: {shown(first['input'])}: {first['msg'].lower()})") from None
 
 
 class RunFolder:
@@ -95,9 +110,11 @@ class RunFolder:
         """Creates the folder if it is missing and locks it for training; closing the returned file unlocks it.
 
         Raises:
-          UsageError: the folder contains something else.
+          UsageError: the folder contains something else, or Orbax can't write to its path.
           AlexNetError: another process is training there, or the folder can't be written.
         """
+        if not is_one_line(str(self.path.absolute())):
+            raise UsageError(f"--workdir {self.path}: the absolute path must be UTF-8 without control characters")
         try:
             # The lock file is written first: a folder that has one belongs to a run, even if its first start was
             # killed.
@@ -115,6 +132,8 @@ class RunFolder:
           UsageError: the run has different settings.
           AlexNetError: the run has different data or has lost its description, or the folder can't be written.
         """
+        settings = to_json(_with_absolute_data_dir(config, info))
+        from_json(settings)  # may refuse the absolute path
         if self.exists():
             self._check_resumable(config, info)
             if config.network.init_from and not self.statistics.exists():  # has the mean image of those weights
@@ -128,8 +147,7 @@ class RunFolder:
         if not self.exists() or not self.statistics.exists():
             write_atomically(self.statistics, statistics.to_bytes())
         # Written last: a folder that has this file contains a run.
-        described = to_json(_with_absolute_data_dir(config, info)) | self._versions()
-        write_atomically(self.config, to_bytes(described))
+        write_atomically(self.config, to_bytes(settings | self._versions()))
 
     def mark_as_saved(self) -> None:
         """Notes that the run has a checkpoint: if all are lost, it must not be taken for one that has just begun.
@@ -185,13 +203,7 @@ class RunFolder:
 
     def read_dataset(self) -> DatasetInfo:
         """The description of the run's data set."""
-        try:
-            return pydantic.TypeAdapter(DatasetInfo).validate_python(self._read_json(self.dataset))
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            where = shown(" ".join(map(str, first["loc"])))
-            why = f"{where}: {shown(first['input'])}: {first['msg'].lower()}"
-            raise AlexNetError(f"{self.dataset} was not written by this program ({why})") from None
+        return _checked(self._read_json(self.dataset), f"{self.dataset} was not written by this program")
 
     def read_statistics(self) -> Statistics:
         """Mean image (grey levels) and PCA basis of the run's training images."""
