@@ -30,7 +30,7 @@ from alexnet_jax.data.labels import ANNOTATIONS
 from alexnet_jax.errors import AlexNetError, UsageError, is_one_line, reason, shown, warn
 from alexnet_jax.files import locked, read_bytes
 
-_SPLIT = re.compile(r"(.*[^a-z])?(train(ing)?|val(id|idation)?|test(ing)?)([^a-z].*)?", re.IGNORECASE)  # a folder
+_SPLIT = re.compile(r"(.*[^a-z])?(train(ing)?|val(id|idation)?|test(ing)?)([^a-z].*)?", re.IGNORECASE)
 FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 MOST_CLASSES = 1000
 MOST_BYTES = 2 * 2**30  # of decoded images in memory
