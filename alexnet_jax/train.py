@@ -12,6 +12,7 @@ def main(args: Sequence[str]) -> None:
     # Imported after parsing, because importing JAX and Flax takes longer than printing --help should.
     from alexnet_jax import data
     from alexnet_jax.distributed import devices, processes
+    from alexnet_jax.runs.folder import RunFolder
     from alexnet_jax.training import loop
 
     with processes.joined(config.run):
@@ -27,6 +28,7 @@ def main(args: Sequence[str]) -> None:
                 settings = weights.settings_for(config.data.dataset)
             init_from = pretrained.absolute_unless_shipped(config.network.init_from)
             config = replace(cli.parse_train(args, settings), init_from=init_from)
+        processes.on_main(lambda: RunFolder(config.workdir).check_settings(config))  # data may take long to load
         loop.train_and_evaluate(config, data.load(config.data), weights)
 
 

@@ -372,6 +372,11 @@ def test_bad_input_is_found_before_anything_is_predicted_or_written(tiny_run, tm
     damaged = shutil.copytree(run, tmp_path / "damaged")
     (damaged / "metrics.jsonl").write_text("nonsense\n\n")
     monkeypatch.setattr(task, "predict_split", lambda *args: pytest.fail("predicted"))
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(
+        AlexNetError, match=r"photo\.png is a file, not a run's folder; eval\.py takes images by --images"
+    ):
+        compare.compare(EvalConfig(run, others=(tmp_path / "photo.png",)))
     with pytest.raises(AlexNetError, match="there is no such folder"):
         compare.compare(EvalConfig(run, others=(tmp_path / "nothing",)))
     with pytest.raises(AlexNetError, match="line 1 is not a record"):

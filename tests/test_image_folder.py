@@ -166,6 +166,15 @@ def test_what_is_no_folder_of_classes_is_refused(own, change, message):
         load(own)
 
 
+@pytest.mark.parametrize("inside", ["runs/folder", "Katze/run"])
+def test_a_run_among_the_images_is_refused(own, inside, monkeypatch):
+    """Its pictures would be images to train on."""
+    monkeypatch.chdir(own)
+    with pytest.raises(UsageError, match=f"--workdir {inside} is in --data-dir: the run's pictures would"):
+        train.main(["folder", "--data-dir", ".", "--workdir", inside])
+    assert load(own).class_names == ("Katze", "ёж", "狗")
+
+
 def test_a_class_may_be_called_train(own):
     (own / "狗").rename(own / "train")
     assert load(own).class_names == ("Katze", "train", "ёж")

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import alexnet_jax
-from alexnet_jax import data
+from alexnet_jax import data, train
 from alexnet_jax.config.recipes import PRESETS
 from alexnet_jax.data.dataset import ArrayDataset, Split
 from alexnet_jax.distributed.devices import select_devices
@@ -276,6 +276,7 @@ def test_the_place_of_the_data_is_remembered_as_an_absolute_path(tiny, tmp_path,
 @pytest.mark.both_lines
 def test_a_run_can_be_pickled_before_and_after_predict(finished, tiny):
     run, images = alexnet_jax.open_run(finished), tiny["test"].images[:2]
+    assert repr(run) == f"Run({str(finished)!r}, step 21, small, 10 classes)"
     expected = pickle.loads(pickle.dumps(run)).predict(images)
     np.testing.assert_array_equal(run.predict(images), expected)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(run)).predict(images), expected)
@@ -413,6 +414,23 @@ def test_other_settings_are_refused_by_name(finished, tiny):
     fewer = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, epochs=1))
     with pytest.raises(UsageError, match="--epochs 3, which may only be increased"):
         loop.train_and_evaluate(fewer, tiny)
+
+
+def test_a_run_of_other_data_is_refused_before_the_data_are_loaded(finished, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda config: pytest.fail("the data were loaded"))
+    with pytest.raises(UsageError, match="contains a run with --dataset shapes, not cifar10"):
+        train.main(["--workdir", str(finished)])
+
+
+def test_epochs_of_a_cosine_schedule(tiny, tmp_path):
+    config = PRESETS["cifar10-best"].config
+    folder, info = RunFolder(tmp_path), run_module.describe(tiny)
+    folder.prepare(config, info, tiny.statistics())
+    more = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, epochs=48))
+    with pytest.raises(
+        UsageError, match="a run with --epochs 24, not 48, on which its cosine schedule depends: resume"
+    ):
+        folder.check_settings(more)
 
 
 def test_other_data_is_refused(finished, tiny):

@@ -125,7 +125,9 @@ def _check_optimizer(optimizer: OptimizerConfig, epochs: int) -> None:
     if optimizer.warmup_epochs and optimizer.rate_schedule != "cosine":
         raise UsageError("--warmup-epochs is for --rate-schedule cosine")
     if optimizer.warmup_epochs >= epochs:
-        raise UsageError(f"--warmup-epochs {optimizer.warmup_epochs:g} must be less than --epochs {epochs}")
+        raise UsageError(
+            f"--warmup-epochs {optimizer.warmup_epochs:g} must be less than --epochs {epochs}: add --warmup-epochs 0"
+        )
     if optimizer.plateau_patience and optimizer.drop_epochs:
         raise UsageError("--plateau-patience and --drop-epochs: choose one")
 
@@ -189,6 +191,11 @@ def check_training(
     _check_batch(config, num_devices)
     _check_image_size(config, image_shape, network_input)
     _check_layers(config, layers)
+    data_dir = config.data.data_dir
+    if config.data.dataset == "folder" and data_dir and config.workdir.resolve().is_relative_to(data_dir.resolve()):
+        raise UsageError(
+            f"--workdir {config.workdir} is in --data-dir: the run's pictures would become training images"
+        )
     if config.optimizer.plateau_patience and not has_validation:
         raise UsageError(f"--plateau-patience needs validation images; {source} has none")
 

@@ -240,9 +240,9 @@ _Classes = dict[str, tuple[pathlib.Path, list[pathlib.Path]]]  # by name, sorted
 def _find(root: pathlib.Path) -> dict[str, _Classes]:
     """The images of each split and class."""
     if not os.path.exists(root):
-        raise AlexNetError(f"{root}: no such folder; set --data-dir to an existing one")
+        raise AlexNetError(f"{root}: no such folder; name an existing one")
     if not os.path.isdir(root):
-        raise AlexNetError(f"{root} is a file: set --data-dir to the folder that has a folder of images for each class")
+        raise AlexNetError(f"{root} is a file: name the folder that has a folder of images for each class")
     train = root / "train"
     inside = _classes(train) if train.is_dir() else {}
     if not inside:

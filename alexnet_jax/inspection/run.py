@@ -54,6 +54,11 @@ class Run:
     step: int
     params: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """In a line: without the arrays."""
+        classes = len(self.class_names)
+        return f"Run({str(self.folder.path)!r}, step {self.step:,}, {self.config.network.network}, {classes} classes)"
+
     def __getstate__(self) -> dict[str, Any]:
         # Without compiled programs, which can't be pickled.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -148,6 +153,10 @@ def open_run(path: str | os.PathLike[str], checkpoint: str | int = "last") -> Ru
         raise UsageError(f'checkpoint {shown(checkpoint)!r}: must be "last", "best" or a step (0 or more)')
     folder = RunFolder(shipped.located(expanded(path)))
     if not os.path.isdir(folder.path):
+        if os.path.exists(folder.path):
+            raise AlexNetError(
+                f"{shown(folder.path, 300)} is a file, not a run's folder; eval.py takes images by --images"
+            )
         names = ", ".join(shipped.names())
         raise AlexNetError(f"{shown(folder.path, 300)}: there is no such folder ({names} comes with the package)")
     parameters = shipped.read(folder) if shipped.is_shipped(folder) else None  # first: it checks the other files, too

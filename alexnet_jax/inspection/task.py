@@ -101,7 +101,10 @@ def _matched(run: Run, dataset: Dataset) -> Run:
             warn(f"{path.name} was trained on {run.dataset.source}, not on the images from {dataset.source}")
     elif run.dataset.counts:
         if not is_own:
-            raise AlexNetError(f"{path} was not trained on the images from {dataset.source}")
+            raise AlexNetError(
+                f"{path} was not trained on the images from {dataset.source}: set --data-dir to those, without images "
+                "that were added later, or classify with --images"
+            )
         return run
     theirs, ours = dataset.class_names, run.class_names
     if different := sorted(set(theirs) ^ set(ours)):

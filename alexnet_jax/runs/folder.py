@@ -158,12 +158,20 @@ class RunFolder:
         if not self.saved.exists():
             write_atomically(self.saved, b"")
 
-    def _check_resumable(self, config: TrainConfig, info: DatasetInfo) -> None:
+    def check_settings(self, config: TrainConfig) -> None:
+        """Checks that the run in this folder, if there is one, can be resumed with these settings.
+
+        Raises:
+          UsageError: it can't; the message names a setting that differs.
+        """
+        if not self.exists():
+            return
         old = self.read_config()
         if names := differing_settings(old, config):
             before, now = flat_items(old)[names[0]], flat_items(config)[names[0]]
+            why = ", on which its cosine schedule depends" if names[0] == "epochs" else ""
             raise UsageError(
-                f"{self.path} contains a run with {flag(names[0])} {before}, not {now}: resume it with its own "
+                f"{self.path} contains a run with {flag(names[0])} {before}, not {now}{why}: resume it with its own "
                 "settings, or choose another --workdir"
             )
         if config.schedule.epochs < old.schedule.epochs:
@@ -171,6 +179,9 @@ class RunFolder:
                 f"{self.path} contains a run with --epochs {old.schedule.epochs}, which may only be increased, not "
                 f"reduced to {config.schedule.epochs}"
             )
+
+    def _check_resumable(self, config: TrainConfig, info: DatasetInfo) -> None:
+        self.check_settings(config)
         if self.read_dataset().fingerprint != info.fingerprint:
             raise AlexNetError(
                 f"{self.path} was not trained on the images from {info.source}: set --data-dir to those, or choose "
