@@ -60,7 +60,11 @@ def network(run):
     assert sum(leaf.size for leaf in jax.tree.leaves(run.params)) == 62_006
     assert run.features(np.zeros((2, 32, 32, 3), np.uint8), "conv2 pool").shape == (2, 5, 5, 16)
     with pytest.raises(UsageError, match=r"--layer-decays conv3: the layers of --network lenet are conv1, conv2, fc1"):
-        training.main(shlex.split(f"--dataset shapes --network lenet --optimizer sgd --layer-decays conv3 1 {SHORT}"))
+        training.main(
+            shlex.split(
+                f"--dataset shapes --network lenet --optimizer sgd --layer-decays conv3 1 {SHORT} --workdir other"
+            )
+        )
 
 
 def data_set(run):
