@@ -180,7 +180,11 @@ STUDIES: Mapping[str, Study] = types.MappingProxyType(
             "Which regularization pays in twice as many epochs?",
             "cifar10-best",
             (*LITTLE_REGULARIZATION, *WITH_WEIGHT_DECAY, "--train-on", "train", "--epochs", "48"),
-            (Variant("weight decay 0.8"), Variant("+ flips, cutout", REGULARIZED)),
+            (
+                Variant("weight decay 0.8"),
+                Variant("+ flips, cutout", REGULARIZED),
+                Variant("weight decay 1.6", ("--weight-decay", "1.6")),
+            ),
             views=(1, 2, 6),
             curves="validation_accuracy",
         ),
